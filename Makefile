@@ -1,0 +1,45 @@
+# `make demo` and `make test` need nothing but Python 3.10-3.13: each sets up .venv first, once, and again
+# when setup.py or constraints.txt has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing is downloaded at run time: the demo's model comes with the repository.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and formatting"
+	@echo "make clean  remove .venv, out/ and caches"
+
+demo: $(INSTALLED)
+	@mkdir -p out
+	$(BIN)/python -m runtime.generate --prompt "a red circle on a blue background" \
+		--condition examples/sketch.png --preprocess sketch --mask examples/mask-box.png \
+		--seed 0 --out out/demo.png --sheet out/demo-sheet.png
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv writes: a folder without it is a broken start, to be completed.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; a minute or several: PyTorch is large) ..."
+	@test -x $(BIN)/pip || { \
+		$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit( \
+			"Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v)' \
+		&& $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@

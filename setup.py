@@ -1,0 +1,63 @@
+"""Packaging. `make test` installs from here with `pip install -c constraints.txt -e ".[dev]"`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("runtime", "kernels", "export", "training")
+# Read, not imported: where this builds, `import kernels` may find another package of that name.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kernels/__init__.py").read_text("utf-8"), re.M)[1]
+
+REQUIREMENTS = [
+    "torch>=2.11,<2.14",
+    'triton>=3.6; sys_platform == "linux" and platform_machine == "x86_64"',
+    "accelerate>=1.15",
+    "diffusers>=0.41",
+    "huggingface_hub>=1.32",
+    "numpy>=2.2",
+    "opencv-python-headless>=4.10",
+    "peft>=0.21",
+    "pillow>=12",
+    "safetensors>=0.8",
+    "tqdm>=4.67",
+    "transformers>=5.20",
+]
+
+EXTRAS = {
+    "train": ["tensorboard>=2.19"],
+    "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
+    "tensorrt": ["tensorrt>=10.14"],
+    "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
+    "xformers": ["xformers>=0.0.35"],
+    "openvino": ["openvino>=2025.4"],
+    "app": ["gradio>=6"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
+    "dev": [
+        "hypothesis>=6.150",
+        "kornia>=0.8.2",
+        "packaging",
+        "pytest>=9",
+        "ruff>=0.17",
+        "scikit-image>=0.25",
+        "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
+    ],
+}
+
+setup(
+    name="localcontrol",
+    version=VERSION,
+    description="SDXL text-to-image with control that acts only inside a painted region",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    # `benchmarks` and `tests` run from a clone, where their results are committed; as top-level packages of
+    # these names they would only get in the way of others in site-packages.
+    packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
+    package_data={"runtime": ["configs/**/*", "embedded/**/*"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,1 @@
+"""One file of tests for each source module; tolerances are in `tests.tolerances`."""
