@@ -1,0 +1,99 @@
+"""kernels.ops: one signature an op, and the choice of the backend."""
+
+import importlib
+import inspect
+
+import pytest
+import torch
+
+from kernels import ops, reference
+
+OPS = ["inject", "sobel_z0_loss"]
+
+
+@pytest.fixture
+def reloaded(monkeypatch):
+    """kernels.ops as a process with LOCALCONTROL_KERNELS set would import it; as it was, afterwards."""
+
+    def reload(value):
+        monkeypatch.setenv("LOCALCONTROL_KERNELS", value)
+        return importlib.reload(ops)
+
+    yield reload
+    monkeypatch.undo()
+    importlib.reload(ops)
+
+
+def inject():
+    return ops.inject(torch.zeros(1, 2, 3, 3), [torch.ones(1, 2, 3, 3)], None, torch.ones(1))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_signatures_are_the_references(name):
+    assert inspect.signature(getattr(ops, name)) == inspect.signature(getattr(reference, name))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_backends_give_the_reference(backend):
+    torch.manual_seed(0)
+    hidden, feature, mask = torch.randn(4, 3, 5, 5), torch.randn(2, 3, 5, 5), torch.rand(1, 1, 5, 5)
+    alpha = torch.tensor([0.9, 0.5, 0.3, 0.1])
+    loss = hidden, hidden + 1, hidden * 2, mask, alpha, (1 - alpha**2).sqrt(), "v_prediction"
+    with ops.use_backend(backend):
+        summed = ops.inject(hidden, [feature], [mask], torch.ones(1))
+        losses = ops.sobel_z0_loss(*loss)
+    assert torch.equal(summed, reference.inject(hidden, [feature], [mask], torch.ones(1)))
+    assert torch.equal(losses, reference.sobel_z0_loss(*loss))
+
+
+def test_inject_in_place_through_the_door():
+    hidden = torch.zeros(2, 1, 2, 2)
+    out = ops.inject(hidden, [torch.ones(1, 1, 2, 2)], None, torch.tensor([2.0]), inplace=True)
+    assert out is hidden and (hidden == 2).all()
+
+
+def test_unknown_backend_is_named():
+    with (
+        pytest.raises(ValueError, match="backend must be one of auto, triton, torch, got 'cuda'"),
+        ops.use_backend("cuda"),
+    ):
+        pass
+
+
+def test_triton_is_refused_before_the_block_runs():
+    with pytest.raises(RuntimeError, match="triton"), ops.use_backend("triton"):
+        pytest.fail("the block ran")
+
+
+def test_backend_is_restored(monkeypatch):
+    monkeypatch.setattr(ops, "_backend", "triton")  # as set by the environment: refused where an op is called
+    with ops.use_backend("torch"):
+        with ops.use_backend("auto"):
+            inject()
+        inject()
+    with pytest.raises(RuntimeError, match="triton"):
+        inject()
+    with pytest.raises(KeyError), ops.use_backend("torch"):
+        raise KeyError
+    with pytest.raises(RuntimeError, match="triton"):
+        inject()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("triton", RuntimeError, "triton backend"),
+        ("fast", ValueError, "LOCALCONTROL_KERNELS must be one of auto, triton, torch, got 'fast'"),
+    ],
+)
+def test_environment_sets_the_backend(reloaded, value, error, message):
+    module = reloaded(value)
+    with pytest.raises(error, match=message):
+        inject()
+    with module.use_backend("torch"):  # an explicit choice goes before the environment's
+        inject()
+
+
+def test_environment_may_name_torch(reloaded):
+    reloaded("torch")
+    assert (inject() == 1).all()
