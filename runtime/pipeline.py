@@ -1,0 +1,274 @@
+"""LocalControlPipeline: prompt and regions in, pictures out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin, T2IAdapter
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from kernels import ops
+from runtime import loading
+from runtime.adapter import EMBEDDED as EMBEDDED_ADAPTERS
+from runtime.adapter import Control, load_adapter
+from runtime.denoiser import TorchDenoiser
+from runtime.errors import InputError
+from runtime.loading import Model
+from runtime.region import Region, check_size, pack
+from runtime.sampler import denoise, make_scheduler, set_timesteps
+from runtime.text import encode_guidance
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
+MAX_SEED = 2**63 - 1
+AdapterSource = str | Path | T2IAdapter
+
+
+@dataclass
+class Result:
+    """Pictures, and what made them.
+
+    images: PIL, RGB. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter,
+    denoise, decode) and "total". seed: of the first image; image i has seed + i.
+    """
+
+    images: list[Image.Image]
+    latents: Tensor
+    timings: dict[str, float]
+    seed: int
+
+
+class LocalControlPipeline:
+    """SDXL with controls that act inside painted regions only."""
+
+    def __init__(self, model: Model, adapters: Mapping[str, T2IAdapter], backend: str = "auto"):
+        """``backend``: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`)."""
+        with ops.use_backend(backend):  # refuses an unknown one, or one that cannot run here
+            pass
+        self.model, self.adapters, self.backend = model, dict(adapters), backend
+        self.denoiser = TorchDenoiser(model.unet)
+        weight = model.unet.conv_in.weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "embedded",
+        adapters: Mapping[str, AdapterSource] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+        *,
+        allow_pickle: bool = False,
+        **options,
+    ) -> LocalControlPipeline:
+        """Load a model and its adapters.
+
+        model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
+        adapters: name -> folder, file, hub id or T2IAdapter; by default the embedded model's own ones.
+        device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
+        it, fp16 on another, fp32 on a CPU. options: `loading.load_model`'s: vae, loras, tokenizer, config.
+
+        Raises InputError, naming what is missing or does not fit.
+        """
+        device = _device(device)
+        dtype = _dtype(dtype, device)
+        if adapters is None and str(model) == "embedded":
+            adapters = {path.name: path for path in sorted(EMBEDDED_ADAPTERS.iterdir()) if path.is_dir()}
+        loaded = loading.load_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, **options)
+        return cls(loaded, _load_adapters(adapters or {}, device, dtype, allow_pickle), backend)
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        pipe: DiffusionPipeline,
+        adapters: Mapping[str, AdapterSource] | None = None,
+        backend: str = "auto",
+    ) -> LocalControlPipeline:
+        """Take any diffusers SDXL pipeline, on its device and in its dtype; weights are shared, not copied.
+
+        adapters: as in `from_pretrained`; by default the pipeline's own one, if it has one, named "canny".
+        """
+        if adapters is None and isinstance(own := getattr(pipe, "adapter", None), T2IAdapter):
+            adapters = {"canny": own}
+        model = loading.from_diffusers(pipe)
+        return cls(model, _load_adapters(adapters or {}, pipe.device, pipe.unet.dtype, False), backend)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        regions: Sequence[Region] = (),
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        steps: int = 30,
+        guidance: float = 5.0,
+        seed: int | None = None,
+        images_per_prompt: int = 1,
+        scheduler: str | SchedulerMixin | None = None,
+        latents: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        """Generate.
+
+        prompt: one, or several for a batch. regions: none is plain text-to-image.
+        height, width: pixels, multiples of 16; the model's own size by default.
+        guidance: classifier-free guidance; 1 or less runs without. seed: of the first image, image i takes seed + i;
+        drawn and reported where None. scheduler: see `sampler.SCHEDULERS`; the model's own by default.
+        latents: initial N(0, 1) noise, (B, C, height / 8, width / 8), instead of the seed's.
+        progress: called with (steps done, steps) after every denoising step.
+
+        Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        _check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt)
+        height, width = height or self.default_size, width or self.default_size
+        check_size(height, width)
+        count = len(prompts) * images_per_prompt
+        seed = torch.seed() % MAX_SEED if seed is None else int(seed)
+        generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
+        noise = self._noise(latents, count, height, width, generators)
+        scheduler = make_scheduler(scheduler, self.model.scheduler)
+        timesteps = set_timesteps(scheduler, steps, self.device)
+        packed = pack(regions, height, width)
+
+        timings: dict[str, float] = {}
+        with ops.use_backend(self.backend), _timed(timings, "total", self.device):
+            with _timed(timings, "text", self.device):
+                negative = [negative_prompt] * len(prompts)
+                text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
+                _check_finite(text, "text", self.dtype)
+            with _timed(timings, "adapter", self.device):
+                control = self._control(packed, len(timesteps))
+            with _timed(timings, "denoise", self.device):
+                ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
+                ids = ids.expand(len(text), -1).to(self.dtype)
+                step = self.denoiser.prepare(timesteps, text, pooled, ids, control, images_per_prompt)
+                result = denoise(step, scheduler, noise, guidance, generators, progress)
+                _check_finite(result, "denoise", self.dtype)
+            with _timed(timings, "decode", self.device):
+                pixels = self.decode(result)
+        return Result(_to_images(pixels), result, timings, seed)
+
+    @property
+    def default_size(self) -> int:
+        """The side, in pixels, of the square images that the model was trained on."""
+        return self.model.sample_size * self.vae_factor
+
+    @property
+    def vae_factor(self) -> int:
+        return 2 ** (len(self.model.vae.config.block_out_channels) - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time."""
+        vae = self.model.vae
+        mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+        latents = latents / vae.config.scaling_factor
+        if mean is not None and std is not None:
+            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
+            latents = latents * std + mean
+        area = latents.shape[2] * latents.shape[3] * self.vae_factor**2
+        chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
+        pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
+        _check_finite(pixels, "decode", vae.dtype)
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _noise(self, latents: Tensor | None, count: int, height: int, width: int, generators) -> Tensor:
+        shape = (count, self.denoiser.latent_channels, height // self.vae_factor, width // self.vae_factor)
+        if latents is None:  # drawn on the CPU, image by image: the same on every device and in every batch
+            return randn_tensor(shape, generator=generators, dtype=torch.float32).to(self.device)
+        if tuple(latents.shape) != shape:
+            raise InputError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
+        if not latents.isfinite().all():
+            raise InputError("latents: NaN or infinite values, expected N(0, 1) noise")
+        return latents.to(self.device, torch.float32)
+
+    def _control(self, packed, steps: int) -> Control | None:
+        control = Control.build(
+            packed,
+            self.adapters,
+            steps,
+            device=self.device,
+            dtype=self.dtype,
+            channels=self.denoiser.control_channels,
+        )
+        for feature in (f for level in (control.features if control else ()) for f in level):
+            _check_finite(feature, "adapter", self.dtype)
+        return control
+
+
+def _load_adapters(
+    sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
+) -> dict[str, T2IAdapter]:
+    return {
+        name: source.to(device, dtype).eval()
+        if isinstance(source, T2IAdapter)
+        else load_adapter(source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name)
+        for name, source in sources.items()
+    }
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: unknown, expected cpu, cuda, cuda:0 ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device}: no CUDA device is available here, expected cpu")
+    return device
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
+    return DTYPES.get(dtype, dtype)
+
+
+def _check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt) -> None:
+    if not prompts or not all(isinstance(p, str) for p in prompts):
+        raise InputError(f"prompt {prompts}: expected a text, or a list of texts")
+    if not isinstance(negative_prompt, str):
+        raise InputError(f"negative_prompt {negative_prompt!r}: expected a text")
+    for name, value in (("steps", steps), ("images_per_prompt", images_per_prompt)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance {guidance}: expected a finite number")
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed {seed}: expected a whole number from 0 to {MAX_SEED}")
+
+
+def _check_finite(tensor: Tensor, stage: str, dtype: torch.dtype) -> None:
+    if not torch.isfinite(tensor).all():
+        name = str(dtype).removeprefix("torch.")
+        advice = "" if dtype == torch.float32 else "; try dtype fp32"
+        raise InputError(f"{stage}: the result has NaN or infinite values (computed in {name}){advice}")
+
+
+def _to_images(pixels: Tensor) -> list[Image.Image]:
+    arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    """Add the wall-clock seconds of the block, GPU work included."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    timings[stage] = time.perf_counter() - start

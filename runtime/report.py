@@ -1,0 +1,69 @@
+"""The facts about a run: what ran, where, how long, in how much memory; written as JSON, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import kernels
+from runtime.errors import InputError
+
+PACKAGES = ("torch", "diffusers", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python, and the packages whose versions can change a picture."""
+    found = {package: metadata.version(package) for package in PACKAGES}
+    return {"localcontrol": kernels.__version__, "python": platform.python_version(), **found}
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name, such as "NVIDIA H200" or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """The process's largest use so far, bytes: "ram" (resident; None where unknown) and on a GPU "gpu"."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        peak = {"ram": None}
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> None:
+    """Write a JSON file, complete or not at all; InputError names `name` where it cannot be written."""
+    target = Path(path).expanduser().resolve()
+    partial = target.with_name(f".{secrets.token_hex(8)}.json.part")
+    try:
+        try:
+            with open(partial, "x", encoding="utf-8") as file:
+                json.dump(data, file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:  # KeyboardInterrupt as well
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error

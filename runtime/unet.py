@@ -1,0 +1,283 @@
+"""SDXL's denoising UNet, written to be read, traced and compiled.
+
+Parameters carry the names of diffusers' UNet2DConditionModel and load strictly from its state dict. What does not
+change over the denoising steps is computed once and handed in: the time projections of all steps (`embed_time`),
+the keys and values of every cross-attention (`project_text`), the control. Activations are channels_last.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from runtime.errors import InputError
+from runtime.unet_blocks import (
+    DownBlock,
+    KeyValue,
+    LevelControl,
+    MidBlock,
+    Resnet,
+    Transformer,
+    TransformerBlock,
+    UpBlock,
+)
+
+# Options of UNet2DConditionModel that SDXL leaves alone: the values this UNet implements.
+FIXED = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": ("text_time",),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dropout": (0.0,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+# Options without effect: diffusers' own scaled-dot-product attention ignores upcast_attention too.
+IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
+BLOCK_TYPES = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The options of UNet2DConditionModel in which SDXL-like models differ; tuples have one entry a level."""
+
+    in_channels: int
+    out_channels: int
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    block_out_channels: tuple[int, ...]
+    layers_per_block: tuple[int, ...]
+    transformer_layers_per_block: tuple[int, ...]
+    attention_head_dim: tuple[int, ...]  # the number of heads: a misnomer that diffusers kept for its configs
+    cross_attention_dim: int
+    use_linear_projection: bool
+    norm_num_groups: int
+    norm_eps: float
+    addition_time_embed_dim: int
+    projection_class_embeddings_input_dim: int
+    flip_sin_to_cos: bool
+    freq_shift: int
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping) -> "UNetConfig":
+        """Read a UNet2DConditionModel config; a missing key has diffusers' default.
+
+        Raises InputError, naming key and value, where the config asks for what this UNet does not have.
+        """
+        defaults = {name: p.default for name, p in inspect.signature(UNet2DConditionModel).parameters.items()}
+        options = defaults | {key: value for key, value in config.items() if not key.startswith("_")}
+        values = {}
+        for key, value in options.items():
+            if key in cls.__dataclass_fields__:
+                values[key] = value
+            elif key in FIXED:
+                _expect(key, value, value in FIXED[key], " or ".join(map(repr, FIXED[key])))
+            elif key not in IGNORED:
+                _expect(key, value, value is None or value is False, "no such option")
+        return cls(**_per_level(values))
+
+    @property
+    def time_channels(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @property
+    def control_channels(self) -> tuple[int, ...]:
+        """Channels of the features that each level's control must have: the down blocks', then the mid block's."""
+        return (*self.block_out_channels, self.block_out_channels[-1])
+
+
+def _per_level(values: dict) -> dict:
+    """Spell out what diffusers lets a config abbreviate; InputError where an entry cannot be an SDXL-like UNet's."""
+    levels = len(values["block_out_channels"])
+    for key in PER_LEVEL:
+        value = values[key]
+        value = (value,) * levels if isinstance(value, int) else tuple(value)
+        _expect(
+            key,
+            value,
+            len(value) == levels and all(isinstance(v, int) for v in value),
+            f"{levels} whole numbers",
+        )
+        values[key] = value
+    for key, types in BLOCK_TYPES.items():
+        values[key] = tuple(values[key])
+        fits = len(values[key]) == levels and set(values[key]) <= set(types)
+        _expect(key, values[key], fits, f"{levels} of {' or '.join(types)}")
+    text = values["cross_attention_dim"]
+    if not isinstance(text, int):
+        _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
+        values["cross_attention_dim"] = text[0]
+    for key in ("norm_num_groups", "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+        _expect(key, values[key], isinstance(values[key], int), "a whole number")
+    return values
+
+
+def _expect(key: str, value: object, fits: bool, expected: str) -> None:
+    if not fits:
+        raise InputError(
+            f"UNet config: {key} = {value!r} is not supported, expected {expected} (an SDXL-like UNet)"
+        )
+
+
+class UNet(nn.Module):
+    """Drop-in for an SDXL UNet2DConditionModel, with everything that is constant over the steps taken out."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        embed = config.flip_sin_to_cos, config.freq_shift
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_proj = Timesteps(channels[0], *embed)
+        self.time_embedding = TimestepEmbedding(channels[0], config.time_channels)
+        self.add_time_proj = Timesteps(config.addition_time_embed_dim, *embed)
+        self.add_embedding = TimestepEmbedding(
+            config.projection_class_embeddings_input_dim, config.time_channels
+        )
+        self.down_blocks = nn.ModuleList(_down_blocks(config))
+        self.mid_block = _mid_block(config)
+        self.up_blocks = nn.ModuleList(_up_blocks(config))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    @classmethod
+    def from_diffusers(cls, unet: UNet2DConditionModel) -> "UNet":
+        """A UNet over the same parameter tensors, nothing copied; frozen and in eval mode.
+
+        The convolutions' weights are laid out channels_last first, in `unet` itself: its values stay, and a kernel
+        does not have to rearrange them at every call.
+
+        Raises InputError where the config is not SDXL-like, RuntimeError where the state dict does not fit it.
+        """
+        config = UNetConfig.from_diffusers(unet.config)
+        with torch.device("meta"):
+            model = cls(config).requires_grad_(False)
+        unet.to(memory_format=torch.channels_last)
+        model.load_state_dict(unet.state_dict(), assign=True, strict=True)
+        return model.eval()
+
+    def embed_time(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> list[Tensor]:
+        """Each resnet's time projection at every step: (T, B, C), in the order of the forward pass.
+
+        timesteps: (T,), may be fractional. pooled: the text's pooled embedding, (B, P).
+        time_ids: (B, 6), original size, crop corner and target size, each (height, width) in pixels.
+        """
+        dtype = self.conv_in.weight.dtype
+        steps = self.time_embedding(self.time_proj(timesteps).to(dtype))
+        ids = self.add_time_proj(time_ids.flatten()).unflatten(0, (len(pooled), -1)).flatten(1)
+        image = self.add_embedding(torch.cat([pooled.to(dtype), ids.to(dtype)], dim=1))
+        embedding = F.silu(steps[:, None] + image[None])
+        return [m.time_emb_proj(embedding) for m in self.modules() if isinstance(m, Resnet)]
+
+    def project_text(self, text: Tensor) -> list[KeyValue]:
+        """Key and value of each cross-attention, (B, heads, S, C / heads), in the order of the forward pass.
+
+        text: (B, S, D), the text encoders' hidden states.
+        """
+        return [m.attn2.project(text) for m in self.modules() if isinstance(m, TransformerBlock)]
+
+    def forward(
+        self,
+        sample: Tensor,
+        time: Sequence[Tensor],
+        text: Sequence[KeyValue],
+        control: Sequence[LevelControl] | None = None,
+    ) -> Tensor:
+        """The model's prediction, (B, C_out, h, w), channels_last.
+
+        sample: (B, C_in, h, w), any h, w. time: `embed_time` at this step, (B, C) for each resnet.
+        text: `project_text`. control: features, masks and scales for each down block and the mid block
+        (four levels in SDXL), as `kernels.ops.inject` takes them; None for no control.
+        """
+        levels = len(self.down_blocks) + 1
+        control = [None] * levels if control is None else control
+        if len(control) != levels:
+            raise ValueError(
+                f"control must have {levels} levels (the down blocks and the mid block), got {len(control)}"
+            )
+        time, text = iter(time), iter(text)
+        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for block, level in zip(self.down_blocks, control[:-1], strict=True):
+            skips += block(skips[-1], time, text, level)
+        x = self.mid_block(skips[-1], time, text, control[-1])
+        for block in self.up_blocks:
+            x = block(x, skips, time, text)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> Resnet:
+    return Resnet(in_channels, out_channels, config.time_channels, config.norm_num_groups, config.norm_eps)
+
+
+def _transformers(config: UNetConfig, block_type: str, level: int, count: int) -> list[Transformer]:
+    if not block_type.startswith("CrossAttn"):
+        return []
+    channels, heads = config.block_out_channels[level], config.attention_head_dim[level]
+    depth, groups = config.transformer_layers_per_block[level], config.norm_num_groups
+    shape = channels, config.cross_attention_dim, heads, depth, groups, config.use_linear_projection
+    return [Transformer(*shape) for _ in range(count)]
+
+
+def _down_blocks(config: UNetConfig) -> list[DownBlock]:
+    blocks, incoming, last = [], config.block_out_channels[0], len(config.block_out_channels) - 1
+    for level, channels in enumerate(config.block_out_channels):
+        count = config.layers_per_block[level]
+        resnets = [_resnet(config, channels if i else incoming, channels) for i in range(count)]
+        transformers = _transformers(config, config.down_block_types[level], level, count)
+        blocks.append(DownBlock(resnets, transformers, None if level == last else channels))
+        incoming = channels
+    return blocks
+
+
+def _mid_block(config: UNetConfig) -> MidBlock:
+    channels, last = config.block_out_channels[-1], len(config.block_out_channels) - 1
+    resnets = [_resnet(config, channels, channels) for _ in range(2)]
+    return MidBlock(resnets, _transformers(config, "CrossAttnMid", last, 1))
+
+
+def _up_blocks(config: UNetConfig) -> list[UpBlock]:
+    """From the deepest level up. A block's last skip comes from the level above, the others from its own."""
+    blocks, incoming, last = [], config.block_out_channels[-1], len(config.block_out_channels) - 1
+    for i, block_type in enumerate(config.up_block_types):
+        level = last - i
+        channels, above = config.block_out_channels[level], config.block_out_channels[max(level - 1, 0)]
+        count = config.layers_per_block[level] + 1
+        skips = [channels] * (count - 1) + [above]
+        inputs = [incoming] + [channels] * (count - 1)
+        resnets = [_resnet(config, x + skip, channels) for x, skip in zip(inputs, skips, strict=True)]
+        transformers = _transformers(config, block_type, level, count)
+        blocks.append(UpBlock(resnets, transformers, None if level == 0 else channels))
+        incoming = channels
+    return blocks

@@ -1,0 +1,128 @@
+"""Weight files: found and checked before anything large is read.
+
+diffusers and transformers go on quietly where a weight is missing (a random one takes its place) and stop with
+a long trace where a file is cut short. Here the headers are read first, and what is wrong is one line that
+names the file.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from runtime.errors import InputError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# diffusers' and transformers' names, the safe ones first
+WEIGHT_NAMES = (
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+# What the loaders raise on files that are not what they should be.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, to be quoted in an InputError."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return lines[0] if lines else type(error).__name__
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; InputError where the file is missing or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: missing, expected a JSON file") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def tensor_shapes(path: Path, allow_pickle: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a weight file, from its header: no weight is read.
+
+    Raises InputError where the file is missing, truncated, of another kind, or a pickle nobody asked for.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: weight file missing")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: not a whole .safetensors file (truncated?): {first_line(error)}"
+            ) from error
+    if path.suffix not in PICKLES:
+        raise InputError(f"{path}: expected a .safetensors file, got {path.suffix or 'no suffix'}")
+    if not allow_pickle:
+        raise InputError(
+            f"{path}: a pickle, which may run code when opened; expected .safetensors (or set allow_pickle)"
+        )
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+    except (*LOAD_ERRORS, EOFError) as error:
+        raise InputError(f"{path}: not a whole file of plain tensors: {first_line(error)}") from error
+    while isinstance(tensors, Mapping) and "state_dict" in tensors:
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"{path}: expected named tensors, got a {type(tensors).__name__}")
+    return {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def find_weights(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -> dict:
+    """Check the weight files in one component's folder; return from_pretrained's arguments that choose them.
+
+    Accepted: diffusers' and transformers' names, whole or sharded, plain or the fp16 variant (taken where
+    float16 is wanted or nothing else is there). Raises InputError naming the file that is missing, truncated
+    or a pickle.
+    """
+    for name in WEIGHT_NAMES:
+        for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
+            if files := _files(folder, name, variant):
+                for file in files:
+                    tensor_shapes(file, allow_pickle)
+                return {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
+    raise InputError(
+        f"{folder}: weight file missing, expected diffusion_pytorch_model.safetensors or model.safetensors"
+    )
+
+
+def _files(folder: Path, name: str, variant: str | None) -> list[Path]:
+    """The files that hold `name`'s weights: itself or the shards its index names; none where neither is there."""
+    stem, suffix = name.rsplit(".", 1)
+    infix = f".{variant}" if variant else ""
+    whole = folder / f"{stem}{infix}.{suffix}"
+    if whole.exists():
+        return [whole]
+    index = folder / f"{name}.index{infix}.json"
+    if not index.exists():
+        return []
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{index}: expected a weight_map that names the weight files")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
+    """Raise InputError, naming the first such weight, where a weight is NaN or infinite.
+
+    One pass over the memory: a sum is finite only where all its terms are.
+    """
+    for part, module in modules.items():
+        named = list(module.named_parameters())
+        sums = torch.stack([weight.sum(dtype=torch.float32) for _, weight in named]).cpu()
+        if not sums.isfinite().all():
+            name = named[int((~sums.isfinite()).nonzero()[0])][0]
+            raise InputError(f"{source}: NaN or infinity in the weights, first in {part} {name}")

@@ -1,0 +1,31 @@
+"""benchmarks.full_size on a small UNet: that it runs, and that its figures are right."""
+
+import csv
+
+import pytest
+
+from benchmarks import full_size
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "cpu"
+    return full_size.main(["--small", "--repeats", "1", "--out", str(folder)]), folder
+
+
+def test_writes_one_row(run):
+    code, folder = run
+    assert [file.name for file in folder.iterdir()] == ["full_size_small.csv"]
+    (row,) = csv.DictReader((folder / "full_size_small.csv").open())
+    assert code == 0
+    assert (
+        0 < float(row["error_free"]) < full_size.LIMIT and 0 < float(row["error_control"]) < full_size.LIMIT
+    )
+    assert 0.1 < float(row["output_rms"]) < 10  # neither dead nor exploded: the comparison means something
+    assert min(float(row[key]) for key in ("diffusers_s", "ours_s", "peak_memory_gib", "parameters")) > 0
+    assert all(row.values())
+
+
+def test_fails_where_the_two_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(full_size, "measure", lambda *_: {"error_free": 0.0, "error_control": 0.021})
+    assert full_size.main(["--small", "--out", str(tmp_path)]) == 1
