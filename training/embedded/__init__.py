@@ -1,0 +1,1 @@
+"""How the small default model under `runtime/embedded` was made, from nothing."""

@@ -1,0 +1,87 @@
+"""python -m training.embedded.build [--work out/embedded-build] [--out runtime/embedded]
+
+Makes the embedded model from nothing: the autoencoder, then the UNet with its text encoders, then the canny
+adapter, then its measures, card and sheet. Stop it at any moment and run it again: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionXLPipeline
+
+from training.embedded import adapter as adapter_stage
+from training.embedded import base as base_stage
+from training.embedded import vae as vae_stage
+from training.embedded.card import write_card
+from training.embedded.text import write_vocabulary
+
+STAGES = ("vae", "base", "adapter", "card")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.embedded.build", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/embedded-build"), help="checkpoints and caches"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runtime/embedded"), help="the model's folder")
+    parser.add_argument("--until", choices=STAGES, default="card", help="the last stage to run")
+    args = parser.parse_args(argv)
+    cv2.setNumThreads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    build(args.work, args.out, STAGES.index(args.until))
+
+
+def build(work: Path, out: Path, last: int = len(STAGES) - 1) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    vae, vae_run = vae_stage.train(work)
+    if last == 0:
+        return
+    base, tokenizers, cache, base_run = base_stage.train(vae, work)
+    if last == 1:
+        return
+    adapter, adapter_run = adapter_stage.train(base, tokenizers, cache, work)
+    vae.register_to_config(scaling_factor=cache["scaling_factor"].item())
+    if last == 2:
+        return
+    pipe = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=base.text_encoders[0],
+        text_encoder_2=base.text_encoders[1],
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=base.unet,
+        scheduler=base_stage.make_scheduler(),
+        force_zeros_for_empty_prompt=False,  # trained with the encoding of ""
+        add_watermarker=False,
+    )
+    save(pipe, {"canny": adapter}, out)
+    write_card(out, {run.name: run for run in (vae_run, base_run, adapter_run)})
+
+
+def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], out: Path) -> None:
+    """Write the model in diffusers' folder layout, fp16 safetensors, in place of what is at ``out``."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(temporary)
+    for name in ("tokenizer", "tokenizer_2"):  # the two files that every version of transformers reads
+        write_vocabulary(temporary / name)
+        (temporary / name / "tokenizer.json").unlink(missing_ok=True)
+    for name, adapter in adapters.items():
+        adapter.half().save_pretrained(temporary / "adapters" / name)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(temporary, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+# ruff: noqa: E501 -- a row of a Markdown table is one line
+"""The embedded model's card: what it was made from, how long it took, and what was measured on the saved files."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import diffusers
+import torch
+from PIL import Image, ImageDraw
+
+from runtime.pipeline import LocalControlPipeline
+from training.embedded import adapter as adapter_stage
+from training.embedded import base as base_stage
+from training.embedded import vae as vae_stage
+from training.embedded.evaluate import control_scores, held_out_scenes, prompt_score, vae_psnr
+from training.embedded.stage import DEVICE, Stage
+
+PROMPTS = 200
+CONTROLLED = 48
+
+
+def write_card(folder: Path, runs: Mapping[str, Stage]) -> None:
+    """Measure the model in ``folder`` as users get it, and write README.md, measures.json and sheet.png there."""
+    pipe = LocalControlPipeline.from_pretrained(
+        folder, {"canny": folder / "adapters" / "canny"}, device=DEVICE, dtype="fp32"
+    )
+    score, images = prompt_score(pipe, PROMPTS)
+    control = control_scores(pipe, CONTROLLED)
+    measures = {
+        "vae_psnr_db": vae_psnr(pipe.model.vae),
+        "prompts_shown": score,
+        "prompts": PROMPTS,
+        "edge_error": {name: vars(value) for name, value in control.items()},
+        "edge_error_scenes": CONTROLLED,
+        "training_minutes": {name: run.seconds / 60 for name, run in runs.items()},
+        "steps": {name: run.step for name, run in runs.items()},
+        "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
+        "device": _device_name(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
+    sheet(images[:16], [scene.caption for scene in held_out_scenes(16)]).save(
+        folder / "sheet.png", optimize=True
+    )
+    (folder / "measures.json").write_text(json.dumps(measures, indent=2) + "\n")
+    (folder / "README.md").write_text(_text(measures))
+
+
+def sheet(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
+    """The pictures in a grid, each over its prompt."""
+    width, height, line = 260, 128, 15
+    rows = -(-len(images) // columns)
+    board = Image.new("RGB", (columns * width, rows * (height + 3 * line)), "white")
+    draw = ImageDraw.Draw(board)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = i % columns * width, i // columns * (height + 3 * line)
+        board.paste(image, (x + (width - image.width) // 2, y + 4))
+        for k, text in enumerate(_wrap(caption)):
+            draw.text((x + width / 2, y + height + 8 + k * line), text, "black", anchor="ma")
+    return board
+
+
+def _wrap(caption: str, limit: int = 38) -> list[str]:
+    lines = [""]
+    for word in caption.split():
+        if len(lines[-1]) + len(word) > limit:
+            lines.append("")
+        lines[-1] += word + " "
+    return [line.strip() for line in lines]
+
+
+def _device_name() -> str:
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    cpu = Path("/proc/cpuinfo")
+    names = [x.split(":")[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def _text(m: Mapping) -> str:
+    error = m["edge_error"]
+    rows = "\n".join(
+        f"| {label} | {error[name]['inside']:.5f} | {error[name]['outside']:.5f} |"
+        for name, label in (
+            ("none", "no control"),
+            ("everywhere", "control everywhere"),
+            ("masked", "control in the left half only"),
+        )
+    )
+    minutes = m["training_minutes"]
+    return f"""# The embedded model
+
+SDXL's structure (two text encoders, added time ids, three-level UNet, VAE factor 8, adapter strides 16 and 32) with
+small widths: {m["megabytes"]:.1f} MB of fp16 safetensors in diffusers' folder layout, for 128 x 128 pictures. It knows one
+small world, coloured shapes on plain backgrounds, and is here so that everything in this repository can be run, tested
+and measured without a download. It knows nothing else. Licence: Apache-2.0, like the code.
+
+![16 held-out prompts, seeds 0 to 15](sheet.png)
+
+## How it was made
+
+`python -m training.embedded.build`, from random weights, on procedurally drawn scenes
+(`training/embedded/world.py`): 8 shapes x 8 colours x 5 backgrounds, 1 to 3 objects. No other data.
+
+| stage | trained on | steps x batch | minutes |
+|---|---|---|---|
+| autoencoder | scenes of 2 to 5 objects, a new one every time | {m["steps"]["vae"]:,} x {vae_stage.BATCH} | {minutes["vae"]:.0f} |
+| UNet and text encoders, v prediction | {base_stage.SCENES:,} captioned scenes | {m["steps"]["base"]:,} x {base_stage.BATCH} | {minutes["base"]:.0f} |
+| canny adapter: masked features, Sobel z0 loss, weight {adapter_stage.LAMBDA} | the same, random masks | {m["steps"]["adapter"]:,} x {adapter_stage.BATCH} | {minutes["adapter"]:.0f} |
+
+On {m["device"]}, bf16 autocast, torch {m["versions"]["torch"]}, diffusers {m["versions"]["diffusers"]}.
+
+## Measured
+
+On held-out scenes, each with a (shape, colour) pair that no training scene shows; the saved fp16 files run in fp32,
+30 steps, guidance 5 (`training/embedded/evaluate.py`, figures in `measures.json`).
+
+- Autoencoder: {m["vae_psnr_db"]:.1f} dB PSNR (200 scenes).
+- Pictures that show every colour asked for and the background asked for: {m["prompts_shown"]:.1%} of {m["prompts"]} prompts.
+- Edge error against the condition (blurred edges, mean squared difference, lower is better), {m["edge_error_scenes"]} scenes; the mask
+  is the left half. Outside it, a control that is local leaves the error at the level of no control:
+
+| | inside | outside |
+|---|---|---|
+{rows}
+"""

@@ -1,0 +1,71 @@
+"""Stage 1 of the embedded model: the autoencoder (factor 8, 4 latent channels) on drawn scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from training.embedded.group_norm import use_quick_group_norm
+from training.embedded.stage import DEVICE, Stage, autocast
+from training.embedded.world import render, sample_scene
+
+SIZE = 128
+STEPS, BATCH = 8_000, 4
+FIRST_SEED = 10_000_000  # scenes of its own: 2 to 5 objects, so that less of every picture is empty
+KL_WEIGHT = 1e-4
+
+
+def make_vae() -> AutoencoderKL:
+    """SDXL's autoencoder, narrow: full-resolution layers cost a CPU far more than their arithmetic."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+        force_upcast=False,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
+
+
+def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
+    """(H, W, 3) uint8 pictures -> (B, 3, H, W) float32 in [-1, 1], channels last."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def train(folder: Path, steps: int = STEPS) -> tuple[AutoencoderKL, Stage]:
+    """The trained autoencoder (averaged weights) and the stage that holds its step count and time."""
+    torch.manual_seed(0)
+    vae = use_quick_group_norm(make_vae()).to(DEVICE)
+    stage = Stage("vae", vae, folder, steps=steps, lr=2e-3, seed=1)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        first = FIRST_SEED + step * BATCH
+        pixels = to_pixels([render(sample_scene(first + i, things=(2, 5)), SIZE) for i in range(BATCH)]).to(
+            DEVICE
+        )
+        with autocast():
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        kl = (
+            0.5
+            * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        )
+        return {
+            "l1": F.l1_loss(decoded, pixels),
+            "mse": 4 * F.mse_loss(decoded, pixels),  # the square keeps colours from being confused early on
+            "kl": KL_WEIGHT * kl,
+        }
+
+    if not stage.done:
+        vae.train()
+        stage.run(loss_of)
+    stage.use_average()
+    return vae.eval(), stage
