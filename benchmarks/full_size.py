@@ -1,0 +1,190 @@
+"""python -m benchmarks.full_size [--out benchmarks/results/cpu] [--repeats 3] [--small]
+
+SDXL's whole UNet (2.57 B parameters, random weights) in bf16, ours against diffusers': do the two agree at full size,
+how long does a forward of each take, how much memory is needed? 512 x 512 pixels, batch 1, without and with control.
+Prints one row and writes it to <out>/full_size.csv. Needs about 12 GB of memory; --small tries a small UNet instead.
+Exits with 1 where the relative RMS error is above 2e-2.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from runtime.single_file import CONFIGS
+from runtime.unet import UNet
+from runtime.unet_blocks import LevelControl
+
+LIMIT = 2e-2  # relative RMS error in bf16: two orders of the same roundings
+PIXELS = 512
+SMALL = {
+    "block_out_channels": [32, 64, 64],
+    "attention_head_dim": [1, 2, 2],
+    "transformer_layers_per_block": [1, 1, 2],
+    "cross_attention_dim": 64,
+    "projection_class_embeddings_input_dim": 1600,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_size", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder of the CSV file"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed forwards, after one that is not (default 3)"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a small UNet: tries this script, measures nothing"
+    )
+    options = parser.parse_args(arguments)
+    config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if options.small else {})
+    row = measure(config, options.repeats)
+    print(*(f"{key:>16}  {value}" for key, value in row.items()), sep="\n")
+    write_row(options.out / ("full_size_small.csv" if options.small else "full_size.csv"), row)
+    return int(max(row["error_free"], row["error_control"]) > LIMIT)
+
+
+@torch.inference_mode()
+def measure(config: dict, repeats: int) -> dict:
+    """One row: how far ours is from diffusers' on the same weights, the median seconds of a forward, the memory."""
+    reference = build(config)
+    ours = UNet.from_diffusers(reference)  # the same tensors: a second copy would be another 5 GB
+    x, control = make_inputs(reference.config)
+    added = {"text_embeds": x["pooled"], "time_ids": x["time_ids"]}
+    projections = ours.embed_time(x["timesteps"], x["pooled"], x["time_ids"])
+    once = [projection[0] for projection in projections], ours.project_text(x["text"])
+
+    def run_reference(controlled: bool) -> Tensor:
+        extra = [(s * m * f).to(f.dtype) for (f,), (m,), s in control] if controlled else None
+        call = {
+            "added_cond_kwargs": added,
+            "down_intrablock_additional_residuals": extra,
+            "return_dict": False,
+        }
+        return reference(x["sample"], x["timesteps"], x["text"], **call)[0]
+
+    def run_ours(controlled: bool) -> Tensor:
+        return ours(x["sample"], *once, control if controlled else None)
+
+    errors = {}
+    for name, controlled in (("free", False), ("control", True)):
+        expected, actual = run_reference(controlled).float(), run_ours(controlled).float()
+        errors[f"error_{name}"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
+    return {
+        "parameters": sum(parameter.numel() for parameter in ours.parameters()),
+        "pixels": PIXELS,
+        "dtype": "bf16",
+        **errors,
+        "output_rms": round(expected.square().mean().sqrt().item(), 4),
+        "diffusers_s": seconds(lambda: run_reference(True), repeats),
+        "ours_s": seconds(lambda: run_ours(True), repeats),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        **environment(),
+    }
+
+
+def build(config: dict) -> UNet2DConditionModel:
+    """diffusers' UNet in bf16, made without a float32 copy; random weights that keep activations near 1."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config).bfloat16()
+    unet.to_empty(device="cpu").eval()
+    torch.manual_seed(0)
+    for module in unet.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.weight.fill_(1)
+        if getattr(module, "bias", None) is not None:
+            module.bias.normal_(std=0.1)
+    return unet
+
+
+def make_inputs(config: dict) -> tuple[dict[str, Tensor], list[LevelControl]]:
+    """Random latents, text and one region's features, masked to the left half: what a picture's first step sees."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    inputs = {
+        "sample": random(1, config.in_channels, PIXELS // 8, PIXELS // 8),
+        "timesteps": torch.tensor([500.0]),
+        "text": random(1, 77, config.cross_attention_dim),
+        "pooled": random(1, pooled),
+        "time_ids": torch.tensor([[PIXELS, PIXELS, 0, 0, PIXELS, PIXELS]]),
+    }
+    control = []
+    channels = config.block_out_channels
+    for width, stride in zip((*channels, channels[-1]), (16, 16, 32, 32), strict=True):
+        size = PIXELS // stride
+        mask = torch.zeros(1, 1, size, size)
+        mask[..., : size // 2] = 1
+        control.append(([random(1, width, size, size)], [mask], torch.tensor([0.8])))
+    return inputs, control
+
+
+def seconds(forward: Callable[[], Tensor], repeats: int) -> float:
+    """Median time of a forward; both have run before, so no first call is in it."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        forward()
+        times.append(time.perf_counter() - start)
+    return round(statistics.median(times), 4)
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured with."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "device": cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "commit": git.stdout.strip() or "unknown",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_row(path: Path, row: dict) -> None:
+    """Replace the file by the header and this row, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    os.replace(unfinished, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
