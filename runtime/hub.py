@@ -9,6 +9,7 @@ from huggingface_hub import constants, snapshot_download
 
 from runtime.errors import InputError
 from runtime.model_folder import MODELS
+from runtime.quiet import quiet
 from runtime.weights import find_weights, first_line
 
 
@@ -46,17 +47,17 @@ def fetch_pipeline(repository: str, *, dtype: torch.dtype, allow_pickle: bool = 
     for offline in (True, False):
         for variant in ("fp16", None) if dtype == torch.float16 else (None,):
             try:
-                folder = Path(
-                    StableDiffusionXLPipeline.download(
+                with quiet(bars=True):
+                    downloaded = StableDiffusionXLPipeline.download(
                         repository,
                         variant=variant,
                         use_safetensors=None if allow_pickle else True,
                         local_files_only=offline,
                         cache_dir=constants.HF_HUB_CACHE,
                     )
-                )
+                folder = Path(downloaded)
             except Exception as error:  # as in fetch_files
-                reason = error
+                reason = error.__cause__ or error
             if folder is not None and _is_whole(folder, dtype, allow_pickle):
                 return folder
     if folder is None:

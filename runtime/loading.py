@@ -4,23 +4,20 @@ There is one path: everything loads into diffusers' StableDiffusionXLPipeline, L
 `from_diffusers` takes the parts out of it, the UNet's weights shared with our own UNet.
 """
 
-import contextlib
 import copy
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.lora import LoraSource, find_lora, fuse_lora
 from runtime.model_folder import EXPECTED, MODELS, TOKENIZERS, check_configs, load_component, load_folder
+from runtime.quiet import quiet
 from runtime.single_file import CONFIGS, load_single_file, load_vae_file
 from runtime.unet import UNet
 from runtime.weights import check_finite
@@ -72,16 +69,16 @@ def load_model(
     loras = [find_lora(lora, allow_pickle) for lora in loras]
     path = EMBEDDED if source == "embedded" else _find(source, dtype, allow_pickle)
     config = Path(config) if config else None
-    with _quiet():
-        configs = path if path.is_dir() else config or CONFIGS
+    with quiet():
+        configs = (config or CONFIGS) if path.is_file() else path
         new_vae = None if vae is None else _load_vae(vae, configs / "vae", allow_pickle)
-        if path.is_dir():
-            pipe = load_folder(path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle)
-        else:
+        if path.is_file():
             tokenizer = Path(tokenizer) if tokenizer else None
             pipe = load_single_file(
                 path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle, tokenizer=tokenizer, config=config
             )
+        else:
+            pipe = load_folder(path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle)
         if not (dtype == torch.float16 and pipe.vae.config.force_upcast):
             pipe.vae.to(dtype)
         pipe.to(device)
@@ -165,20 +162,3 @@ def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> Autoencod
         raise InputError(f"vae {source}: no such file or folder (looked in {path})")
     folder = path / "vae" if (path / "vae").is_dir() else path
     return load_component(AutoencoderKL, folder, torch.float32, allow_pickle)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loaders' bars and messages: what they warn of is checked here, and is an error."""
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity(logging.CRITICAL)
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, (verbosity, bars) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()

@@ -144,10 +144,10 @@ def load_tokenizers(folder: Path, *, search: bool = True) -> tuple[CLIPTokenizer
                 _read_tokenizer(place / part, pad) for part, pad in zip(parts, PADDING, strict=True)
             )
             return first, second
-    searched = f" (nor in {constants.HF_HUB_CACHE}: {', '.join(VOCABULARIES)})" if search else ""
+    looked = f"{constants.HF_HUB_CACHE} ({' or '.join(VOCABULARIES)})" if search else folder
     raise InputError(
-        f"{folder}: no tokenizer in it{searched}; put vocab.json and merges.txt of openai/clip-vit-large-patch14 "
-        "into a folder and pass that as tokenizer"
+        f"no tokenizer in {looked}, and a single-file model has none: put vocab.json and merges.txt of "
+        "openai/clip-vit-large-patch14 into a folder and pass that as tokenizer"
     )
 
 

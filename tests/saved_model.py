@@ -57,6 +57,14 @@ def copy_folder(to: Path) -> Path:
     return shutil.copytree(folder(), to / "model")
 
 
+def cached_snapshot(cache: Path, repository: str) -> Path:
+    """Enter a repository into a cache of Hugging Face's form; return where its files belong (not there yet)."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    return folder / "snapshots" / "abc"
+
+
 def edit_json(path: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

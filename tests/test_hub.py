@@ -9,16 +9,14 @@ from huggingface_hub import constants
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from tests import saved_model
+from tests.saved_model import cached_snapshot
 
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """A cache that has the repository someone/tiny; the folder of its files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc")
-    return shutil.copytree(saved_model.folder(), repository / "snapshots" / "abc")
+    return shutil.copytree(saved_model.folder(), cached_snapshot(tmp_path, "someone/tiny"))
 
 
 @pytest.mark.parametrize(

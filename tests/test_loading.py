@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLAdapterPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -16,7 +15,7 @@ from runtime import loading
 from runtime.errors import InputError
 from runtime.loading import from_diffusers, load_model
 from tests import saved_model
-from tests.saved_model import copy_folder, edit_json, edit_tensors, options
+from tests.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
 from tests.tiny import make_adapter
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -49,10 +48,7 @@ def assert_model(model, dtype=torch.float32, vae_dtype=None):
 def cache(tmp_path, monkeypatch):
     """Hugging Face's cache, with the repository someone/tiny in it."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    repository = tmp_path / "cache" / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc")
-    shutil.copytree(saved_model.folder(), repository / "snapshots" / "abc")
+    shutil.copytree(saved_model.folder(), cached_snapshot(tmp_path / "cache", "someone/tiny"))
     return tmp_path / "cache"
 
 
@@ -114,10 +110,7 @@ def test_another_vae(place, other_vae, cache):
         "hub id": "someone/vae",
     }
     if place == "hub id":
-        repository = cache / "models--someone--vae"
-        shutil.copytree(pipeline / "vae", repository / "snapshots" / "abc")
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("abc")
+        shutil.copytree(pipeline / "vae", cached_snapshot(cache, "someone/vae"))
     model = load_model(saved_model.folder(), vae=sources[place])
     assert_weights(model.vae, vae)
     assert_weights(model.unet, saved_model.pipeline().unet)
@@ -159,6 +152,12 @@ def test_a_bad_weight_is_named(tmp_path):
         load_model(folder)
 
 
+def test_an_embedded_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "EMBEDDED", tmp_path / "embedded")
+    with pytest.raises(InputError, match=r"embedded: model_index\.json missing"):
+        load_model()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -179,10 +178,8 @@ def test_a_dtype_that_is_none():
         load_model(saved_model.folder(), dtype=torch.float64)
 
 
-def test_the_libraries_are_quiet_only_while_loading(capfd):
-    before = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+def test_loading_prints_nothing(capfd):
     load_model(saved_model.folder())
-    assert (diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
 
 

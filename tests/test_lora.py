@@ -81,6 +81,8 @@ def test_fused_weights(tmp_path, pipe, style, alpha):
 
 def test_loras_add_up(tmp_path, pipe):
     before = weights(pipe)
+    saved = saved_model.folder() / "unet" / "diffusion_pytorch_model.safetensors"
+    content = saved.read_bytes()  # mapped into memory: the file itself must not be written to
     first = write_lora(tmp_path / "first.safetensors", pipe, LAYERS[:2])
     (tmp_path / "folder").mkdir()
     second = write_lora(tmp_path / "folder" / "second.safetensors", pipe, LAYERS[1:3])
@@ -88,6 +90,7 @@ def test_loras_add_up(tmp_path, pipe):
         fuse_lora(pipe, find_lora(source))
     total = first | {key: first.get(key, 0) - 2 * value for key, value in second.items()}
     assert_changed(pipe, before, total)
+    assert saved.read_bytes() == content
 
 
 def test_a_pickle_is_read_only_when_asked_for(tmp_path, pipe):

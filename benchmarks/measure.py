@@ -1,0 +1,75 @@
+"""What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
+
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+import diffusers
+import torch
+
+
+def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, `repeats` times in turn (A B A B ...) after one of each that is not counted.
+
+    Taking turns keeps a machine whose speed drifts from favouring either.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """p20, p50 and p80 of the times, in milliseconds."""
+    if len(seconds) < 2:
+        return dict.fromkeys(("p20_ms", "p50_ms", "p80_ms"), round(seconds[0] * 1e3, 3))
+    cuts = statistics.quantiles(seconds, n=10, method="inclusive")
+    return {f"p{10 * (i + 1)}_ms": round(cuts[i] * 1e3, 3) for i in (1, 4, 7)}
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured with."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "commit": git.stdout.strip() or "unknown",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replace the file by these rows under their header, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
