@@ -119,28 +119,26 @@ class UNetConfig:
 
 def _per_level(values: dict) -> dict:
     """Spell out what diffusers lets a config abbreviate; InputError where an entry cannot be an SDXL-like UNet's."""
-    levels = len(values["block_out_channels"])
-    for key in PER_LEVEL:
-        value = values[key]
-        value = (value,) * levels if isinstance(value, int) else tuple(value)
-        _expect(
-            key,
-            value,
-            len(value) == levels and all(isinstance(v, int) for v in value),
-            f"{levels} whole numbers",
-        )
-        values[key] = value
+    levels = len(_as_tuple(values["block_out_channels"], 1))
+    for key in (*PER_LEVEL, "cross_attention_dim"):
+        spelled = _as_tuple(values[key], levels)
+        fits = len(spelled) == levels and all(isinstance(entry, int) for entry in spelled)
+        _expect(key, values[key], fits, f"{levels} whole numbers")
+        values[key] = spelled
     for key, types in BLOCK_TYPES.items():
-        values[key] = tuple(values[key])
         fits = len(values[key]) == levels and set(values[key]) <= set(types)
         _expect(key, values[key], fits, f"{levels} of {' or '.join(types)}")
+        values[key] = tuple(values[key])
     text = values["cross_attention_dim"]
-    if not isinstance(text, int):
-        _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
-        values["cross_attention_dim"] = text[0]
+    _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
+    values["cross_attention_dim"] = text[0]
     for key in ("norm_num_groups", "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
         _expect(key, values[key], isinstance(values[key], int), "a whole number")
     return values
+
+
+def _as_tuple(value: object, levels: int) -> tuple:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
 
 
 def _expect(key: str, value: object, fits: bool, expected: str) -> None:

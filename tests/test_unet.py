@@ -1,6 +1,7 @@
 """runtime.unet against diffusers' UNet2DConditionModel, and the promises its docstrings make."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from kernels import ops
 from runtime.errors import InputError
+from runtime.single_file import CONFIGS
 from runtime.unet import UNet, UNetConfig
 from tests.tolerances import assert_close
 
@@ -235,6 +237,16 @@ def test_parameters_are_shared_and_named_as_in_diffusers(small):
     assert all(mine[name].data_ptr() == theirs[name].data_ptr() for name in theirs)
 
 
+def test_norms_are_diffusers(pair):
+    """An epsilon of 1e-5 for 1e-6 would hide in the predictions' tolerance."""
+    reference, ours, _ = pair
+    theirs = dict(reference.named_modules())
+    norms = [(n, m) for n, m in ours.named_modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm))]
+    for name, norm in norms:
+        assert repr(norm) == repr(theirs[name]), name
+    assert len(norms) == sum(isinstance(m, (nn.GroupNorm, nn.LayerNorm)) for m in theirs.values())
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
 def test_load_is_strict(small, change):
     _, ours, _ = small
@@ -253,23 +265,12 @@ def test_load_is_strict(small, change):
 
 def sdxl_base():
     """The config of SDXL base 1.0."""
-    return config(
-        (320, 640, 1280),
-        layers_per_block=2,
-        transformer_layers_per_block=[1, 2, 10],
-        attention_head_dim=[5, 10, 20],
-        cross_attention_dim=2048,
-        norm_num_groups=32,
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        sample_size=128,
-        upcast_attention=None,
-    )
+    return json.loads((CONFIGS / "unet" / "config.json").read_text())
 
 
 def test_full_sdxl_structure():
     with torch.device("meta"):
-        reference = UNet2DConditionModel(**sdxl_base())
+        reference = UNet2DConditionModel.from_config(sdxl_base())
     ours = UNet.from_diffusers(reference)
     assert sum(p.numel() for p in ours.parameters()) == 2_567_463_684  # SDXL base 1.0
     assert ours.config.control_channels == (320, 640, 1280, 1280)
@@ -295,6 +296,8 @@ def test_full_sdxl_structure():
         ("resnet_time_scale_shift", "scale_shift"),
         ("act_fn", "gelu"),
         ("norm_num_groups", None),
+        ("attention_head_dim", None),
+        ("block_out_channels", None),
         ("layers_per_block", (2, 2)),
         ("transformer_layers_per_block", ([1, 1], 2, 10)),
         ("cross_attention_dim", (32, 32, 64)),

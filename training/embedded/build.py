@@ -16,12 +16,13 @@ import diffusers
 import torch
 import transformers
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
 from training.embedded.card import write_card
-from training.embedded.text import write_vocabulary
+from training.embedded.text import write_tokenizers
 
 STAGES = ("vae", "base", "adapter", "card")
 
@@ -74,13 +75,19 @@ def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], 
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(temporary)
-    for name in ("tokenizer", "tokenizer_2"):  # the two files that every version of transformers reads
-        write_vocabulary(temporary / name)
-        (temporary / name / "tokenizer.json").unlink(missing_ok=True)
+    write_tokenizers(temporary / "tokenizer", temporary / "tokenizer_2")
+    _use_common_names(temporary / "text_encoder" / "model.safetensors")
     for name, adapter in adapters.items():
         adapter.half().save_pretrained(temporary / "adapters" / name)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
+
+
+def _use_common_names(path: Path) -> None:
+    """Name the text encoder's weights as SDXL's own files do: transformers 5 reads both forms, 4 only that one."""
+    prefix = "text_model."
+    tensors = {name if name.startswith(prefix) else prefix + name: t for name, t in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -43,9 +43,21 @@ def write_vocabulary(folder: Path) -> Path:
 
 def make_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """SDXL's pair: the first pads with the end token, the second with "!" (id 0). ``folder``: the vocabulary's."""
-    return tuple(
-        CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=LENGTH) for pad in (END, "!")
-    )
+    return tuple(CLIPTokenizer.from_pretrained(folder, **options) for options in _tokenizer_options())
+
+
+def write_tokenizers(first: Path, second: Path) -> None:
+    """Write SDXL's pair in the files that every version of transformers reads."""
+    for folder, options in zip((first, second), _tokenizer_options(), strict=True):
+        for leftover in folder.glob("*"):
+            leftover.unlink()
+        write_vocabulary(folder)
+        config = {"tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "unk_token": END}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | options, indent=2) + "\n")
+
+
+def _tokenizer_options() -> list[dict]:
+    return [{"pad_token": pad, "model_max_length": LENGTH} for pad in (END, "!")]
 
 
 def make_text_encoders(
