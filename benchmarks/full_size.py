@@ -7,24 +7,16 @@ Exits with 1 where the relative RMS error is above 2e-2.
 """
 
 import argparse
-import csv
 import json
-import os
-import platform
 import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from benchmarks.measure import environment, interleave, percentiles, write_rows
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
 from runtime.unet_blocks import LevelControl
@@ -60,13 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if options.small else {})
     row = measure(config, options.repeats)
     print(*(f"{key:>16}  {value}" for key, value in row.items()), sep="\n")
-    write_row(options.out / ("full_size_small.csv" if options.small else "full_size.csv"), row)
+    write_rows(options.out / ("full_size_small.csv" if options.small else "full_size.csv"), [row])
     return int(max(row["error_free"], row["error_control"]) > LIMIT)
 
 
 @torch.inference_mode()
 def measure(config: dict, repeats: int) -> dict:
-    """One row: how far ours is from diffusers' on the same weights, the median seconds of a forward, the memory."""
+    """One row: how far ours is from diffusers' on the same weights, the median time of a forward, the memory."""
     reference = build(config)
     ours = UNet.from_diffusers(reference)  # the same tensors: a second copy would be another 5 GB
     x, control = make_inputs(reference.config)
@@ -90,14 +82,16 @@ def measure(config: dict, repeats: int) -> dict:
     for name, controlled in (("free", False), ("control", True)):
         expected, actual = run_reference(controlled).float(), run_ours(controlled).float()
         errors[f"error_{name}"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
+    runs = {"diffusers": lambda: run_reference(True), "ours": lambda: run_ours(True)}
+    times = {name: percentiles(seconds)["p50_ms"] for name, seconds in interleave(runs, repeats).items()}
     return {
         "parameters": sum(parameter.numel() for parameter in ours.parameters()),
         "pixels": PIXELS,
         "dtype": "bf16",
         **errors,
         "output_rms": round(expected.square().mean().sqrt().item(), 4),
-        "diffusers_s": seconds(lambda: run_reference(True), repeats),
-        "ours_s": seconds(lambda: run_ours(True), repeats),
+        "diffusers_ms": times["diffusers"],
+        "ours_ms": times["ours"],
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         **environment(),
     }
@@ -142,51 +136,6 @@ def make_inputs(config: dict) -> tuple[dict[str, Tensor], list[LevelControl]]:
         mask[..., : size // 2] = 1
         control.append(([random(1, width, size, size)], [mask], torch.tensor([0.8])))
     return inputs, control
-
-
-def seconds(forward: Callable[[], Tensor], repeats: int) -> float:
-    """Median time of a forward; both have run before, so no first call is in it."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        forward()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times), 4)
-
-
-def environment() -> dict[str, str]:
-    """What the figures were measured with."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return {
-        "device": cpu_name(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "commit": git.stdout.strip() or "unknown",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def write_row(path: Path, row: dict) -> None:
-    """Replace the file by the header and this row, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

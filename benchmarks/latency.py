@@ -85,7 +85,7 @@ def measure(ours: LocalControlPipeline, dtype: str, batch: int, options: argpars
 def diffusers_pipeline(ours, options, dtype: str, memory_format) -> StableDiffusionXLAdapterPipeline:
     """diffusers' pipeline from the same files, with its weights in `memory_format`."""
     folder = EMBEDDED if options.model == "embedded" else options.model
-    base = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(ours.device)
+    base = StableDiffusionXLPipeline.from_pretrained(folder).to(ours.device, DTYPES[dtype])
     pipe = StableDiffusionXLAdapterPipeline(**base.components, adapter=ours.adapters["canny"])
     for part in (pipe.unet, pipe.vae):
         part.to(memory_format=memory_format)

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import platform
 import statistics
 import subprocess
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import diffusers
 import torch
+
+from runtime.report import device_name
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -44,24 +45,14 @@ def environment() -> dict[str, str]:
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
-    cuda = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, is_hub_id
 from runtime.masks import LUMINANCE, mask_pyramid
+from runtime.quiet import quiet
 from runtime.region import LEVELS, PackedRegion, Region
 from runtime.unet_blocks import LevelControl
 from runtime.weights import check_finite, read_json, tensor_shapes
@@ -61,7 +62,8 @@ def load_adapter(
     weights = _diffusers_names(_read(path))
     adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
     check_finite({"adapter": adapter}, label)
-    return adapter.to(device, dtype).eval()
+    with quiet():
+        return adapter.to(device, dtype).eval()
 
 
 def _find(source: str, label: str, allow_pickle: bool) -> Path:

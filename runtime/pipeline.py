@@ -22,6 +22,7 @@ from runtime.adapter import Control, load_adapter
 from runtime.denoiser import TorchDenoiser
 from runtime.errors import InputError
 from runtime.loading import Model
+from runtime.quiet import quiet
 from runtime.region import Region, check_size, pack
 from runtime.sampler import denoise, make_scheduler, set_timesteps
 from runtime.text import encode_guidance
@@ -210,12 +211,16 @@ class LocalControlPipeline:
 def _load_adapters(
     sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
 ) -> dict[str, T2IAdapter]:
-    return {
-        name: source.to(device, dtype).eval()
-        if isinstance(source, T2IAdapter)
-        else load_adapter(source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name)
-        for name, source in sources.items()
-    }
+    adapters = {}
+    for name, source in sources.items():
+        if isinstance(source, T2IAdapter):
+            with quiet():
+                adapters[name] = source.to(device, dtype).eval()
+        else:
+            adapters[name] = load_adapter(
+                source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name
+            )
+    return adapters
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -22,7 +22,7 @@ def test_writes_one_row(run):
         0 < float(row["error_free"]) < full_size.LIMIT and 0 < float(row["error_control"]) < full_size.LIMIT
     )
     assert 0.1 < float(row["output_rms"]) < 10  # neither dead nor exploded: the comparison means something
-    assert min(float(row[key]) for key in ("diffusers_s", "ours_s", "peak_memory_gib", "parameters")) > 0
+    assert min(float(row[key]) for key in ("diffusers_ms", "ours_ms", "peak_memory_gib", "parameters")) > 0
     assert all(row.values())
 
 

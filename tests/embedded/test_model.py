@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipeline, T2IAdapter
 from safetensors import safe_open
-from tests.tolerances import relative_rms
 
 from runtime import LocalControlPipeline, Region
 from runtime.adapter import EMBEDDED as ADAPTERS
 from runtime.loading import EMBEDDED
 from runtime.masks import box
+from tests.tolerances import relative_rms
 from training.embedded.evaluate import edge_error, edges, held_out_scenes, prompt_score, vae_psnr
 from training.embedded.world import render
 

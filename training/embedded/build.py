@@ -12,12 +12,11 @@ import shutil
 from pathlib import Path
 
 import cv2
-import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
+from runtime.quiet import quiet
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
@@ -38,8 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--until", choices=STAGES, default="card", help="the last stage to run")
     args = parser.parse_args(argv)
     cv2.setNumThreads(1)
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
     build(args.work, args.out, STAGES.index(args.until))
 
 
@@ -74,11 +71,13 @@ def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], 
     """Write the model in diffusers' folder layout, fp16 safetensors, in place of what is at ``out``."""
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    pipe.to(torch.float16).save_pretrained(temporary)
+    with quiet():
+        pipe.to(torch.float16).save_pretrained(temporary)
     write_tokenizers(temporary / "tokenizer", temporary / "tokenizer_2")
     _use_common_names(temporary / "text_encoder" / "model.safetensors")
     for name, adapter in adapters.items():
-        adapter.half().save_pretrained(temporary / "adapters" / name)
+        with quiet():
+            adapter.half().save_pretrained(temporary / "adapters" / name)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
 

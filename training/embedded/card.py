@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import diffusers
 import torch
 from PIL import Image, ImageDraw
 
 from runtime.pipeline import LocalControlPipeline
+from runtime.report import device_name, versions
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
@@ -39,12 +38,8 @@ def write_card(folder: Path, runs: Mapping[str, Stage]) -> None:
         "training_minutes": {name: run.seconds / 60 for name, run in runs.items()},
         "steps": {name: run.step for name, run in runs.items()},
         "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
-        "device": _device_name(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
+        "device": f"{device_name(DEVICE)}, {torch.get_num_threads()} threads",
+        "versions": versions(),
     }
     sheet(images[:16], [scene.caption for scene in held_out_scenes(16)]).save(
         folder / "sheet.png", optimize=True
@@ -74,14 +69,6 @@ def _wrap(caption: str, limit: int = 38) -> list[str]:
             lines.append("")
         lines[-1] += word + " "
     return [line.strip() for line in lines]
-
-
-def _device_name() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def _text(m: Mapping) -> str:
