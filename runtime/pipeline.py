@@ -52,8 +52,11 @@ class LocalControlPipeline:
 
     def __init__(self, model: Model, adapters: Mapping[str, T2IAdapter], backend: str = "auto"):
         """``backend``: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`)."""
-        with ops.use_backend(backend):  # refuses an unknown one, or one that cannot run here
-            pass
+        try:
+            with ops.use_backend(backend):
+                pass
+        except (ValueError, RuntimeError) as error:  # unknown, or cannot run here
+            raise InputError(str(error)) from error
         self.model, self.adapters, self.backend = model, dict(adapters), backend
         self.denoiser = TorchDenoiser(model.unet)
         weight = model.unet.conv_in.weight
@@ -74,7 +77,7 @@ class LocalControlPipeline:
         """Load a model and its adapters.
 
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
-        adapters: name -> folder, file, hub id or T2IAdapter; by default the embedded model's own ones.
+        adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
         it, fp16 on another, fp32 on a CPU. options: `loading.load_model`'s: vae, loras, tokenizer, config.
 
@@ -82,8 +85,9 @@ class LocalControlPipeline:
         """
         device = _device(device)
         dtype = _dtype(dtype, device)
-        if adapters is None and str(model) == "embedded":
-            adapters = {path.name: path for path in sorted(EMBEDDED_ADAPTERS.iterdir()) if path.is_dir()}
+        if str(model) == "embedded":
+            own = {path.name: path for path in sorted(EMBEDDED_ADAPTERS.glob("*")) if path.is_dir()}
+            adapters = {**own, **(adapters or {})}
         loaded = loading.load_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, **options)
         return cls(loaded, _load_adapters(adapters or {}, device, dtype, allow_pickle), backend)
 
@@ -132,7 +136,7 @@ class LocalControlPipeline:
         Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        _check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt)
+        check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt)
         height, width = height or self.default_size, width or self.default_size
         check_size(height, width)
         count = len(prompts) * images_per_prompt
@@ -243,7 +247,8 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return DTYPES.get(dtype, dtype)
 
 
-def _check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt) -> None:
+def check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt) -> None:
+    """InputError, naming the argument, where one is of the wrong type or outside its range."""
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"prompt {prompts}: expected a text, or a list of texts")
     if not isinstance(negative_prompt, str):

@@ -41,6 +41,21 @@ def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin)
     if choice is None or isinstance(choice, SchedulerMixin):
         scheduler = default if choice is None else choice
         return type(scheduler).from_config(scheduler.config)
+    scheduler_class, options = _find(choice)
+    known = inspect.signature(scheduler_class.__init__).parameters
+    config = {
+        k: v for k, v in default.config.items() if k in known
+    }  # the noise schedule and what else they share
+    return scheduler_class.from_config(config, **options)
+
+
+def check_name(choice: str | None) -> None:
+    """InputError unless `make_scheduler` knows the name."""
+    if choice is not None:
+        _find(choice)
+
+
+def _find(choice: str) -> tuple[type[SchedulerMixin], dict]:
     name, options = SCHEDULERS.get(str(choice).lower(), (str(choice), {}))
     scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
@@ -48,11 +63,7 @@ def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin)
         raise InputError(
             f"scheduler {choice!r} is unknown; expected one of {names}, or a scheduler class of diffusers"
         )
-    known = inspect.signature(scheduler_class.__init__).parameters
-    config = {
-        k: v for k, v in default.config.items() if k in known
-    }  # the noise schedule and what else they share
-    return scheduler_class.from_config(config, **options)
+    return scheduler_class, options
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> Tensor:
