@@ -6,6 +6,7 @@ Text-to-image with controls that act only inside painted regions. --help lists t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from runtime.errors import InputError
 from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
@@ -134,12 +137,13 @@ def make_regions(fields, height: int, width: int) -> list[Region]:
 
 def run(pipe: LocalControlPipeline, regions: list[Region], options: argparse.Namespace) -> Result:
     """Generate with a progress bar, and say what each stage took."""
-    from tqdm import tqdm
-
-    with tqdm(desc="denoise", unit="step", leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
+    with contextlib.ExitStack() as opened:
+        bar = None
 
         def progress(done: int, steps: int) -> None:
-            bar.total = steps
+            nonlocal bar
+            if bar is None:  # with the first step: a warning before it has a line of its own
+                bar = opened.enter_context(tqdm(total=steps, desc="denoise", unit="step", dynamic_ncols=True))
             bar.update(done - bar.n)
 
         result = pipe(
