@@ -18,7 +18,7 @@ from training.embedded.text import encode, tokenize
 from training.embedded.vae import SIZE
 from training.embedded.world import sample_scene
 
-STEPS, BATCH = 2_500, 32
+STEPS, BATCH = 2_000, 32
 LAMBDA = 0.1  # weight of the Sobel loss, the original's
 EMPTY_PROMPT_SHARE = 0.5  # the original's: the control must not lean on the words
 MIN_BOX = 25  # side in pixels: the original's 10,000 px at 512
