@@ -18,8 +18,8 @@ help:
 
 demo: $(INSTALLED)
 	@mkdir -p out
-	$(BIN)/python -m runtime.generate --prompt "a red circle on a blue background" \
-		--condition examples/sketch.png --preprocess sketch --mask examples/mask-box.png \
+	$(BIN)/python -m runtime.generate --prompt "a red star and a blue circle on sand" \
+		--condition examples/sketch.png --preprocess sketch --mask examples/mask-left.png \
 		--seed 0 --out out/demo.png --sheet out/demo-sheet.png
 
 test: $(INSTALLED)

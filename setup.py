@@ -26,7 +26,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "train": ["tensorboard>=2.19"],
+    "train": ["tensorboard>=2.19", "tokenizers>=0.23"],
     "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],

@@ -20,8 +20,9 @@ from runtime.conditions import canny
 from runtime.region import PackedRegion, Region, pack
 
 Colour = tuple[int, int, int]
-INSIDE, OUTSIDE = (230, 159, 0), (86, 180, 233)  # orange, sky blue: also told apart by the colour-blind
-OUTLINE, PAPER, INK, FAINT = (235, 235, 235), (255, 255, 255), (30, 30, 30), (110, 110, 110)
+# Orange, sky blue and purple of Okabe and Ito's palette, which the colour-blind can tell apart.
+INSIDE, OUTSIDE, OUTLINE = (230, 159, 0), (86, 180, 233), (224, 110, 190)
+PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
 SMALLEST, LARGEST = 256, 512  # px, a panel's longer side
 COLUMN = 240  # px, a column's width at least: room for the labels beside narrow pictures
 MARGIN, GAP, LINE = 20, 16, 20
@@ -75,10 +76,10 @@ def _region_panels(item: PackedRegion, number: str) -> list[Panel]:
         strength.append(f"steps {region.start:.0%} to {region.end:.0%}")
     if tuple(region.levels) != (1, 1, 1, 1):
         strength.append("levels " + ":".join(f"{level:g}" for level in region.levels))
-    where = "the control acts here" if item.mask is not None else "no mask: the control acts everywhere"
+    where = "the control acts here" if item.mask is not None else "no mask: everywhere"
     return [
         Panel(_show(condition), f"condition{number}", [(None, ", ".join(strength))]),
-        Panel(_outlined(_show(tint(condition, mask)), mask), f"mask{number} over it", [(INSIDE, where)]),
+        Panel(_outlined(_show(tint(condition, mask)), mask), f"mask{number} over the condition", [(INSIDE, where)]),
     ]
 
 
@@ -92,7 +93,7 @@ def _result_panels(image: Image.Image, mask: np.ndarray | None, seed: int) -> li
         legend = [(INSIDE, "inside"), (OUTSIDE, "outside the mask")]
     return [
         Panel(_show(image), "result", [(None, f"seed {seed}, {image.width} x {image.height} px")]),
-        Panel(shown, "its edges", legend),
+        Panel(shown, "edges of the result", legend),
     ]
 
 
