@@ -3,7 +3,6 @@
 import csv
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -12,7 +11,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from runtime.report import device_name
+from runtime.report import commit, device_name
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -42,15 +41,12 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 def environment() -> dict[str, str]:
     """What the figures were measured with."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
     return {
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 

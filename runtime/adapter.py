@@ -6,7 +6,7 @@ and its strength at every step: the gated features are G_l = sum_r s_r * m_r^l *
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,11 @@ from runtime.weights import check_finite, read_json, tensor_shapes
 EMBEDDED = Path(__file__).parent / "embedded" / "adapters"
 TYPE = "full_adapter_xl"
 STRIDE = 16  # of the adapter's pixel unshuffle
+
+
+def embedded_adapters() -> dict[str, Path]:
+    """The adapters that come with the embedded model: name -> folder."""
+    return {path.name: path for path in sorted(EMBEDDED.glob("*")) if path.is_dir()}
 
 
 def load_adapter(
@@ -78,7 +83,7 @@ def _find(source: str, label: str, allow_pickle: bool) -> Path:
             if folder is not None and any(folder.glob("diffusion_pytorch_model*")):
                 return folder
         looked = f"{looked}, {cache_folder(source)}, and it is not to be had from the hub"
-    known = ", ".join(sorted(p.name for p in EMBEDDED.glob("*") if p.is_dir())) or "none"
+    known = ", ".join(embedded_adapters()) or "none"
     raise InputError(
         f"{label}: not found, {looked}; "
         f"expected a folder, a .safetensors file, a hub id or an embedded adapter ({known})"
@@ -251,10 +256,15 @@ def strengths(regions: Sequence[Region], steps: int) -> Tensor:
     return active[:, None] * scales.T
 
 
+def check_name(name: str, known: Collection[str]) -> None:
+    """InputError unless the adapter that a region asks for is among the `known` ones."""
+    if name not in known:
+        listed = ", ".join(sorted(known)) or "none is loaded"
+        raise InputError(f"adapter {name!r} is unknown; expected one of: {listed}")
+
+
 def _check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequence[int]) -> None:
-    if name not in adapters:
-        known = ", ".join(sorted(adapters)) or "none is loaded"
-        raise InputError(f"adapter {name!r} is unknown; expected one of: {known}")
+    check_name(name, adapters.keys())
     config = adapters[name].config
     if config.adapter_type != TYPE:
         raise InputError(f"adapter {name!r}: its type is {config.adapter_type}, expected {TYPE}")

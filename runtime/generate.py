@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+import kernels
 from runtime.errors import InputError
 from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
 
@@ -29,34 +30,36 @@ CANCELLED = 130  # the shell's code for an interrupt
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
     options = make_parser().parse_args(arguments)
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # before its import: it tells of parts not used here
+    # Before its import: it tells of parts that are not used here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: _say(" ".join(f"warning: {message}".split()))
             generate(options)
     except InputError as error:
         _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        _say("interrupted: nothing was written")
+        _say("interrupted")
         return CANCELLED
     return 0
 
 
 def generate(options: argparse.Namespace) -> None:
     """Check, load, compute, write."""
+    start = time.perf_counter()
     fields = region_fields(options)
-    outputs = check_outputs(options)
-    from runtime import LocalControlPipeline  # torch and diffusers: seconds, so after the first checks
+    check_files(fields, check_outputs(options))
+    check_settings(options, fields)
+    from runtime import LocalControlPipeline
 
-    check_inputs(options, fields)
+    seconds = {"start": time.perf_counter() - start}
+    _say_stage("start", seconds["start"], "imports and checks")
     start = time.perf_counter()
     pipe = LocalControlPipeline.from_pretrained(
         options.model,
-        adapter_sources(options.adapter) or None,
+        adapter_sources(options.adapter),
         device=options.device,
         dtype=options.dtype,
         backend=options.backend,
@@ -66,43 +69,69 @@ def generate(options: argparse.Namespace) -> None:
         tokenizer=options.tokenizer,
         config=options.config,
     )
-    loading = time.perf_counter() - start
-    _say_stage("model", loading)
+    seconds["model"] = time.perf_counter() - start
+    _say_stage("model", seconds["model"])
     regions = make_regions(fields, options.height or pipe.default_size, options.width or pipe.default_size)
     result = run(pipe, regions, options)
-    save(pipe, result, regions, fields, options, outputs, {"model": loading, **result.timings})
+    settings = describe(pipe, result, fields, options)
+    save(pipe, result, regions, settings, options, {**seconds, **result.timings})
 
 
-def check_outputs(options: argparse.Namespace) -> list[Path]:
-    """The pictures' paths, once every file to be written is known to be writable."""
+def picture_paths(options: argparse.Namespace) -> list[Path]:
+    """Where the pictures go: out.png, out-1.png ..."""
+    out = Path(options.out)
+    return [out, *(out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, options.images))]
+
+
+def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
+    """Every file to be written, found to be writable: its resolved path, and the option that names it."""
     from runtime.images import check_writable
 
     if options.images < 1:
         raise InputError(f"--images {options.images}: expected a whole number of at least 1")
-    out = Path(options.out)
-    paths = [out, *(out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, options.images))]
-    named = [("--out", path, ".png") for path in paths]
+    named = [("--out", path, ".png") for path in picture_paths(options)]
     named += [("--sheet", options.sheet, ".png")] * bool(options.sheet)
     named += [("--report", options.report, ".json")] * bool(options.report)
-    seen: dict[Path, str] = {}
+    outputs: dict[Path, str] = {}
     for name, path, suffix in named:
         if Path(path).suffix.lower() != suffix:
             raise InputError(f"{name} {path}: expected a name that ends in {suffix}")
         resolved = check_writable(path, name).resolve()
-        if resolved in seen:
-            raise InputError(f"{name} {path} is also {seen[resolved]}; expected another file")
-        seen[resolved] = name
-    return paths
+        if resolved in outputs:
+            raise InputError(f"{name} {path} is also {outputs[resolved]}; expected another file")
+        outputs[resolved] = name
+    return outputs
 
 
-def check_inputs(options: argparse.Namespace, fields) -> None:
-    """What can be known to be wrong before the model is loaded."""
-    from runtime import conditions
+def check_files(fields, outputs: dict[Path, str]) -> None:
+    """The regions' values and pictures, before the seconds that diffusers' import takes."""
     from runtime.images import load_image
+    from runtime.region import Region
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again at the picture's own size
+        for name, given, folder in fields:
+            region = Region.from_dict(given, name, folder, size=(64, 64))  # any size: it is not known yet
+            load_image(region.condition, f"{name} condition")
+            if region.mask is not None:
+                load_image(region.mask, f"{name} mask", background="black")
+            for key, path in _paths(name, given, folder).items():
+                if (written := outputs.get(Path(path).resolve())) is not None:
+                    raise InputError(
+                        f"{name} {key}: {path} would be overwritten by {written}; expected another file"
+                    )
+
+
+def check_settings(options: argparse.Namespace, fields) -> None:
+    """What else can be known to be wrong before the model is loaded."""
+    from runtime.adapter import check_name, embedded_adapters
     from runtime.pipeline import check_call
     from runtime.region import Region, check_size
-    from runtime.sampler import check_name
+    from runtime.sampler import check_name as check_scheduler
 
+    for name, value in (("height", options.height), ("width", options.width)):
+        if value is not None:
+            check_size(**{"height": 16, "width": 16, name: value})
     check_call(
         [options.prompt],
         options.negative_prompt,
@@ -111,21 +140,19 @@ def check_inputs(options: argparse.Namespace, fields) -> None:
         options.seed,
         options.images,
     )
-    for name, value in (("height", options.height), ("width", options.width)):
-        if value is not None:
-            check_size(**{"height": 16, "width": 16, name: value})
-    check_name(options.scheduler)
-    for name, given, folder in fields:
-        method = given.get("preprocess") if isinstance(given, dict) else None
-        rest = {k: v for k, v in given.items() if k != "preprocess"} if isinstance(given, dict) else given
-        region = Region.from_dict(rest, name, folder)
-        load_image(region.condition, f"{name} condition")
-        if region.mask is not None:
-            load_image(region.mask, f"{name} mask", background="black")
-        if method and method not in conditions.names():
-            raise InputError(
-                f"{name}: preprocess {method!r} is unknown; expected one of {', '.join(conditions.names())}"
-            )
+    check_scheduler(options.scheduler)
+    own = embedded_adapters() if options.model == "embedded" else {}
+    for _, given, _ in fields:
+        check_name(given.get("adapter") or Region.adapter, {*own, *adapter_sources(options.adapter)})
+
+
+def _paths(name: str, given: dict, folder: Path | None) -> dict[str, str]:
+    """The files that a region names, as they are seen from the working folder."""
+    from runtime.region import Region
+
+    region = Region.from_dict({k: v for k, v in given.items() if k != "preprocess"}, name, folder)
+    found = {"condition": region.condition, "mask": region.mask}
+    return {key: str(path) for key, path in found.items() if path is not None}
 
 
 def make_regions(fields, height: int, width: int) -> list[Region]:
@@ -165,16 +192,15 @@ def run(pipe: LocalControlPipeline, regions: list[Region], options: argparse.Nam
 
 
 def save(
-    pipe, result: Result, regions, fields, options: argparse.Namespace, outputs, timings: dict[str, float]
+    pipe, result: Result, regions, settings: dict, options: argparse.Namespace, seconds: dict[str, float]
 ) -> None:
     """Write the pictures, the sheet and the report."""
     from runtime.images import save_png
     from runtime.report import device_name, peak_memory, versions, write_json
     from runtime.sheet import make_sheet
 
-    settings = describe(pipe, result, fields, options)
-    start = time.perf_counter()
-    for i, (path, image) in enumerate(zip(outputs, result.images, strict=True)):
+    start, paths = time.perf_counter(), picture_paths(options)
+    for i, (path, image) in enumerate(zip(paths, result.images, strict=True)):
         own = settings | {"seed": result.seed + i}
         text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in own.items()}
         save_png(image, path, text)
@@ -183,13 +209,17 @@ def save(
         save_png(make_sheet(result.images, regions, options.prompt, result.seed), options.sheet)
         _say(f"saved {options.sheet}")
     if options.report:
+        stages = {
+            stage: value for stage, value in seconds.items() if stage != "total"
+        }  # that is the pipeline's
+        stages["save"] = time.perf_counter() - start
+        seconds = {**stages, "total": sum(stages.values())}
         report = {
-            "seconds": {name: round(value, 4) for name, value in timings.items()}
-            | {"save": round(time.perf_counter() - start, 4)},
+            "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory(pipe.device),
             "device": device_name(pipe.device),
             "versions": versions(),
-            "images": [str(path) for path in outputs],
+            "images": [str(path) for path in paths],
             "settings": settings,
         }
         write_json(report, options.report)
@@ -197,12 +227,14 @@ def save(
 
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
-    """All that it takes to repeat the run."""
+    """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
+    from runtime.pipeline import DTYPES
+
     width, height = result.images[0].size
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
-        "regions": [given for _, given, _ in fields],
+        "regions": [{**given, **_paths(name, given, folder)} for name, given, folder in fields],
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,
@@ -213,16 +245,13 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "adapters": options.adapter,
         "vae": options.vae,
         "loras": options.lora,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "tokenizer": options.tokenizer,
+        "config": options.config,
+        "dtype": next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
+        "device": str(pipe.device),
         "backend": pipe.backend,
-        "software": f"localcontrol {_version()}",
+        "software": f"localcontrol {kernels.__version__}",
     }
-
-
-def _version() -> str:
-    import kernels
-
-    return kernels.__version__
 
 
 def _say(line: str) -> None:

@@ -81,8 +81,8 @@ def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str =
 
 def check_writable(path, name: str = "output") -> Path:
     """The path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
-    path = Path(path).expanduser()
     try:
+        path = Path(path).expanduser()
         kind = _kind(path)
         if kind == stat.S_IFDIR:
             raise InputError(f"{name}: {path} is a folder; expected the name of a file to write")
@@ -95,7 +95,7 @@ def check_writable(path, name: str = "output") -> Path:
             pass
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, an unknown ~user
         raise InputError(f"{name}: cannot write {path}: {_reason(error)}") from error
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,7 +168,7 @@ def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]
         found.append(("region", single, None))
     found += [(f"--region {i + 1}", parse_region(text), None) for i, text in enumerate(options.region)]
     if options.regions:
-        folder = Path(options.regions).expanduser().parent
+        folder = Path(os.path.expanduser(options.regions)).parent
         for i, fields in enumerate(read_regions(options.regions)):
             found.append((f"{options.regions} region {i + 1}", fields, folder))
     return [
@@ -195,7 +196,7 @@ def parse_region(text: str) -> dict[str, str]:
 def read_regions(path: str) -> list:
     """The list of a --regions file."""
     try:
-        data = json.loads(Path(path).expanduser().read_text("utf-8"))
+        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
     except ValueError as error:  # also UnicodeDecodeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from kernels import ops
 from runtime import loading
-from runtime.adapter import EMBEDDED as EMBEDDED_ADAPTERS
-from runtime.adapter import Control, load_adapter
+from runtime.adapter import Control, embedded_adapters, load_adapter
 from runtime.denoiser import TorchDenoiser
 from runtime.errors import InputError
 from runtime.loading import Model
@@ -52,11 +52,7 @@ class LocalControlPipeline:
 
     def __init__(self, model: Model, adapters: Mapping[str, T2IAdapter], backend: str = "auto"):
         """``backend``: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`)."""
-        try:
-            with ops.use_backend(backend):
-                pass
-        except (ValueError, RuntimeError) as error:  # unknown, or cannot run here
-            raise InputError(str(error)) from error
+        check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
         self.denoiser = TorchDenoiser(model.unet)
         weight = model.unet.conv_in.weight
@@ -83,13 +79,15 @@ class LocalControlPipeline:
 
         Raises InputError, naming what is missing or does not fit.
         """
+        check_backend(backend)
         device = _device(device)
         dtype = _dtype(dtype, device)
         if str(model) == "embedded":
-            own = {path.name: path for path in sorted(EMBEDDED_ADAPTERS.glob("*")) if path.is_dir()}
-            adapters = {**own, **(adapters or {})}
+            adapters = {**embedded_adapters(), **(adapters or {})}
+        # The model last: it takes the longest, and what is wrong with an adapter is known before.
+        adapters = _load_adapters(adapters or {}, device, dtype, allow_pickle)
         loaded = loading.load_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, **options)
-        return cls(loaded, _load_adapters(adapters or {}, device, dtype, allow_pickle), backend)
+        return cls(loaded, adapters, backend)
 
     @classmethod
     def from_diffusers(
@@ -140,7 +138,7 @@ class LocalControlPipeline:
         height, width = height or self.default_size, width or self.default_size
         check_size(height, width)
         count = len(prompts) * images_per_prompt
-        seed = torch.seed() % MAX_SEED if seed is None else int(seed)
+        seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
         noise = self._noise(latents, count, height, width, generators)
         scheduler = make_scheduler(scheduler, self.model.scheduler)
@@ -245,6 +243,15 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
     return DTYPES.get(dtype, dtype)
+
+
+def check_backend(backend: str) -> None:
+    """InputError where the kernels' backend is unknown or cannot run here."""
+    try:
+        with ops.use_backend(backend):
+            pass
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from error
 
 
 def check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,15 @@ def versions() -> dict[str, str]:
     """Of this project, Python, and the packages whose versions can change a picture."""
     found = {package: metadata.version(package) for package in PACKAGES}
     return {"localcontrol": kernels.__version__, "python": platform.python_version(), **found}
+
+
+def commit() -> str:
+    """Of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:  # no git
+        return "unknown"
 
 
 def device_name(device: torch.device) -> str:

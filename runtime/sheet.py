@@ -79,7 +79,11 @@ def _region_panels(item: PackedRegion, number: str) -> list[Panel]:
     where = "the control acts here" if item.mask is not None else "no mask: everywhere"
     return [
         Panel(_show(condition), f"condition{number}", [(None, ", ".join(strength))]),
-        Panel(_outlined(_show(tint(condition, mask)), mask), f"mask{number} over the condition", [(INSIDE, where)]),
+        Panel(
+            _outlined(_show(tint(condition, mask)), mask),
+            f"mask{number} over the condition",
+            [(INSIDE, where)],
+        ),
     ]
 
 

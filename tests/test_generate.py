@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import LocalControlPipeline, generate
+from runtime import LocalControlPipeline, generate, images, loading
 from tests import saved_model
 from tests.tiny import make_adapter
 
@@ -60,16 +60,19 @@ def test_writes_picture_sheet_and_report(run, files, capsys):
     assert run(*controls, "--sheet", "sheet.png", "--report", "report.json") == 0
     assert written(files) == {"out.png", "sheet.png", "report.json"}
     said = capsys.readouterr().err
-    for stage in ("model", "text", "adapter", "denoise", "decode"):
+    stages = ("start", "model", "text", "adapter", "denoise", "decode")
+    for stage in stages:
         assert f"\n{stage}" in f"\n{said}", stage
     image = Image.open("out.png")
     assert image.size == (64, 64)
     assert image.text["prompt"] == "a red circle"
     assert image.text["seed"] == "5"
-    assert "localcontrol" in image.text["software"]
+    assert re.fullmatch(r"localcontrol 0\.\d+\.\d+", image.text["software"])
     assert json.loads(image.text["regions"])[0]["scale"] == "0.7"
     report = json.loads(Path("report.json").read_text())
-    assert {"model", "text", "adapter", "denoise", "decode", "total", "save"} == set(report["seconds"])
+    seconds = report["seconds"]
+    assert set(seconds) == {*stages, "save", "total"}
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) / 2, abs=1e-3)
     assert report["peak_memory_bytes"]["ram"] > 1e7
     assert {"torch", "diffusers", "localcontrol"} <= set(report["versions"])
     assert report["settings"]["seed"] == 5
@@ -97,15 +100,35 @@ def test_the_metadata_repeats_the_run(run, adapter):
     assert not np.array_equal(np.array(Image.open("free.png")), np.array(Image.open("out.png")))
 
 
+def test_the_metadata_of_a_regions_file_is_seen_from_the_working_folder(run, files):
+    (files / "inputs").mkdir()
+    for name in ("picture.png", "mask.png"):
+        (files / name).rename(files / "inputs" / name)
+    region = {"condition": "picture.png", "mask": "mask.png", "preprocess": "canny", "levels": [1, 1, 0, 0]}
+    Path("inputs/regions.json").write_text(json.dumps([region]))
+    assert run("--regions", "inputs/regions.json") == 0
+    Path("again.json").write_text(Image.open("out.png").text["regions"])
+    assert json.loads(Path("again.json").read_text())[0]["mask"] == "inputs/mask.png"
+    assert run("--regions", "again.json", "--out", "again.png") == 0
+    assert np.array_equal(np.array(Image.open("again.png")), np.array(Image.open("out.png")))
+
+
 def test_several_images_are_numbered_and_seeded(run, files):
-    assert run("--images", "3", "--out", "a.png") == 0
+    assert run("--images", "3", "--out", "a.png", "--dtype", "bf16") == 0
+    assert Image.open("a.png").text["dtype"] == "bf16"
     assert written(files) == {"a.png", "a-1.png", "a-2.png"}
     assert [Image.open(name).text["seed"] for name in ("a.png", "a-1.png", "a-2.png")] == ["5", "6", "7"]
 
 
-def test_a_drawn_seed_is_said(run, capsys):
-    assert run("--seed", "7") == 0
-    assert "seed 7" in capsys.readouterr().err
+def test_a_drawn_seed_is_said_and_written(capsys, files):
+    arguments = ["--prompt", "x", "--steps", "1", "--model", str(saved_model.folder())]
+    assert generate.main(arguments) == 0
+    seed = Image.open("out.png").text["seed"]
+    assert f"(seed {seed})" in capsys.readouterr().err
+    assert generate.main([*arguments, "--out", "other.png"]) == 0
+    assert Image.open("other.png").text["seed"] != seed
+    assert generate.main([*arguments, "--seed", seed, "--out", "same.png"]) == 0
+    assert np.array_equal(np.array(Image.open("same.png")), np.array(Image.open("out.png")))
 
 
 BAD = {
@@ -115,6 +138,9 @@ BAD = {
     "condition is text": (["--condition", "text.png"], "region condition: .*text.png"),
     "decompression bomb": (["--condition", "bomb.png"], "bomb.png.*pixels"),
     "missing mask": (["--condition", "picture.png", "--mask", "no.png"], "region mask: .*no.png"),
+    "NaN in the condition": (["--condition", "nan.tif"], "region condition: contains NaN"),
+    "NaN in the mask": (["--condition", "picture.png", "--mask", "nan.tif"], "region mask: contains NaN"),
+    "NaN in the result": (["--guidance", "1e39"], "denoise: the result has NaN"),
     "mask without condition": (["--mask", "mask.png"], "--mask without --condition"),
     "unknown preprocess": (
         ["--condition", "picture.png", "--preprocess", "cany"],
@@ -147,6 +173,11 @@ BAD = {
     "out is a folder": (["--out", "folder.png"], "--out: folder.png is a folder"),
     "out suffix": (["--out", "out.jpg"], "--out out.jpg: expected a name that ends in .png"),
     "sheet is out": (["--sheet", "out.png"], "--sheet out.png is also --out"),
+    "out is the condition": (
+        ["--condition", "picture.png", "--out", "../{folder}/picture.png"],
+        "region condition: picture.png would be overwritten by --out",
+    ),
+    "unknown user": (["--out", "~no-such-user/out.png"], "--out: cannot write ~no-such-user"),
     "report folder": (["--report", "no/report.json"], "--report: .*no"),
     "model": (["--model", "nowhere"], "model nowhere: "),
     "device": (["--device", "tpu9"], "device 'tpu9'"),
@@ -163,10 +194,11 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(run, files, capsy
     (files / "cut.png").write_bytes((files / "picture.png").read_bytes()[:-40])
     (files / "text.png").write_text("no picture")
     (files / "folder.png").mkdir()
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(files / "nan.tif")
     if case == "decompression bomb":
-        Image.new("1", (40_000, 40_000)).save("bomb.png")
+        Image.new("1", (10_000, 9_000)).save("bomb.png")  # just over PIL's limit
     before = written(files)
-    assert run(*arguments) == 2
+    assert run(*(argument.format(folder=files.name) for argument in arguments)) == 2
     *stages, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("error: ")
     assert re.search(message, last), last
@@ -176,8 +208,37 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(run, files, capsy
 
 def test_a_wrong_path_is_found_before_the_model_is_loaded(run, monkeypatch):
     monkeypatch.setattr(LocalControlPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
-    for case in ("missing condition", "out folder", "report folder", "size", "scheduler", "region key"):
-        assert run(*BAD[case][0]) == 2
+    for case in ("missing condition", "out folder", "size", "scheduler", "region key", "unknown adapter"):
+        assert run(*BAD[case][0]) == 2, case
+
+
+def test_a_wrong_adapter_or_backend_is_found_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    for case in ("adapter path", "backend", "device"):
+        assert run(*BAD[case][0]) == 2, case
+
+
+def test_an_adapter_of_other_channels_is_refused(run, files, capsys):
+    make_adapter(channels=(32, 32, 64, 64)).save_pretrained(files / "wide")
+    assert run("--adapter", "wide=wide", "--condition", "picture.png", "--control", "wide") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: adapter 'wide' has features of (32, 32, 64, 64) channels")
+    assert written(files) == {"wide"}
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated"])
+def test_a_spoiled_model_folder_is_refused(run, files, capsys, harm):
+    model = saved_model.copy_folder(files)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    if harm == "truncated":
+        weights.write_bytes(content[:-1000])
+    assert run(model=str(model)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "diffusion_pytorch_model" in last
+    assert written(files) == {"model"}
 
 
 def test_warnings_are_one_line_each(run, capsys):
@@ -187,6 +248,18 @@ def test_warnings_are_one_line_each(run, capsys):
     assert warned[0].startswith("warning: region 1 mask: all zero")
 
 
+def test_a_mask_of_another_shape_and_a_long_prompt_are_warned_of_once(run, capsys):
+    Image.new("L", (64, 32), 255).save("wide.png")
+    words = "red\n" * 90 + "zebra"
+    assert run("--prompt", words, "--condition", "picture.png", "--mask", "wide.png", "--sheet", "s.png") == 0
+    said = capsys.readouterr().err.splitlines()
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert len(warned) == 2, warned
+    assert re.search("region 1 mask: 64 x 32 px is stretched", warned[0])
+    assert re.search("prompt: .* tokens, expected at most 77; .* ignored", warned[1])
+    assert not any("stacklevel" in line or "UserWarning" in line for line in said)
+
+
 def test_an_interrupt_leaves_nothing_and_exits_130(run, files, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -194,23 +267,58 @@ def test_an_interrupt_leaves_nothing_and_exits_130(run, files, monkeypatch, caps
     monkeypatch.setattr(LocalControlPipeline, "__call__", interrupt)
     assert run() == 130
     assert written(files) == set()
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted: nothing was written"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
 
 
-def test_as_a_command(files):
+def test_an_interrupt_while_saving_leaves_no_part_of_a_picture(run, files, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images.os, "fsync", interrupt)
+    assert run("--report", "report.json") == 130
+    assert written(files) == set()
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
+
+
+def test_an_unexpected_error_is_not_swallowed(run, monkeypatch):
+    monkeypatch.setattr(LocalControlPipeline, "__call__", lambda *_, **__: {}["a defect"])
+    with pytest.raises(KeyError, match="a defect"):
+        run()
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
 
-    def command(*arguments: str):
-        call = [sys.executable, "-m", "runtime.generate", *arguments]
-        return subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
 
-    shown = command("--help")
+def test_help_shows_groups_and_two_examples():
+    shown = python("-m", "runtime.generate", "--help")
     assert shown.returncode == 0
     assert shown.stdout.count("python -m runtime.generate --") >= 2
-    for group in ("the picture:", "one region:", "the model:", "output:"):
+    for group in ("the picture:", "one region:", "several regions:", "the model:", "output:"):
         assert group in shown.stdout
-    failed = command("--prompt", "x", "--condition", "no.png")
+
+
+def test_a_wrong_path_as_a_command(files):
+    failed = python("-m", "runtime.generate", "--prompt", "x", "--condition", "no.png")
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert failed.stderr.startswith("error: region condition: ")
     assert failed.stderr.count("\n") == 1
+
+
+def test_help_imports_no_torch_and_a_wrong_path_no_diffusers(files):
+    code = """
+import sys
+from runtime.generate import main
+try:
+    main(["--help"])
+except SystemExit:
+    assert "torch" not in sys.modules
+assert main(["--prompt", "x", "--condition", "no.png"]) == 2
+assert "diffusers" not in sys.modules
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime import sheet as module
 from runtime.masks import box
 from runtime.region import Region
-from runtime.sheet import INSIDE, OUTSIDE, colour_edges, make_sheet, tint
+from runtime.sheet import INSIDE, OUTLINE, OUTSIDE, colour_edges, make_sheet, tint
 
 
 def picture(size: tuple[int, int] = (128, 128)) -> Image.Image:
@@ -54,6 +55,42 @@ def test_panels_are_of_a_size_to_be_looked_at(size):
     assert (paper[:, :5] == 255).all()
 
 
+def test_labels_fit_beside_the_narrowest_pictures(monkeypatch):
+    labels = []
+    shorten = module._shorten
+    monkeypatch.setattr(module, "_shorten", lambda *a: labels.append((a[0], shorten(*a))) or labels[-1][1])
+    region = Region(
+        picture((16, 64)),
+        mask=left_half((16, 64)),
+        adapter="sketch",
+        scale=0.75,
+        start=0.25,
+        end=0.75,
+        levels=(1, 1, 0.5, 0.25),
+    )
+    make_sheet([picture((16, 64))], [region] * 10, "", 2**63 - 1)
+    assert ("mask 10 over the condition",) * 2 in labels
+    assert ("sketch, scale 0.75, levels 1:1:0.5:0.25",) * 2 in labels
+    assert ("acts here, steps 25% to 75%",) * 2 in labels
+    assert all(drawn == text for text, drawn in labels)
+
+
+def test_too_long_a_label_is_cut_with_an_ellipsis():
+    region = Region(picture(), adapter="a very long name of an adapter, longer than its column is wide")
+    sheet = np.array(make_sheet([picture()], [region], "x" * 500, 0))
+    assert (sheet[:, -5:] == 255).all()
+
+
+def test_the_outline_is_the_masks_border():
+    mask = np.zeros((128, 128), np.float32)
+    mask[32:96, 32:96] = 0.01  # however faint: the control acts there
+    drawn = shares(module._outlined(Image.new("RGB", (256, 256)), mask), OUTLINE)
+    expected = np.zeros((256, 256), bool)
+    expected[64:192, 64:192] = True
+    expected[65:191, 65:191] = False
+    assert np.array_equal(drawn, expected)
+
+
 def test_regions_and_results_add_rows():
     region = Region(picture(), mask=left_half())
     one = make_sheet([picture()], [region], "a prompt", 0)
@@ -62,6 +99,11 @@ def test_regions_and_results_add_rows():
     assert many.height > 2.5 * (one.height - 60)
     free = make_sheet([picture()], [], "a prompt", 0)
     assert free.width < one.width
+
+
+def test_the_run_has_warned_already(recwarn):
+    make_sheet([picture()], [Region(picture((64, 128)), mask=np.zeros((128, 128)))], "a prompt", 0)
+    assert not recwarn
 
 
 def test_a_long_prompt_is_wrapped():

@@ -7,6 +7,7 @@ adapter, then its measures, card and sheet. Stop it at any moment and run it aga
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from pathlib import Path
@@ -75,6 +76,8 @@ def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], 
         pipe.to(torch.float16).save_pretrained(temporary)
     write_tokenizers(temporary / "tokenizer", temporary / "tokenizer_2")
     _use_common_names(temporary / "text_encoder" / "model.safetensors")
+    for name in ("text_encoder", "text_encoder_2"):
+        _load_in_fp32(temporary / name / "config.json")
     for name, adapter in adapters.items():
         with quiet():
             adapter.half().save_pretrained(temporary / "adapters" / name)
@@ -87,6 +90,13 @@ def _use_common_names(path: Path) -> None:
     prefix = "text_model."
     tensors = {name if name.startswith(prefix) else prefix + name: t for name, t in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _load_in_fp32(path: Path) -> None:
+    """Let transformers load a text encoder in fp32 unless told otherwise, as diffusers does the other parts."""
+    config = json.loads(path.read_text())
+    config.update(dict.fromkeys(config.keys() & {"dtype", "torch_dtype"}, "float32"))
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from runtime.pipeline import LocalControlPipeline
-from runtime.report import device_name, versions
+from runtime.report import commit, device_name, versions
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
@@ -40,6 +40,7 @@ def write_card(folder: Path, runs: Mapping[str, Stage]) -> None:
         "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
         "device": f"{device_name(DEVICE)}, {torch.get_num_threads()} threads",
         "versions": versions(),
+        "commit": commit(),
     }
     sheet(images[:16], [scene.caption for scene in held_out_scenes(16)]).save(
         folder / "sheet.png", optimize=True
@@ -93,7 +94,7 @@ and measured without a download. It knows nothing else. Licence: Apache-2.0, lik
 
 ## How it was made
 
-`python -m training.embedded.build`, from random weights, on procedurally drawn scenes
+`python -m training.embedded.build` at commit {m["commit"]}, from random weights, on procedurally drawn scenes
 (`training/embedded/world.py`): 8 shapes x 8 colours x 5 backgrounds, 1 to 3 objects. No other data.
 
 | stage | trained on | steps x batch | minutes |

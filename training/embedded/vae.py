@@ -16,7 +16,10 @@ from training.embedded.world import render, sample_scene
 SIZE = 128
 STEPS, BATCH = 8_000, 4
 FIRST_SEED = 10_000_000  # scenes of its own: 2 to 5 objects, so that less of every picture is empty
-KL_WEIGHT = 1e-4
+KL_WEIGHT = 3e-3
+THUMBNAIL_WEIGHT = 0.1
+# red, green, blue -> lightness, red against green, blue against yellow, each of about unit variance in this world
+OPPONENT = ((0.7, 0.7, 0.7), (2.0, -2.0, 0.0), (-1.2, -1.2, 2.4))
 
 
 def make_vae() -> AutoencoderKL:
@@ -40,6 +43,11 @@ def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def thumbnail(pixels: torch.Tensor) -> torch.Tensor:
+    """Each latent pixel's mean colour, (B, 3, H, W) in [-1, 1] -> (B, 3, H / 8, W / 8), in opponent colours."""
+    return torch.einsum("oc,bchw->bohw", pixels.new_tensor(OPPONENT), F.avg_pool2d(pixels, 8))
+
+
 def train(folder: Path, steps: int = STEPS) -> tuple[AutoencoderKL, Stage]:
     """The trained autoencoder (averaged weights) and the stage that holds its step count and time."""
     torch.manual_seed(0)
@@ -54,13 +62,14 @@ def train(folder: Path, steps: int = STEPS) -> tuple[AutoencoderKL, Stage]:
         with autocast():
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample()).sample.float()
-        kl = (
-            0.5
-            * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        )
+        mean = posterior.mean.float()
+        kl = 0.5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return {
             "l1": F.l1_loss(decoded, pixels),
             "mse": 4 * F.mse_loss(decoded, pixels),  # the square keeps colours from being confused early on
+            # Left to itself the encoder lays all colours along one bent line, red beside orange and purple beside
+            # green, and the UNet confuses the neighbours. SDXL's own latents are close to linear in colour.
+            "thumbnail": THUMBNAIL_WEIGHT * F.mse_loss(mean[:, :3], thumbnail(pixels)),
             "kl": KL_WEIGHT * kl,
         }
 
