@@ -71,19 +71,16 @@ def tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
 def _region_panels(item: PackedRegion, number: str) -> list[Panel]:
     region, condition = item.region, _to_image(item.condition)
     mask = _mask(item, condition.height, condition.width)
-    strength = [f"adapter {region.adapter}", f"scale {region.scale:g}"]
-    if (region.start, region.end) != (0, 1):
-        strength.append(f"steps {region.start:.0%} to {region.end:.0%}")
+    strength = f"{region.adapter}, scale {region.scale:g}"
     if tuple(region.levels) != (1, 1, 1, 1):
-        strength.append("levels " + ":".join(f"{level:g}" for level in region.levels))
-    where = "the control acts here" if item.mask is not None else "no mask: everywhere"
+        strength += ", levels " + ":".join(f"{level:g}" for level in region.levels)
+    where = "acts here" if item.mask is not None else "no mask: acts everywhere"
+    if (region.start, region.end) != (0, 1):
+        where += f", steps {region.start:.0%} to {region.end:.0%}"
+    over = _outlined(_show(tint(condition, mask)), mask)
     return [
-        Panel(_show(condition), f"condition{number}", [(None, ", ".join(strength))]),
-        Panel(
-            _outlined(_show(tint(condition, mask)), mask),
-            f"mask{number} over the condition",
-            [(INSIDE, where)],
-        ),
+        Panel(_show(condition), f"condition{number}", [(None, strength)]),
+        Panel(over, f"mask{number} over the condition", [(INSIDE, where)]),
     ]
 
 
@@ -96,7 +93,7 @@ def _result_panels(image: Image.Image, mask: np.ndarray | None, seed: int) -> li
         shown = _outlined(shown, mask)
         legend = [(INSIDE, "inside"), (OUTSIDE, "outside the mask")]
     return [
-        Panel(_show(image), "result", [(None, f"seed {seed}, {image.width} x {image.height} px")]),
+        Panel(_show(image), f"result, {image.width} x {image.height} px", [(None, f"seed {seed}")]),
         Panel(shown, "edges of the result", legend),
     ]
 
