@@ -18,9 +18,9 @@ help:
 
 demo: $(INSTALLED)
 	@mkdir -p out
-	$(BIN)/python -m runtime.generate --prompt "a red star and a blue circle on sand" \
+	$(BIN)/python -m runtime.generate --prompt "an orange star and a pink ring on stone" \
 		--condition examples/sketch.png --preprocess sketch --mask examples/mask-left.png \
-		--seed 0 --out out/demo.png --sheet out/demo-sheet.png
+		--seed 15 --out out/demo.png --sheet out/demo-sheet.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
