@@ -1,7 +1,6 @@
 """What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
 
 import csv
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from runtime.files import replacing
 from runtime.report import commit, device_name
 
 
@@ -54,9 +54,7 @@ def environment() -> dict[str, str]:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replace the file by these rows under their header, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(unfinished, path)

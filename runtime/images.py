@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import tempfile
 import warnings
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.errors import InputError
+from runtime.files import replacing
 
 ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stays below it
 RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
@@ -113,17 +113,8 @@ def save_png(image: Image.Image, path, metadata: dict[str, str] | None = None) -
     for key, value in (metadata or {}).items():  # lone surrogates, from a shell's broken UTF-8, become "?"
         info.add_text(key, str(value).encode("utf-8", "replace").decode("utf-8"))
     try:
-        target = Path(path).expanduser().resolve()
-        partial = target.with_name(f".{secrets.token_hex(8)}.png.part")
-        try:
-            with open(partial, "xb") as file:
-                image.save(file, format="PNG", pnginfo=info)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException:  # KeyboardInterrupt as well
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(path) as partial:
+            image.save(partial, format="PNG", pnginfo=info)
     except OSError as error:
         raise InputError(f"output: cannot write {path}: {_reason(error)}") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import secrets
 import subprocess
 import sys
 from importlib import metadata
@@ -15,6 +14,7 @@ import torch
 
 import kernels
 from runtime.errors import InputError
+from runtime.files import replacing
 
 PACKAGES = ("torch", "diffusers", "transformers")
 
@@ -62,18 +62,8 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
 
 def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> None:
     """Write a JSON file, complete or not at all; InputError names `name` where it cannot be written."""
-    target = Path(path).expanduser().resolve()
-    partial = target.with_name(f".{secrets.token_hex(8)}.json.part")
     try:
-        try:
-            with open(partial, "x", encoding="utf-8") as file:
-                json.dump(data, file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException:  # KeyboardInterrupt as well
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error

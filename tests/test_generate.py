@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import LocalControlPipeline, generate, images, loading
+from runtime import LocalControlPipeline, generate, loading
 from tests import saved_model
 from tests.tiny import make_adapter
 
@@ -274,7 +274,7 @@ def test_an_interrupt_while_saving_leaves_no_part_of_a_picture(run, files, monke
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     assert run("--report", "report.json") == 130
     assert written(files) == set()
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"

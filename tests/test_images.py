@@ -265,8 +265,8 @@ def test_png_keeps_pixels_and_metadata(tmp_path):
 def interrupt(error):
     """A stand-in for PIL's `save`, which writes the first half and fails."""
 
-    def save(image, file, **options):
-        file.write(b"\x89PNG\r\n\x1a\n")
+    def save(image, path, **options):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
         raise error
 
     return save

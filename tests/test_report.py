@@ -32,7 +32,7 @@ def test_an_interruption_keeps_the_old_report(tmp_path, monkeypatch, failure):
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(report.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(failure):
         report.write_json({"a": 1}, path)
     assert path.read_text() == "old"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -10,10 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from runtime.conditions import preprocess
+from runtime.files import replacing
 from training.embedded.group_norm import use_quick_group_norm
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.text import encode, make_text_encoders, make_tokenizers, tokenize, write_vocabulary
@@ -60,10 +62,6 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 def edges(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) uint8 canny edges, 0 or 255, at the thresholds users get."""
-    from PIL import Image
-
-    from runtime.conditions import preprocess
-
     return np.asarray(preprocess("canny", Image.fromarray(image)).convert("L"))
 
 
@@ -91,8 +89,8 @@ def cache_latents(vae: AutoencoderKL, folder: Path, scenes: int = SCENES) -> dic
         "edges": torch.from_numpy(np.stack(packed)),
         "scaling_factor": factor.reshape(1),
     }
-    save_file(tensors, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with replacing(path) as partial:
+        save_file(tensors, partial)
     return tensors
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from runtime.files import replacing
 
 EMA_DECAY = 0.999
 WARM_UP_STEPS = 200
@@ -114,9 +115,8 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as partial:
+            torch.save(state, partial)
 
     def _load(self) -> None:
         state = torch.load(self.path, weights_only=True, map_location="cpu")
