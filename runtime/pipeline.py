@@ -135,7 +135,7 @@ class LocalControlPipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt)
-        height, width = height or self.default_size, width or self.default_size
+        height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
         seed = secrets.randbits(32) if seed is None else int(seed)

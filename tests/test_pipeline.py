@@ -213,6 +213,7 @@ def test_progress_is_told_every_step():
     ("options", "message"),
     [
         ({"height": 65}, r"height 65 .* 64 and 80"),
+        ({"width": 0}, "width 0"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 2.5}, r"steps 2\.5"),
         ({"guidance": float("nan")}, "guidance nan"),

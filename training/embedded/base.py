@@ -23,7 +23,7 @@ from training.embedded.vae import SIZE, to_pixels
 from training.embedded.world import render, sample_scene
 
 SCENES = 32_000
-STEPS, BATCH = 5_500, 64
+STEPS, BATCH = 7_000, 64
 EMPTY_PROMPT_SHARE = 0.1
 
 

@@ -14,7 +14,7 @@ from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.world import render, sample_scene
 
 SIZE = 128
-STEPS, BATCH = 8_000, 4
+STEPS, BATCH = 6_000, 4
 FIRST_SEED = 10_000_000  # scenes of its own: 2 to 5 objects, so that less of every picture is empty
 KL_WEIGHT = 3e-3
 THUMBNAIL_WEIGHT = 0.1
