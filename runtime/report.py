@@ -16,12 +16,14 @@ import kernels
 from runtime.errors import InputError
 from runtime.files import replacing
 
-PACKAGES = ("torch", "diffusers", "transformers")
+PACKAGES = ("diffusers", "transformers")
 
 
 def versions() -> dict[str, str]:
     """Of this project, Python, and the packages whose versions can change a picture."""
     found = {package: metadata.version(package) for package in PACKAGES}
+    # torch's own word names its build too ("+cpu", "+cu130"), which its metadata on PyPI does not
+    found["torch"] = torch.__version__
     return {"localcontrol": kernels.__version__, "python": platform.python_version(), **found}
 
 
