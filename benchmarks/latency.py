@@ -14,11 +14,10 @@ from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipelin
 
 from benchmarks.measure import environment, interleave, percentiles, write_rows
 from runtime import LocalControlPipeline, Region
-from runtime.loading import EMBEDDED
+from runtime.loading import DTYPES, EMBEDDED
 from runtime.masks import box
 
 PROMPT = "a yellow star and a blue circle at night"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str] | None = None) -> None:

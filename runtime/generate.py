@@ -209,9 +209,8 @@ def save(
         save_png(make_sheet(result.images, regions, options.prompt, result.seed), options.sheet)
         _say(f"saved {options.sheet}")
     if options.report:
-        stages = {
-            stage: value for stage, value in seconds.items() if stage != "total"
-        }  # that is the pipeline's
+        # without the pipeline's own total: this one is the whole run's
+        stages = {stage: value for stage, value in seconds.items() if stage != "total"}
         stages["save"] = time.perf_counter() - start
         seconds = {**stages, "total": sum(stages.values())}
         report = {
@@ -228,7 +227,7 @@ def save(
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
     """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
-    from runtime.pipeline import DTYPES
+    from runtime.loading import DTYPES
 
     width, height = result.images[0].size
     return {

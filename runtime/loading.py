@@ -23,7 +23,7 @@ from runtime.unet import UNet
 from runtime.weights import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -64,7 +64,7 @@ def load_model(
 
     Raises InputError, naming the file and what was expected, before anything large is read where it can.
     """
-    if dtype not in DTYPES:
+    if dtype not in DTYPES.values():
         raise InputError(f"dtype {dtype}: expected float32, bfloat16 or float16")
     loras = [find_lora(lora, allow_pickle) for lora in loras]
     path = EMBEDDED if source == "embedded" else _find(source, dtype, allow_pickle)

@@ -21,13 +21,12 @@ from runtime import loading
 from runtime.adapter import Control, embedded_adapters, load_adapter
 from runtime.denoiser import TorchDenoiser
 from runtime.errors import InputError
-from runtime.loading import Model
+from runtime.loading import DTYPES, Model
 from runtime.quiet import quiet
 from runtime.region import Region, check_size, pack
 from runtime.sampler import denoise, make_scheduler, set_timesteps
 from runtime.text import encode_guidance
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
 MAX_SEED = 2**63 - 1
 AdapterSource = str | Path | T2IAdapter
