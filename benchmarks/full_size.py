@@ -1,4 +1,4 @@
-"""python -m benchmarks.full_size [--out benchmarks/results/cpu] [--repeats 3] [--small]
+"""python -m benchmarks.full_size [--out folder] [--repeats 3] [--small]
 
 SDXL's whole UNet (2.57 B parameters, random weights) in bf16, ours against diffusers': do the two agree at full size,
 how long does a forward of each take, how much memory is needed? 512 x 512 pixels, batch 1, without and with control.
@@ -16,7 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from benchmarks.measure import environment, interleave, percentiles, write_rows
+from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
 from runtime.unet_blocks import LevelControl
@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.full_size", description=__doc__.split("\n\n")[1]
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/cpu"), help="folder of the CSV file"
-    )
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed forwards, after one that is not (default 3)"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipeline
 
-from benchmarks.measure import environment, interleave, percentiles, write_rows
+from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
 from runtime import LocalControlPipeline, Region
 from runtime.loading import DTYPES, EMBEDDED
 from runtime.masks import box
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, help="pixels, square (default: the model's own)")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"))
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     options = parser.parse_args(arguments)
     rows = []
     for dtype in options.dtype:

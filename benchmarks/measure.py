@@ -1,6 +1,7 @@
 """What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
 
 import csv
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ import torch
 
 from runtime.files import replacing
 from runtime.report import commit, device_name
+
+RESULTS = Path("benchmarks/results")
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -49,6 +52,13 @@ def environment() -> dict[str, str]:
         "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def results_folder() -> Path:
+    """Where this device's figures are committed: benchmarks/results/cpu, .../nvidia-h200."""
+    if not torch.cuda.is_available():
+        return RESULTS / "cpu"
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

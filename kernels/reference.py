@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import checks
+
 SOBEL_EPS = 1e-6  # kornia.filters.sobel's; keeps the square root differentiable on flat areas
 
 
@@ -33,7 +35,7 @@ def inject(
     Raises ValueError where the shapes or dtypes do not fit.
     """
     masks = [None] * len(features) if masks is None else masks
-    batch = _check_inject(hidden, features, masks, scales)
+    batch = checks.check_inject(hidden, features, masks, scales)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     terms = []
     for r, (feature, mask) in enumerate(zip(features, masks, strict=True)):
@@ -46,45 +48,6 @@ def inject(
     return out
 
 
-def _check_inject(
-    hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor
-) -> int:
-    """The feature batch B, once every shape and dtype has been found to fit."""
-    if hidden.ndim != 4 or not hidden.is_floating_point():
-        raise ValueError(f"inject: hidden must be a float (G*B, C, H, W), got {_describe(hidden)}")
-    regions = len(features)
-    if len(masks) != regions:
-        raise ValueError(f"inject: {regions} features need as many masks, got {len(masks)}")
-    if scales.shape != (regions,) or not scales.is_floating_point():
-        raise ValueError(
-            f"inject: scales must be a float ({regions},), one a region, got {_describe(scales)}"
-        )
-    batch = max([t.shape[0] for t in (*features, *masks) if t is not None and t.ndim], default=1)
-    if batch == 0 or hidden.shape[0] % batch:
-        raise ValueError(
-            f"inject: hidden's batch {hidden.shape[0]} is no multiple of the features' batch {batch}"
-        )
-    channels, size = hidden.shape[1], hidden.shape[2:]
-    for r, feature in enumerate(features):
-        _check_rows(f"features[{r}]", feature, batch, (channels, *size))
-        if masks[r] is not None:
-            _check_rows(f"masks[{r}]", masks[r], batch, (1, *size))
-    return batch
-
-
-def _check_rows(name: str, tensor: Tensor, batch: int, row: tuple[int, ...]) -> None:
-    rows = "1" if batch == 1 else f"{batch} or 1"
-    fits = tensor.ndim == 4 and tensor.shape[0] in (1, batch) and tuple(tensor.shape[1:]) == row
-    if not fits or not tensor.is_floating_point():
-        raise ValueError(
-            f"inject: {name} must be a float ({rows}, {', '.join(map(str, row))}), got {_describe(tensor)}"
-        )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
 def sobel_z0_loss(
     model_output: Tensor,
     noisy: Tensor,
@@ -93,45 +56,53 @@ def sobel_z0_loss(
     alpha: Tensor,
     sigma: Tensor,
     prediction_type: str = "epsilon",
+    *,
+    edges: str = "sobel",
 ) -> Tensor:
     """mean over (C, h, w) of (S(z0_hat) M - S(z0) M)^2 for each sample, S the Sobel magnitude.
 
     model_output, noisy (z_t), latents (z0): (B, C, h, w), any h, w >= 1.
     mask M: (B or 1, 1, h, w). alpha, sigma: (B,), with z_t = alpha z0 + sigma eps.
+    edges: what S is, "sobel", "laplacian" or "none" (the latent itself).
     Returns (B,) float32 (float64 for float64 input). Differentiable in model_output. Unweighted.
-    Raises ValueError where the shapes do not fit or the prediction type is unknown.
+    Raises ValueError where the shapes do not fit or a name is unknown.
     """
-    _check_loss(model_output, noisy, latents, mask, alpha, sigma)
+    checks.check_loss(model_output, noisy, latents, mask, alpha, sigma, prediction_type, edges)
     dtype = torch.promote_types(model_output.dtype, torch.float32)
     model_output, noisy, latents, mask = (t.to(dtype) for t in (model_output, noisy, latents, mask))
     predicted = predict_z0(model_output, noisy, alpha.to(dtype), sigma.to(dtype), prediction_type)
-    difference = sobel(predicted) * mask - sobel(latents) * mask
+    find = {"sobel": sobel, "laplacian": laplacian, "none": lambda z: z}[edges]
+    difference = find(predicted) * mask - find(latents) * mask
     return difference.square().mean(dim=(1, 2, 3))
 
 
-def _check_loss(
-    model_output: Tensor, noisy: Tensor, latents: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
-):
-    shape = model_output.shape
-    if len(shape) != 4 or not model_output.is_floating_point():
-        raise ValueError(
-            f"sobel_z0_loss: model_output must be a float (B, C, h, w), got {_describe(model_output)}"
-        )
-    for name, tensor in {"noisy": noisy, "latents": latents}.items():
-        if tensor.shape != shape:
-            raise ValueError(
-                f"sobel_z0_loss: {name} must be {tuple(shape)}, as model_output, got {_describe(tensor)}"
-            )
-    batch, _, height, width = shape
-    if mask.shape not in ((batch, 1, height, width), (1, 1, height, width)):
-        raise ValueError(
-            f"sobel_z0_loss: mask must be ({batch} or 1, 1, {height}, {width}), got {_describe(mask)}"
-        )
-    for name, tensor in {"alpha": alpha, "sigma": sigma}.items():
-        if tensor.shape != (batch,):
-            raise ValueError(
-                f"sobel_z0_loss: {name} must be ({batch},), one a sample, got {_describe(tensor)}"
-            )
+def noise_and_z0_loss(
+    model_output: Tensor,
+    noisy: Tensor,
+    latents: Tensor,
+    mask: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    prediction_type: str = "epsilon",
+    *,
+    edges: str = "sobel",
+) -> tuple[Tensor, Tensor]:
+    """The two terms of the training loss, (B,) each: mean((o - target)^2), and `sobel_z0_loss` of the same arguments.
+
+    The target is what noisy and latents imply: eps = (z_t - alpha z0) / sigma, v = alpha eps - sigma z0, or z0.
+    sigma must not be 0 for the first two.
+    """
+    z0_loss = sobel_z0_loss(model_output, noisy, latents, mask, alpha, sigma, prediction_type, edges=edges)
+    dtype = z0_loss.dtype
+    target, a, s = (
+        latents.to(dtype),
+        alpha.to(dtype)[:, None, None, None],
+        sigma.to(dtype)[:, None, None, None],
+    )
+    if prediction_type != "sample":
+        noise = (noisy.to(dtype) - a * target) / s
+        target = noise if prediction_type == "epsilon" else a * noise - s * target
+    return (model_output.to(dtype) - target).square().mean(dim=(1, 2, 3)), z0_loss
 
 
 def predict_z0(
@@ -147,11 +118,7 @@ def predict_z0(
         return (noisy - sigma * model_output) / alpha
     if prediction_type == "v_prediction":
         return alpha * noisy - sigma * model_output
-    if prediction_type == "sample":
-        return model_output
-    raise ValueError(
-        f"prediction_type must be 'epsilon', 'v_prediction' or 'sample', got {prediction_type!r}"
-    )
+    return model_output
 
 
 def sobel(z: Tensor) -> Tensor:
@@ -166,3 +133,70 @@ def sobel(z: Tensor) -> Tensor:
     gx = (rows[..., 2:] - rows[..., :-2]) / 8
     gy = (columns[..., 2:, :] - columns[..., :-2, :]) / 8
     return (gx.square() + gy.square() + SOBEL_EPS).sqrt()
+
+
+def laplacian(z: Tensor) -> Tensor:
+    """Sum of each pixel's 3 x 3 neighbourhood minus nine times the pixel, over 16; replicate padding.
+
+    kornia.filters.laplacian's kernel of size 3, normalized: ones around -8.
+    """
+    padded = F.pad(z, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
+    return sum(across[..., i : i + z.shape[-2], :] - 3 * z for i in range(3)) / 16  # 0 where all is flat
+
+
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
+    """silu(group_norm(x)), or the norm alone: (B, C, H, W) -> (B, C, H, W), memory format kept.
+
+    weight, bias: (C,). Statistics over each sample's C / num_groups channels and all pixels, variance biased.
+    Differentiable in x, weight and bias. Raises ValueError where the shapes do not fit.
+    """
+    checks.check_group_norm(x, weight, bias, num_groups)
+    y = F.group_norm(x, num_groups, weight, bias, eps)
+    return F.silu(y) if silu else y
+
+
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """value * gelu(gate), the halves of the last dimension of x + bias: (..., 2 C) -> (..., C); exact gelu.
+
+    bias: (2 C,) or None. Differentiable in x and bias. Raises ValueError where the shapes do not fit.
+    """
+    checks.check_geglu(x, bias)
+    value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
+def guidance_step(
+    sample: Tensor,
+    output: Tensor,
+    coefficients: Tensor,
+    previous: Tensor | None = None,
+    *,
+    rescale: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """One step of a linear sampler from the model's output: the next sample, and the denoised one it is made with.
+
+        o = unguided + w (guided - unguided)        where output has 2B rows, the unguided first; otherwise output
+        o = o (rescale std(guided) / std(o) + 1 - rescale)      std over each sample, arXiv 2305.08891 section 3.4
+        denoised = p sample + q o
+        next = a sample + b denoised + c previous
+
+    sample: (B, C, h, w) float32. output: (B or 2B, C, h, w), any float dtype.
+    coefficients: (6,) float32: w, p, q, a, b, c. Euler has c = 0; DPM++ 2M uses the previous step's denoised.
+    previous: (B, C, h, w) float32, or None for none. Returns two float32 (B, C, h, w) in the sample's memory format.
+    Raises ValueError where the shapes or dtypes do not fit.
+    """
+    checks.check_guidance_step(sample, output, coefficients, previous)
+    w, p, q, a, b, c = coefficients.to(sample.dtype)
+    output = output.to(sample.dtype)
+    if len(output) == 2 * len(sample):
+        unguided, guided = output.chunk(2)
+        output = unguided + w * (guided - unguided)
+        if rescale > 0:
+            spread, guided_spread = (t.std(dim=(1, 2, 3), keepdim=True) for t in (output, guided))
+            output = output * (rescale * guided_spread / spread + 1 - rescale)
+    denoised = p * sample + q * output
+    following = a * sample + b * denoised
+    return (following if previous is None else following + c * previous), denoised

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+# Triton reads this when it is first imported: without a GPU its interpreter runs the kernels, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # How sums are split over threads changes their last bits: two, as on the smallest machine that runs these.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

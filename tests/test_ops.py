@@ -8,7 +8,13 @@ import torch
 
 from kernels import ops, reference
 
-OPS = ["inject", "sobel_z0_loss"]
+OPS = ["inject", "sobel_z0_loss", "noise_and_z0_loss", "group_norm_silu", "geglu", "guidance_step"]
+
+
+@pytest.fixture
+def _no_interpreter(monkeypatch):
+    """As in a process without TRITON_INTERPRET=1."""
+    monkeypatch.setattr(ops, "INTERPRETED", False)
 
 
 @pytest.fixture
@@ -60,11 +66,52 @@ def test_unknown_backend_is_named():
         pass
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_has_a_kernel_of_the_same_signature(name):
+    from kernels import triton_ops
+
+    assert inspect.signature(getattr(triton_ops, name)) == inspect.signature(getattr(reference, name))
+
+
+@pytest.mark.usefixtures("_no_interpreter")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs here")
 def test_triton_is_refused_before_the_block_runs():
-    with pytest.raises(RuntimeError, match="triton"), ops.use_backend("triton"):
+    with (
+        pytest.raises(RuntimeError, match="backend 'triton' needs .* a CUDA device"),
+        ops.use_backend("triton"),
+    ):
         pytest.fail("the block ran")
 
 
+def test_triton_is_refused_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(ops, "HAS_TRITON", False)
+    with pytest.raises(RuntimeError, match="needs the package triton"), ops.use_backend("triton"):
+        pytest.fail("the block ran")
+    assert (inject() == 1).all()  # "auto" takes the torch path without a word
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scales", "obstacle"),
+    [
+        (torch.float64, torch.ones(1), "takes float32, float16 and bfloat16, got float64"),
+        (
+            torch.float32,
+            torch.ones(1, requires_grad=True),
+            "has no gradient for an argument that requires one",
+        ),
+        (torch.float32, torch.ones(1, device="meta"), "needs all tensors on one device, got cpu, meta"),
+    ],
+    ids=["float64", "gradient", "device"],
+)
+def test_triton_says_what_it_cannot_take(monkeypatch, dtype, scales, obstacle):
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    monkeypatch.setattr(ops, "_backend", "triton")
+    x = torch.zeros(1, 2, 3, 3, dtype=dtype)
+    with pytest.raises(RuntimeError, match=f"inject: the triton backend {obstacle}; use 'auto' or 'torch'"):
+        ops.inject(x, [x], None, scales)
+
+
+@pytest.mark.usefixtures("_no_interpreter")
 def test_backend_is_restored(monkeypatch):
     monkeypatch.setattr(ops, "_backend", "triton")  # as set by the environment: refused where an op is called
     with ops.use_backend("torch"):
@@ -86,8 +133,9 @@ def test_backend_is_restored(monkeypatch):
         ("fast", ValueError, "LOCALCONTROL_KERNELS must be one of auto, triton, torch, got 'fast'"),
     ],
 )
-def test_environment_sets_the_backend(reloaded, value, error, message):
+def test_environment_sets_the_backend(reloaded, monkeypatch, value, error, message):
     module = reloaded(value)
+    monkeypatch.setattr(module, "INTERPRETED", False)
     with pytest.raises(error, match=message):
         inject()
     with module.use_backend("torch"):  # an explicit choice goes before the environment's

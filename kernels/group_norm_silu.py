@@ -1,0 +1,301 @@
+"""group_norm_silu: group normalisation and SiLU, in two launches each way.
+
+A launch per direction gathers sums and one applies them, both over the same grid of (chunk of pixels, block of whole
+groups, sample): at batch 1 too there are several programs for every multiprocessor, where a block per group would
+leave most of the GPU idle. A group's channels are neighbours in NHWC, so a block of several groups is read in
+16-byte vectors whatever the group's width (10 channels at SDXL's first level).
+
+Statistics in float32, of differences to a pixel of the chunk: sum(x^2) - sum(x)^2 / n would lose everything where the
+mean is large. Chunks are merged by Chan's formula, in the order of their numbers: the same bits every time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import checks, launch
+from kernels.groups import (
+    before_silu,
+    chunk_start,
+    load_channels,
+    load_partials,
+    members,
+    merge_statistics,
+    spread_out,
+    store_partials,
+)
+from kernels.tiles import tile_at, tile_inside
+
+
+@triton.jit
+def _statistics_kernel(
+    x,
+    partials,  # (2, B, groups, chunks) float32 and room to spare: mean, and sum of squared differences to it
+    pixels,
+    channels,
+    chunk,  # pixels of a program
+    strides,
+    GROUP: tl.constexpr,  # channels of a group
+    GROUPS: tl.constexpr,  # groups of a program
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
+    end = c + GROUP * GROUPS
+    b = tl.program_id(2)
+    shift = tl.load(
+        tile_at(x, strides, b, first, c, 1, BLOCK_C), tile_inside(first, c, last, end, 1, BLOCK_C), other=0.0
+    ).to(tl.float32)
+    sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    squares = sums
+    for p in range(first, last, BLOCK_P):
+        inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        difference = tl.where(inside, value - shift, 0.0)
+        sums += difference
+        squares += difference * difference
+    count = (last - first).to(tl.float32)
+    total = tl.sum(sums, 0)[None, :]
+    channel_mean = shift + total / count
+    channel_spread = tl.sum(squares, 0)[None, :] - total * total / count
+    member = members(GROUP, GROUPS, BLOCK_C)
+    mean = tl.sum(tl.where(member, channel_mean, 0.0), 1) / GROUP
+    off = tl.where(member, channel_mean - mean[:, None], 0.0)
+    spread = tl.sum(tl.where(member, channel_spread, 0.0) + count * off * off, 1)
+    store_partials(partials, mean, spread, c // GROUP, channels // GROUP, GROUPS)
+
+
+@triton.jit
+def _normalize_kernel(
+    x,
+    weight,
+    bias,
+    partials,
+    out,
+    pixels,
+    channels,
+    chunk,
+    eps,
+    strides,
+    out_strides,
+    SILU: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNKS: tl.constexpr,  # rounded up to a power of two
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
+    end = c + GROUP * GROUPS
+    b = tl.program_id(2)
+    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
+    scale = rstd * w
+    for p in range(first, last, BLOCK_P):
+        inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        y = (value - mean) * scale + shift
+        if SILU:
+            y = y * tl.sigmoid(y)
+        tl.store(tile_at(out, out_strides, b, p, c, BLOCK_P, BLOCK_C), y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _gradient_sums_kernel(
+    x,
+    weight,
+    bias,
+    partials,
+    grad,
+    group_sums,  # (2, B, groups, chunks): sums of w g and of w g x_hat, g the gradient before the SiLU
+    channel_sums,  # (2, B, chunks, C): sums of g and of g x_hat, or None
+    pixels,
+    channels,
+    chunk,
+    eps,
+    strides,
+    grad_strides,
+    SILU: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
+    end = c + GROUP * GROUPS
+    b = tl.program_id(2)
+    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
+    sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    products = sums
+    for p in range(first, last, BLOCK_P):
+        inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        hat = (value - mean) * rstd
+        g = before_silu(g, hat * w + shift, SILU)  # 0 outside, as the gradient is
+        sums += g
+        products += g * hat
+    total, product = tl.sum(sums, 0)[None, :], tl.sum(products, 0)[None, :]
+    if channel_sums is not None:
+        offsets = c + tl.arange(0, BLOCK_C)[None, :]
+        rows = tl.num_programs(2) * tl.num_programs(0)
+        row = channel_sums + (b * tl.num_programs(0) + tl.program_id(0)) * channels + offsets
+        tl.store(row, total, offsets < end)
+        tl.store(row + rows * channels, product, offsets < end)
+    member = members(GROUP, GROUPS, BLOCK_C)
+    of_group = tl.sum(tl.where(member, total * w, 0.0), 1)
+    product_of_group = tl.sum(tl.where(member, product * w, 0.0), 1)
+    store_partials(group_sums, of_group, product_of_group, c // GROUP, channels // GROUP, GROUPS)
+
+
+@triton.jit
+def _gradient_kernel(
+    x,
+    weight,
+    bias,
+    partials,
+    grad,
+    group_sums,
+    grad_x,
+    pixels,
+    channels,
+    chunk,
+    eps,
+    strides,
+    grad_strides,
+    grad_x_strides,
+    SILU: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
+    end = c + GROUP * GROUPS
+    b = tl.program_id(2)
+    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
+    total, product = load_partials(group_sums, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
+    count = pixels * GROUP
+    member = members(GROUP, GROUPS, BLOCK_C)
+    mean_g = spread_out(tl.sum(total, 1) / count, member)
+    mean_product = spread_out(tl.sum(product, 1) / count, member)
+    for p in range(first, last, BLOCK_P):
+        inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
+        hat = (value - mean) * rstd
+        g = before_silu(g, hat * w + shift, SILU)
+        dx = rstd * (w * g - mean_g - hat * mean_product)
+        at = tile_at(grad_x, grad_x_strides, b, p, c, BLOCK_P, BLOCK_C)
+        tl.store(at, dx.to(grad_x.dtype.element_ty), inside)
+
+
+@launch.on_device
+def group_norm_silu_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """The output, and the partial statistics that the backward pass needs."""
+    out = launch.empty_pixels_like(x)
+    x, strides = launch.as_pixels(x)
+    grid, sizes, numbers = _launch(x, strides, num_groups)
+    partials = x.new_empty(2, len(x), num_groups, launch.MOST_CHUNKS, dtype=torch.float32)
+    chunks = triton.next_power_of_2(grid[0])
+    _statistics_kernel[grid](x, partials, *numbers, strides, **sizes)
+    _normalize_kernel[grid](
+        x, weight, bias, partials, out, *numbers, eps, strides, launch.as_pixels(out)[1],
+        SILU=silu, CHUNKS=chunks, **sizes
+    )  # fmt: skip
+    return out, partials
+
+
+@launch.on_device
+def group_norm_silu_bwd(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    partials: Tensor,
+    eps: float,
+    silu: bool,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; the last two are empty unless asked for."""
+    grad_x = launch.empty_pixels_like(x)
+    x, strides = launch.as_pixels(x)
+    grad, grad_strides = launch.as_pixels(grad)
+    grid, sizes, numbers = _launch(x, strides, partials.shape[2])
+    sizes |= {"SILU": silu, "CHUNKS": triton.next_power_of_2(grid[0])}
+    group_sums = torch.empty_like(partials)
+    channel_sums = partials.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
+    inputs = x, weight, bias, partials, grad, group_sums
+    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, eps, strides, grad_strides, **sizes)
+    _gradient_kernel[grid](
+        *inputs, grad_x, *numbers, eps, strides, grad_strides, launch.as_pixels(grad_x)[1], **sizes
+    )
+    if channel_sums is None:
+        return grad_x, weight.new_empty(0), bias.new_empty(0)
+    return grad_x, channel_sums[1].sum(0).to(weight.dtype), channel_sums[0].sum(0).to(bias.dtype)
+
+
+def _launch(x: Tensor, strides: launch.Strides, num_groups: int):
+    """Grid, block sizes, and (pixels, channels, chunk)."""
+    batch, channels, height, width = x.shape
+    sizes, chunk = launch.group_blocks(batch, height * width, channels, num_groups, strides, x.itemsize)
+    grid = triton.cdiv(height * width, chunk), num_groups // sizes["GROUPS"], batch
+    return grid, sizes, (height * width, channels, chunk)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor]:
+    return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu)
+
+
+group_norm_silu_op = torch.library.custom_op("localcontrol::group_norm_silu", _forward, mutates_args=())
+group_norm_silu_backward_op = torch.library.custom_op(
+    "localcontrol::group_norm_silu_backward", group_norm_silu_bwd, mutates_args=()
+)
+
+
+@group_norm_silu_op.register_fake
+def _(x, weight, bias, num_groups, eps, silu):
+    return launch.empty_pixels_like(x), x.new_empty(
+        2, len(x), num_groups, launch.MOST_CHUNKS, dtype=torch.float32
+    )
+
+
+@group_norm_silu_backward_op.register_fake
+def _(grad, x, weight, bias, partials, eps, silu, with_parameters):
+    rows = len(weight) if with_parameters else 0
+    return launch.empty_pixels_like(x), weight.new_empty(rows), bias.new_empty(rows)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, _, ctx.eps, ctx.silu = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):
+    with_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    grads = group_norm_silu_backward_op(grad, *ctx.saved_tensors, ctx.eps, ctx.silu, with_parameters)
+    return *(grads if with_parameters else (grads[0], None, None)), None, None, None
+
+
+group_norm_silu_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
+    """`reference.group_norm_silu` in two launches. Gradients: x, weight and bias."""
+    checks.check_group_norm(x, weight, bias, num_groups)
+    if x.numel() == 0:
+        return launch.empty_pixels_like(x)
+    args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu)
+    return launch.call(group_norm_silu_fwd, group_norm_silu_op, *args)[0]

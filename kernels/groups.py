@@ -1,0 +1,85 @@
+"""What the kernels of `group_norm_silu` share: a program's place, its groups, and the merging of the chunks' sums."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def chunk_start(pixels, chunk, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+    """This program's first pixel, the one after its last, and its first channel."""
+    first = tl.program_id(0) * chunk
+    return first, tl.minimum(first + chunk, pixels), tl.program_id(1) * (GROUP * GROUPS)
+
+
+@triton.jit
+def members(GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which channel of the block belongs to which of its groups, (GROUPS, BLOCK_C)."""
+    return tl.arange(0, BLOCK_C)[None, :] // GROUP == tl.arange(0, GROUPS)[:, None]
+
+
+@triton.jit
+def spread_out(of_groups, member):
+    """(GROUPS,) -> (1, BLOCK_C): every channel's group's value."""
+    return tl.sum(tl.where(member, of_groups[:, None], 0.0), 0)[None, :]
+
+
+@triton.jit
+def load_channels(pointer, c, end, BLOCK_C: tl.constexpr):
+    offsets = c + tl.arange(0, BLOCK_C)[None, :]
+    return tl.load(pointer + offsets, offsets < end, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_partials(partials, one, other, group, groups, GROUPS: tl.constexpr):
+    """This chunk's two sums of each of its groups."""
+    chunks = tl.num_programs(0)
+    row = tl.program_id(2) * groups + group + tl.arange(0, GROUPS)
+    at = partials + row * chunks + tl.program_id(0)
+    tl.store(at, one)
+    tl.store(at + tl.num_programs(2) * groups * chunks, other)
+
+
+@triton.jit
+def load_partials(partials, group, groups, GROUPS: tl.constexpr, CHUNKS: tl.constexpr):
+    """All chunks' sums of this program's groups, (GROUPS, CHUNKS) each."""
+    chunks = tl.num_programs(0)
+    row = tl.program_id(2) * groups + group + tl.arange(0, GROUPS)
+    number = tl.arange(0, CHUNKS)
+    at = partials + row[:, None] * chunks + number[None, :]
+    exists = (row >= 0)[:, None] & (number < chunks)[None, :]
+    one = tl.load(at, exists, other=0.0)
+    return one, tl.load(at + tl.num_programs(2) * groups * chunks, exists, other=0.0)
+
+
+@triton.jit
+def merge_statistics(
+    partials,
+    pixels,
+    channels,
+    chunk,
+    eps,
+    c,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and reciprocal standard deviation of every channel's group, (1, BLOCK_C)."""
+    means, spreads = load_partials(partials, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
+    left = pixels - tl.arange(0, CHUNKS) * chunk
+    counts = tl.minimum(tl.maximum(left, 0), chunk).to(tl.float32)[None, :]
+    mean = tl.sum(means * counts, 1) / pixels
+    off = means - mean[:, None]
+    variance = tl.sum(spreads + counts * GROUP * off * off, 1) / (pixels * GROUP)
+    member = members(GROUP, GROUPS, BLOCK_C)
+    return spread_out(mean, member), spread_out(1 / tl.sqrt(variance + eps), member)
+
+
+@triton.jit
+def before_silu(g, y, SILU: tl.constexpr):
+    """The gradient of y from that of silu(y)."""
+    if SILU:
+        s = tl.sigmoid(y)
+        return g * s * (1 + y * (1 - s))
+    else:
+        return g

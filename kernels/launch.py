@@ -1,0 +1,159 @@
+"""How every kernel is launched: strides, block sizes, tickets. The heuristics are here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+T = TypeVar("T")
+VECTOR_BYTES = 16  # of one load or store instruction
+Strides = tuple[int, int, int]  # of rows, pixels and channels, in elements
+Sizes = dict[str, int]  # a kernel's block sizes and num_warps
+
+
+def as_pixels(tensor: Tensor) -> tuple[Tensor, Strides]:
+    """A (B, C, H, W) tensor as rows x pixels x channels: itself, and the strides; a single row has stride 0.
+
+    A copy where H and W are not one dimension in memory, as in an image cut out of a larger one.
+    """
+    strides = _pixel_strides(tensor)
+    if strides is None:
+        tensor = tensor.contiguous()
+        strides = _pixel_strides(tensor)
+    return tensor, strides
+
+
+def is_pixels(tensor: Tensor) -> bool:
+    """Whether `as_pixels` copies nothing."""
+    return _pixel_strides(tensor) is not None
+
+
+def empty_pixels_like(tensor: Tensor) -> Tensor:
+    """Uninitialised memory for a result: in the tensor's memory format where that is pixels, otherwise contiguous."""
+    out = torch.empty_like(tensor)
+    return out if is_pixels(out) else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _pixel_strides(tensor: Tensor) -> Strides | None:
+    batch, _, height, width = tensor.shape
+    row, channel, vertical, horizontal = tensor.stride()
+    if width == 1:
+        horizontal = vertical
+    elif height > 1 and vertical != width * horizontal:
+        return None
+    return (0 if batch == 1 else row), horizontal, channel
+
+
+def channels_inner(strides: Strides) -> bool:
+    """Whether neighbouring addresses are channels (NHWC) and not pixels (NCHW)."""
+    return strides[2] <= strides[1]
+
+
+def tile(pixels: int, channels: int, strides: Strides, itemsize: int, elements: int = 2048) -> Sizes:
+    """BLOCK_P x BLOCK_C of about `elements` elements, long where neighbours in memory are."""
+    if channels_inner(strides):
+        longest = 64 if channels % 64 == 0 else 256  # SDXL's widths are multiples of 64: no lane is idle
+        block_c = min(triton.next_power_of_2(channels), longest)
+        block_p = _fill(elements, block_c, pixels)
+    else:
+        block_p = min(triton.next_power_of_2(pixels), 512)
+        block_c = _fill(elements, block_p, channels)
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps(block_p * block_c, itemsize)}
+
+
+def _fill(elements: int, inner: int, outer: int) -> int:
+    return max(1, min(elements // inner, triton.next_power_of_2(outer)))
+
+
+def count_tiles(pixels: int, channels: int, sizes: Sizes) -> int:
+    return triton.cdiv(pixels, sizes["BLOCK_P"]) * triton.cdiv(channels, sizes["BLOCK_C"])
+
+
+def strip(columns: int) -> Sizes:
+    """A stencil's strip of rows: one pixel a thread, because taps beside a pixel cannot be read as vectors."""
+    block = min(triton.next_power_of_2(columns), 128)
+    return {"ROWS": 16, "BLOCK": block, "num_warps": max(1, block // 32)}
+
+
+GROUP_PROGRAMS = 512  # enough to fill any GPU several times over
+MOST_CHUNKS = 64  # each program of the second launch reads all chunks' sums
+
+
+def group_blocks(
+    batch: int, pixels: int, channels: int, num_groups: int, strides: Strides, itemsize: int
+) -> tuple[Sizes, int]:
+    """A group norm's block of whole groups by pixels, and the pixels of a program's chunk."""
+    group, groups = channels // num_groups, 1
+    if channels_inner(strides):  # neighbouring groups until rows are long and begin where a vector may
+        while num_groups % (2 * groups) == 0 and not _well_aligned(group * groups * itemsize):
+            groups *= 2
+    block_c = triton.next_power_of_2(group * groups)
+    block_p = max(1, min(2048 // block_c, triton.next_power_of_2(pixels)))
+    chunks = triton.cdiv(GROUP_PROGRAMS, batch * (num_groups // groups))
+    chunk = triton.cdiv(pixels, min(chunks, MOST_CHUNKS, triton.cdiv(pixels, block_p)))
+    chunk = triton.cdiv(chunk, block_p) * block_p
+    sizes = {"GROUP": group, "GROUPS": groups, "BLOCK_P": block_p, "BLOCK_C": block_c}
+    return sizes | {"num_warps": warps(block_p * block_c, itemsize)}, chunk
+
+
+def _well_aligned(row_bytes: int) -> bool:
+    return row_bytes >= 128 and row_bytes % VECTOR_BYTES == 0
+
+
+def warps(elements: int, itemsize: int) -> int:
+    """Two vectors a thread, between 1 and 8 warps."""
+    wanted = elements * itemsize // (2 * VECTOR_BYTES * 32)
+    return min(8, triton.next_power_of_2(max(1, wanted)))
+
+
+def call(function: Callable[..., T], operator: Callable[..., T], *args) -> T:
+    """`operator(*args)`, the registered form of `function`; `function` itself where nobody has to see the call.
+
+    Autograd, a compiler and tensor subclasses need the operator; going through the dispatcher and the autograd
+    machinery costs the CPU more than the launch itself.
+    """
+    seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return (operator if seen or needs_grad(*args) else function)(*args)
+
+
+def on_device(function: Callable[..., T]) -> Callable[..., T]:
+    """Triton launches on the current device: make it the one that the first tensor is on."""
+
+    @wraps(function)
+    def guarded(first: Tensor, *args, **options) -> T:
+        if not first.is_cuda or first.device.index == torch.cuda.current_device():
+            return function(first, *args, **options)
+        with torch.cuda.device(first.device):
+            return function(first, *args, **options)
+
+    return guarded
+
+
+def needs_grad(*args) -> bool:
+    """Whether autograd records what is done with these tensors, or lists of tensors."""
+    if not torch.is_grad_enabled():
+        return False
+    tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def tickets(device: torch.device, count: int) -> Tensor:
+    """(count,) int32 zeros, by which the blocks of a launch find out which of them is the last to finish.
+
+    The last block puts its ticket back to zero: one buffer serves every launch on a stream, and none has to clear it.
+    A captured graph, which may be replayed on another stream, gets a buffer of its own.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _tickets or len(_tickets[key]) < count:
+        _tickets[key] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
+    return _tickets[key]

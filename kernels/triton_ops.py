@@ -1,0 +1,16 @@
+"""The ops as Triton kernels, under the names of `kernels.reference`. Imported only where they are to run."""
+
+from kernels.geglu import geglu
+from kernels.group_norm_silu import group_norm_silu
+from kernels.guidance_step import guidance_step
+from kernels.inject import inject
+from kernels.sobel_z0_loss import noise_and_z0_loss, sobel_z0_loss
+
+__all__ = [
+    "geglu",
+    "group_norm_silu",
+    "guidance_step",
+    "inject",
+    "noise_and_z0_loss",
+    "sobel_z0_loss",
+]

@@ -1,0 +1,97 @@
+"""Tuned launch sizes: timed only when asked for, kept on disk, one file for each device and Triton version.
+
+With LOCALCONTROL_AUTOTUNE=1 the sizes of every new shape are timed and the fastest is kept. Without it a shape that
+is in the file runs at its tuned size, any other at the heuristic's: nothing is ever timed inside somebody's image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+import triton.testing
+
+VARIABLE = "LOCALCONTROL_AUTOTUNE"
+Sizes = dict[str, int]
+
+_tables: dict[Path, dict[str, Sizes]] = {}
+
+
+def pick(
+    op: str,
+    shape: tuple,
+    device: torch.device,
+    default: Sizes,
+    run: Callable[[Sizes], object],
+) -> Sizes:
+    """The sizes to launch `op` with on tensors like these: tuned ones where there are any, otherwise `default`.
+
+    shape: what the best sizes depend on (dtype, layout, dimensions). run: launches once with the given sizes; it is
+    called only to be timed, so it must not change its inputs.
+    """
+    if device.type != "cuda":
+        return default
+    path = table_path(device)
+    if path not in _tables:
+        _tables[path] = _read(path)
+    table, name = _tables[path], " ".join(map(str, (op, *shape)))
+    known = table.get(name)
+    if known is not None and known.keys() == default.keys():
+        return known
+    if os.environ.get(VARIABLE) != "1" or torch.cuda.is_current_stream_capturing():
+        return default
+    table[name] = min(candidates(default), key=lambda sizes: triton.testing.do_bench(lambda: run(sizes)))
+    _write(path, table)
+    return table[name]
+
+
+def candidates(default: Sizes) -> list[Sizes]:
+    """The default first, then a half, two and four times its first block size with 2, 4 and 8 warps."""
+    block = next(name for name in default if name.startswith("BLOCK"))
+    found = [default]
+    for factor in (0.5, 1, 2, 4):
+        for num_warps in (2, 4, 8):
+            sizes = default | {block: max(1, int(default[block] * factor)), "num_warps": num_warps}
+            if sizes not in found:
+                found.append(sizes)
+    return found
+
+
+def table_path(device: torch.device) -> Path:
+    """Where the tuned sizes of this device and this Triton are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return cache / "localcontrol" / "autotune" / f"{name}-triton-{triton.__version__}.json"
+
+
+def _read(path: Path) -> dict[str, Sizes]:
+    """The table, or an empty one: a file that is missing or damaged costs only the tuning."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(table, dict):
+        return {}
+    return {name: sizes for name, sizes in table.items() if _is_sizes(sizes)}
+
+
+def _is_sizes(sizes: object) -> bool:
+    return isinstance(sizes, dict) and all(type(size) is int and size > 0 for size in sizes.values())
+
+
+def _write(path: Path, table: dict[str, Sizes]) -> None:
+    """Whole or not at all, with what another process has added meanwhile; a read-only disk only loses the tuning."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        merged = _read(path) | table
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            json.dump(merged, file, indent=1, sort_keys=True)
+        os.replace(file.name, path)
+    except OSError:
+        return
