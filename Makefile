@@ -8,12 +8,14 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint static bench-gpu clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and formatting"
+	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
+	@echo "make bench-gpu  time the kernels on this machine's GPU"
 	@echo "make clean  remove .venv, out/ and caches"
 
 demo: $(INSTALLED)
@@ -28,6 +30,15 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Neither static analysis nor its compiler needs a GPU.
+static: $(INSTALLED)
+	$(BIN)/python -m benchmarks.static
+
+# In the environment at hand, which has a CUDA build of torch.
+bench-gpu:
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m benchmarks.kernels
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from runtime.quiet import quiet
+from runtime.report import commit
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build(work: Path, out: Path, last: int = len(STAGES) - 1) -> None:
+    made_by = commit()  # before the model's files, which are tracked, change
     work.mkdir(parents=True, exist_ok=True)
     vae, vae_run = vae_stage.train(work)
     if last == 0:
@@ -65,7 +67,7 @@ def build(work: Path, out: Path, last: int = len(STAGES) - 1) -> None:
         add_watermarker=False,
     )
     save(pipe, {"canny": adapter}, out)
-    write_card(out, {run.name: run for run in (vae_run, base_run, adapter_run)})
+    write_card(out, {run.name: run for run in (vae_run, base_run, adapter_run)}, made_by)
 
 
 def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], out: Path) -> None:

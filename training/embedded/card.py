@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from runtime.pipeline import LocalControlPipeline
-from runtime.report import commit, device_name, versions
+from runtime.report import device_name, versions
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
@@ -22,8 +22,11 @@ PROMPTS = 200
 CONTROLLED = 48
 
 
-def write_card(folder: Path, runs: Mapping[str, Stage]) -> None:
-    """Measure the model in ``folder`` as users get it, and write README.md, measures.json and sheet.png there."""
+def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
+    """Measure the model in ``folder`` as users get it, and write README.md, measures.json and sheet.png there.
+
+    made_by: the commit of the code that made it.
+    """
     pipe = LocalControlPipeline.from_pretrained(
         folder, {"canny": folder / "adapters" / "canny"}, device=DEVICE, dtype="fp32"
     )
@@ -40,7 +43,7 @@ def write_card(folder: Path, runs: Mapping[str, Stage]) -> None:
         "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
         "device": f"{device_name(DEVICE)}, {torch.get_num_threads()} threads",
         "versions": versions(),
-        "commit": commit(),
+        "commit": made_by,
     }
     sheet(images[:16], [scene.caption for scene in held_out_scenes(16)]).save(
         folder / "sheet.png", optimize=True
