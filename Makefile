@@ -20,9 +20,9 @@ help:
 
 demo: $(INSTALLED)
 	@mkdir -p out
-	$(BIN)/python -m runtime.generate --prompt "an orange star and a pink ring on stone" \
+	$(BIN)/python -m runtime.generate --prompt "a red star and a blue square on sand" \
 		--condition examples/sketch.png --preprocess sketch --mask examples/mask-left.png \
-		--seed 15 --out out/demo.png --sheet out/demo-sheet.png
+		--seed 7 --out out/demo.png --sheet out/demo-sheet.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

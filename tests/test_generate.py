@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kernels import ops
 from runtime import LocalControlPipeline, generate, loading
 from tests import saved_model
 from tests.tiny import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch):
+    """As users run it: the tests of the kernels have Triton's interpreter on."""
+    monkeypatch.setattr(ops, "INTERPRETED", False)
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,6 @@ def test_its_card_keeps_the_promises():
     assert f"{measures['prompts_shown']:.1%}" in card
 
 
-@pytest.mark.xfail(
-    strict=True, reason="71 %: its latents keep similar colours too close; to be trained again"
-)
 def test_the_colours_asked_for_are_there():
     assert json.loads((EMBEDDED / "measures.json").read_text())["prompts_shown"] >= 0.85
 
