@@ -22,7 +22,9 @@ def check_inject(
         raise ValueError(
             f"inject: scales must be a float ({regions},), one a region, got {_describe(scales)}"
         )
-    batch = max([t.shape[0] for t in (*features, *masks) if t is not None and t.ndim], default=1)
+    tensors = [t for t in (*features, *masks) if t is not None and t.ndim]
+    # no max() and no text of a number here: either would tie a compiled graph to one batch size
+    batch = next((t.shape[0] for t in tensors if t.shape[0] != 1), 1)
     if batch == 0 or hidden.shape[0] % batch:
         raise ValueError(
             f"inject: hidden's batch {hidden.shape[0]} is no multiple of the features' batch {batch}"
@@ -36,9 +38,9 @@ def check_inject(
 
 
 def _check_rows(name: str, tensor: Tensor, batch: int, row: tuple[int, ...]) -> None:
-    rows = "1" if batch == 1 else f"{batch} or 1"
     fits = tensor.ndim == 4 and tensor.shape[0] in (1, batch) and tuple(tensor.shape[1:]) == row
     if not fits or not tensor.is_floating_point():
+        rows = "1" if batch == 1 else f"{batch} or 1"
         raise ValueError(
             f"inject: {name} must be a float ({rows}, {', '.join(map(str, row))}), got {_describe(tensor)}"
         )
@@ -94,6 +96,8 @@ def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -
     channels = x.shape[1]
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"group_norm_silu: num_groups must divide the {channels} channels, got {num_groups}")
+    if x.numel() == num_groups:
+        raise ValueError(f"group_norm_silu: a group must have more than one value, got x {tuple(x.shape)}")
     for name, tensor in {"weight": weight, "bias": bias}.items():
         if tensor.shape != (channels,) or not tensor.is_floating_point():
             raise ValueError(

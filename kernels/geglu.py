@@ -123,7 +123,9 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad):
     x, bias = ctx.saved_tensors
     grad_x = geglu_backward_op(grad, x, bias)
-    return grad_x, grad_x.sum(0) if ctx.needs_input_grad[1] else None
+    if not ctx.needs_input_grad[1]:
+        return grad_x, None
+    return grad_x, grad_x.sum(0, dtype=torch.float32).to(bias.dtype)
 
 
 geglu_op.register_autograd(_backward, setup_context=_setup_context)
@@ -132,8 +134,8 @@ geglu_op.register_autograd(_backward, setup_context=_setup_context)
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.geglu` as one kernel. Gradients: x and bias."""
     checks.check_geglu(x, bias)
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.numel() == 0:
+    if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+    flat = x.reshape(-1, x.shape[-1])
     out = launch.call(_geglu, geglu_op, flat, None if bias is None else bias.contiguous())
     return out.view(*x.shape[:-1], -1)

@@ -20,10 +20,12 @@ from kernels.groups import (
     chunk_start,
     load_channels,
     load_partials,
+    load_statistics,
     members,
     merge_statistics,
     spread_out,
     store_partials,
+    store_statistics,
 )
 from kernels.tiles import tile_at, tile_inside
 
@@ -31,7 +33,7 @@ from kernels.tiles import tile_at, tile_inside
 @triton.jit
 def _statistics_kernel(
     x,
-    partials,  # (2, B, groups, chunks) float32 and room to spare: mean, and sum of squared differences to it
+    partials,  # (2, B, groups, chunks) float32: mean, and sum of squared differences to it
     pixels,
     channels,
     chunk,  # pixels of a program
@@ -72,6 +74,7 @@ def _normalize_kernel(
     weight,
     bias,
     partials,
+    statistics,  # (2, B, groups) float32: mean and reciprocal standard deviation, for the backward pass
     out,
     pixels,
     channels,
@@ -89,7 +92,11 @@ def _normalize_kernel(
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
     b = tl.program_id(2)
-    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS)
+    if tl.program_id(0) == 0:
+        store_statistics(statistics, mean, rstd, c, channels, GROUP, GROUPS)
+    member = members(GROUP, GROUPS, BLOCK_C)
+    mean, rstd = spread_out(mean, member), spread_out(rstd, member)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     scale = rstd * w
     for p in range(first, last, BLOCK_P):
@@ -106,27 +113,25 @@ def _gradient_sums_kernel(
     x,
     weight,
     bias,
-    partials,
+    statistics,
     grad,
     group_sums,  # (2, B, groups, chunks): sums of w g and of w g x_hat, g the gradient before the SiLU
     channel_sums,  # (2, B, chunks, C): sums of g and of g x_hat, or None
     pixels,
     channels,
     chunk,
-    eps,
     strides,
     grad_strides,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    CHUNKS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
     b = tl.program_id(2)
-    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     products = sums
@@ -156,14 +161,13 @@ def _gradient_kernel(
     x,
     weight,
     bias,
-    partials,
+    statistics,
     grad,
     group_sums,
     grad_x,
     pixels,
     channels,
     chunk,
-    eps,
     strides,
     grad_strides,
     grad_x_strides,
@@ -177,7 +181,7 @@ def _gradient_kernel(
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
     b = tl.program_id(2)
-    mean, rstd = merge_statistics(partials, pixels, channels, chunk, eps, c, GROUP, GROUPS, CHUNKS, BLOCK_C)
+    mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     total, product = load_partials(group_sums, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
     count = pixels * GROUP
@@ -199,18 +203,19 @@ def _gradient_kernel(
 def group_norm_silu_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the partial statistics that the backward pass needs."""
+    """The output, and the statistics that the backward pass needs."""
     out = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grid, sizes, numbers = _launch(x, strides, num_groups)
-    partials = x.new_empty(2, len(x), num_groups, launch.MOST_CHUNKS, dtype=torch.float32)
+    partials = x.new_empty(2, len(x), num_groups, grid[0], dtype=torch.float32)
+    statistics = x.new_empty(2, len(x), num_groups, dtype=torch.float32)
     chunks = triton.next_power_of_2(grid[0])
     _statistics_kernel[grid](x, partials, *numbers, strides, **sizes)
     _normalize_kernel[grid](
-        x, weight, bias, partials, out, *numbers, eps, strides, launch.as_pixels(out)[1],
+        x, weight, bias, partials, statistics, out, *numbers, eps, strides, launch.as_pixels(out)[1],
         SILU=silu, CHUNKS=chunks, **sizes
     )  # fmt: skip
-    return out, partials
+    return out, statistics
 
 
 @launch.on_device
@@ -219,8 +224,7 @@ def group_norm_silu_bwd(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    partials: Tensor,
-    eps: float,
+    statistics: Tensor,
     silu: bool,
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,15 +232,16 @@ def group_norm_silu_bwd(
     grad_x = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grad, grad_strides = launch.as_pixels(grad)
-    grid, sizes, numbers = _launch(x, strides, partials.shape[2])
-    sizes |= {"SILU": silu, "CHUNKS": triton.next_power_of_2(grid[0])}
-    group_sums = torch.empty_like(partials)
-    channel_sums = partials.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
-    inputs = x, weight, bias, partials, grad, group_sums
-    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, eps, strides, grad_strides, **sizes)
+    grid, sizes, numbers = _launch(x, strides, statistics.shape[2])
+    sizes["SILU"] = silu
+    group_sums = statistics.new_empty(*statistics.shape, grid[0])
+    channel_sums = statistics.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
+    inputs = x, weight, bias, statistics, grad, group_sums
+    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, strides, grad_strides, **sizes)
     _gradient_kernel[grid](
-        *inputs, grad_x, *numbers, eps, strides, grad_strides, launch.as_pixels(grad_x)[1], **sizes
-    )
+        *inputs, grad_x, *numbers, strides, grad_strides, launch.as_pixels(grad_x)[1],
+        CHUNKS=triton.next_power_of_2(grid[0]), **sizes
+    )  # fmt: skip
     if channel_sums is None:
         return grad_x, weight.new_empty(0), bias.new_empty(0)
     return grad_x, channel_sums[1].sum(0).to(weight.dtype), channel_sums[0].sum(0).to(bias.dtype)
@@ -264,26 +269,24 @@ group_norm_silu_backward_op = torch.library.custom_op(
 
 @group_norm_silu_op.register_fake
 def _(x, weight, bias, num_groups, eps, silu):
-    return launch.empty_pixels_like(x), x.new_empty(
-        2, len(x), num_groups, launch.MOST_CHUNKS, dtype=torch.float32
-    )
+    return launch.empty_pixels_like(x), x.new_empty(2, x.shape[0], num_groups, dtype=torch.float32)
 
 
 @group_norm_silu_backward_op.register_fake
-def _(grad, x, weight, bias, partials, eps, silu, with_parameters):
-    rows = len(weight) if with_parameters else 0
+def _(grad, x, weight, bias, statistics, silu, with_parameters):
+    rows = weight.shape[0] if with_parameters else 0
     return launch.empty_pixels_like(x), weight.new_empty(rows), bias.new_empty(rows)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, _, ctx.eps, ctx.silu = inputs
+    x, weight, bias, _, _, ctx.silu = inputs
     ctx.save_for_backward(x, weight, bias, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
     with_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    grads = group_norm_silu_backward_op(grad, *ctx.saved_tensors, ctx.eps, ctx.silu, with_parameters)
+    grads = group_norm_silu_backward_op(grad, *ctx.saved_tensors, ctx.silu, with_parameters)
     return *(grads if with_parameters else (grads[0], None, None)), None, None, None
 
 

@@ -62,17 +62,40 @@ def merge_statistics(
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    """Mean and reciprocal standard deviation of every channel's group, (1, BLOCK_C)."""
+    """Mean and reciprocal standard deviation of this program's groups, (GROUPS,)."""
     means, spreads = load_partials(partials, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
     left = pixels - tl.arange(0, CHUNKS) * chunk
     counts = tl.minimum(tl.maximum(left, 0), chunk).to(tl.float32)[None, :]
     mean = tl.sum(means * counts, 1) / pixels
     off = means - mean[:, None]
     variance = tl.sum(spreads + counts * GROUP * off * off, 1) / (pixels * GROUP)
+    return mean, 1 / tl.sqrt(variance + eps)
+
+
+@triton.jit
+def _statistics_at(statistics, c, channels, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+    """Addresses of the means and of the reciprocal standard deviations of this program's groups."""
+    groups = channels // GROUP
+    at = statistics + tl.program_id(2) * groups + c // GROUP + tl.arange(0, GROUPS)
+    return at, at + tl.num_programs(2) * groups
+
+
+@triton.jit
+def store_statistics(statistics, mean, rstd, c, channels, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+    at, other = _statistics_at(statistics, c, channels, GROUP, GROUPS)
+    tl.store(at, mean)
+    tl.store(other, rstd)
+
+
+@triton.jit
+def load_statistics(
+    statistics, c, channels, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Mean and reciprocal standard deviation of every channel's group, (1, BLOCK_C)."""
+    at, other = _statistics_at(statistics, c, channels, GROUP, GROUPS)
     member = members(GROUP, GROUPS, BLOCK_C)
-    return spread_out(mean, member), spread_out(1 / tl.sqrt(variance + eps), member)
+    return spread_out(tl.load(at), member), spread_out(tl.load(other), member)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ def _guidance_step_kernel(
     denoised,
     rescale,
     pixels,
-    channels,
+    channels: tl.constexpr,
     sample_strides,
     output_strides,
     previous_strides,
@@ -93,7 +93,7 @@ def _rescale_factor(
     guidance,
     rescale,
     pixels,
-    channels,
+    channels: tl.constexpr,
     tiles,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -133,10 +133,10 @@ def guidance_step_fwd(
         launch.as_pixels(t) if t is not None else (None, None)
         for t in (sample, output, previous, following, denoised)
     ]
-    (sample, *_), strides = zip(*tensors, strict=True)
+    strides = [s and launch.constant_strides(s) for _, s in tensors]
     guided = len(output) == 2 * batch
     rescaled = guided and rescale > 0
-    sizes = launch.tile(pixels, channels, strides[0], sample.itemsize, elements=4096 if rescaled else 1024)
+    sizes = launch.tile(pixels, channels, tensors[0][1], sample.itemsize, elements=2048 if rescaled else 1024)
     tiles = launch.count_tiles(pixels, channels, sizes)
     _guidance_step_kernel[1 if rescaled else tiles, batch](
         *(t for t, _ in tensors[:3]), coefficients.contiguous(), following, denoised, rescale, pixels, channels,

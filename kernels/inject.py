@@ -244,8 +244,11 @@ def inject(
     checks.check_inject(hidden, features, masks, scales)
     if not features or hidden.numel() == 0:
         return hidden if inplace else hidden.clone()
-    args = hidden, features, masks, scales
-    if inplace and launch.is_pixels(hidden) and not launch.needs_grad(*args):
+    args = hidden, features, masks, scales.contiguous()
+    overlaps = (
+        0 in hidden.stride()
+    )  # rows that share memory: copy_ refuses them as PyTorch's own operations do
+    if inplace and launch.is_pixels(hidden) and not overlaps and not launch.needs_grad(*args):
         launch.call(_inject_, inject_op_, *args)
         return hidden
     out = launch.call(_inject, inject_op, *args)

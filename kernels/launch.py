@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 T = TypeVar("T")
@@ -26,6 +27,15 @@ def as_pixels(tensor: Tensor) -> tuple[Tensor, Strides]:
         tensor = tensor.contiguous()
         strides = _pixel_strides(tensor)
     return tensor, strides
+
+
+def constant_strides(strides: Strides) -> tuple:
+    """The strides with small ones as compile-time constants.
+
+    Of an integer that 16 does not divide Triton assumes nothing: latents of 4 channels, innermost in memory, would be
+    read one element at a time.
+    """
+    return tuple(tl.constexpr(stride) if 1 < stride < VECTOR_BYTES else stride for stride in strides)
 
 
 def is_pixels(tensor: Tensor) -> bool:

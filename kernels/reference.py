@@ -154,7 +154,7 @@ def group_norm_silu(
     Differentiable in x, weight and bias. Raises ValueError where the shapes do not fit.
     """
     checks.check_group_norm(x, weight, bias, num_groups)
-    y = F.group_norm(x, num_groups, weight, bias, eps)
+    y = F.group_norm(x, num_groups, weight, bias, eps)  # float32 inside
     return F.silu(y) if silu else y
 
 
@@ -164,8 +164,9 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     bias: (2 C,) or None. Differentiable in x and bias. Raises ValueError where the shapes do not fit.
     """
     checks.check_geglu(x, bias)
-    value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
-    return value * F.gelu(gate)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    value, gate = (wide if bias is None else wide + bias).chunk(2, dim=-1)
+    return (value * F.gelu(gate)).to(x.dtype)
 
 
 def guidance_step(

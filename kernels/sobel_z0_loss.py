@@ -234,7 +234,7 @@ z0_losses_backward_op = torch.library.custom_op(
 
 @z0_losses_op.register_fake
 def _(model_output, noisy, latents, mask, alpha, sigma, prediction_type, edges, noise):
-    return model_output.new_empty(1 + noise, len(model_output), dtype=torch.float32)
+    return model_output.new_empty(1 + noise, model_output.shape[0], dtype=torch.float32)
 
 
 @z0_losses_backward_op.register_fake

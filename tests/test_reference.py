@@ -1,10 +1,13 @@
-"""kernels.reference against its definitions, row by row in float64, and against kornia."""
+"""kernels.reference against its definitions, row by row in float64, and against kornia and diffusers."""
 
 import kornia
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 
 from kernels import reference
+from kernels.checks import EDGES, PREDICTION_TYPES
+from tests.kernel_cases import loss_by_kornia, loss_case
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -115,73 +118,37 @@ def test_inject_gradients(shape):
     assert torch.autograd.gradcheck(op, leaves)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"hidden": torch.zeros(2, 4, 3)},
-            r"hidden must be a float \(G\*B, C, H, W\), got float32 \(2, 4, 3\)",
-        ),
-        ({"hidden": torch.zeros(4, 4, 3, 3, dtype=torch.int64)}, "hidden must be a float .* got int64"),
-        ({"hidden": torch.zeros(3, 4, 3, 3)}, "hidden's batch 3 is no multiple of the features' batch 2"),
-        ({"features": [torch.zeros(2, 4, 3, 2)]}, r"features\[0\] must be .* got float32 \(2, 4, 3, 2\)"),
-        ({"features": [torch.zeros(2, 8, 3, 3)]}, r"features\[0\] must be a float \(2 or 1, 4, 3, 3\)"),
-        ({"features": [torch.zeros(2, 4, 3, 3, dtype=torch.uint8)]}, r"features\[0\] .* got uint8"),
-        ({"features": [torch.zeros(2, 4, 3, 3)] * 2}, "2 features need as many masks, got 1"),
-        ({"masks": [torch.zeros(2, 4, 3, 3)]}, r"masks\[0\] must be a float \(2 or 1, 1, 3, 3\)"),
-        ({"masks": [torch.zeros(2, 1, 3, 3, dtype=torch.bool)]}, r"masks\[0\] .* got bool"),
-        ({"scales": torch.zeros(2)}, r"scales must be a float \(1,\), one a region, got float32 \(2,\)"),
-        ({"scales": torch.zeros(1, dtype=torch.int64)}, "scales must be a float .* got int64"),
-    ],
-)
-def test_inject_says_what_does_not_fit(change, message):
-    call = {
-        "hidden": torch.zeros(4, 4, 3, 3),
-        "features": [torch.zeros(2, 4, 3, 3)],
-        "masks": [torch.zeros(1, 1, 3, 3)],
-        "scales": torch.zeros(1),
-    }
-    with pytest.raises(ValueError, match=f"inject: .*{message}"):
-        reference.inject(**(call | change))
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1), (2, 2), (3, 2), (3, 3), (9, 6)], ids=str)
 def test_sobel_is_kornias(size):
     z = random(2, 3, *size, dtype=torch.float64)
     assert_close("magnitude", reference.sobel(z), kornia.filters.sobel(z, normalized=True, eps=1e-6))
 
 
-def loss_case(size=(5, 4), dtype=torch.float32, masks=2):
-    """Output, noisy, latents, mask, alpha, sigma of two samples at different noise levels."""
-    alpha = torch.tensor([0.9, 0.2], dtype=torch.float64)
-    sigma = (1 - alpha**2).sqrt()
-    shape = 2, 4, *size
-    latents, noise = random(*shape, dtype=torch.float64), random(*shape, dtype=torch.float64, seed=1)
-    noisy = alpha[:, None, None, None] * latents + sigma[:, None, None, None] * noise
-    output = random(*shape, dtype=torch.float64, seed=2)
-    mask = uniform(masks, 1, *size, dtype=torch.float64, seed=3)
-    return tuple(t.to(dtype) for t in (output, noisy, latents, mask, alpha, sigma))
+@pytest.mark.parametrize("size", [(1, 5), (4, 1), (2, 2), (3, 2), (3, 3), (9, 6)], ids=str)
+def test_laplacian_is_kornias(size):
+    z = random(2, 3, *size, dtype=torch.float64)
+    expected = kornia.filters.laplacian(z, kernel_size=3, border_type="replicate", normalized=True)
+    assert_close("laplacian", reference.laplacian(z), expected)
 
 
-def loss_by_kornia(output, noisy, latents, mask, alpha, sigma, prediction_type):
-    alpha, sigma = alpha[:, None, None, None], sigma[:, None, None, None]
-    predicted = {
-        "epsilon": (noisy - sigma * output) / alpha,
-        "v_prediction": alpha * noisy - sigma * output,
-        "sample": output,
-    }[prediction_type]
-    edges = [kornia.filters.sobel(z, normalized=True, eps=1e-6) * mask for z in (predicted, latents)]
-    return torch.nn.functional.mse_loss(*edges, reduction="none").flatten(1).mean(1)
+@pytest.mark.parametrize("edges", EDGES)
+def test_a_flat_image_has_no_edges(edges):
+    """To the last bit, whatever its value: the loss of two flat images is that of nothing."""
+    flat = torch.full((1, 2, 4, 5), 0.1)
+    ones = torch.ones(1)
+    loss = reference.sobel_z0_loss(flat, flat, flat * 3, flat[:, :1], ones, ones, "sample", edges=edges)
+    assert (loss.item() == 0) == (edges != "none")
 
 
 @pytest.mark.parametrize("masks", [1, 2])
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8)], ids=str)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_loss_is_its_definition(prediction_type, size, masks):
+@pytest.mark.parametrize("size", [(1, 2), (2, 3), (8, 8)], ids=str)
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_loss_is_its_definition(prediction_type, edges, size, masks):
     case = loss_case(size, torch.float64, masks)
-    expected = loss_by_kornia(*case, prediction_type)
-    assert_close("float64", reference.sobel_z0_loss(*case, prediction_type), expected)
-    single = reference.sobel_z0_loss(*(t.float() for t in case), prediction_type)
+    expected = loss_by_kornia(*case, prediction_type, edges)
+    assert_close("float64", reference.sobel_z0_loss(*case, prediction_type, edges=edges), expected)
+    single = reference.sobel_z0_loss(*(t.float() for t in case), prediction_type, edges=edges)
     assert single.shape == (2,) and single.dtype == torch.float32
     assert_close("float32", single, expected)
 
@@ -193,12 +160,30 @@ def test_loss_of_low_precision_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1), (2, 2), (3, 3)], ids=str)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_loss_gradient(prediction_type, size):
-    output, *rest = loss_case(size, torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda o: reference.sobel_z0_loss(o, *rest, prediction_type), output.requires_grad_()
-    )
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_loss_gradients(prediction_type, edges, size):
+    output, *rest = loss_case(size, torch.float64, channels=2)
+
+    def op(output):
+        return reference.noise_and_z0_loss(output, *rest, prediction_type, edges=edges)
+
+    assert torch.autograd.gradcheck(op, output.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_noise_term_is_the_distance_to_the_target(prediction_type, dtype):
+    output, _, latents, mask, alpha, sigma = loss_case(dtype=torch.float64)
+    a, s = alpha[:, None, None, None], sigma[:, None, None, None]
+    noise = random(*output.shape, dtype=torch.float64, seed=5).to(output.device)
+    target = {"epsilon": noise, "v_prediction": a * noise - s * latents, "sample": latents}[prediction_type]
+    output = output.to(dtype)
+    args = output, a * latents + s * noise, latents, mask, alpha, sigma, prediction_type
+    of_noise, of_edges = reference.noise_and_z0_loss(*args)
+    assert of_noise.dtype == of_edges.dtype == torch.promote_types(dtype, torch.float32)
+    assert_close("noise", of_noise, (output.double() - target).square().flatten(1).mean(1))
+    assert torch.equal(of_edges, reference.sobel_z0_loss(*args))
 
 
 def test_loss_of_the_truth_is_zero_and_flat_images_have_a_gradient():
@@ -212,8 +197,8 @@ def test_loss_of_the_truth_is_zero_and_flat_images_have_a_gradient():
 
 
 def test_loss_sees_nothing_outside_the_mask():
-    _, noisy, latents, _, alpha, sigma = loss_case((8, 8))
-    mask = torch.zeros(1, 1, 8, 8)
+    _, noisy, latents, mask, alpha, sigma = loss_case((8, 8))
+    mask.zero_()
     mask[..., :4] = 1
     one, other = latents + 0.1, latents + 0.1
     other[..., 5:] = 7  # two columns away from the mask's edge: outside the kernel of every masked pixel
@@ -221,28 +206,90 @@ def test_loss_sees_nothing_outside_the_mask():
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize(
-    ("index", "value", "message"),
-    [
-        (0, torch.zeros(2, 4, 5), "model_output must be a float"),
-        (
-            1,
-            torch.zeros(2, 4, 4, 5),
-            r"noisy must be \(2, 4, 5, 4\), as model_output, got float32 \(2, 4, 4, 5\)",
-        ),
-        (2, torch.zeros(1, 4, 5, 4), "latents must be"),
-        (3, torch.zeros(2, 4, 5, 4), r"mask must be \(2 or 1, 1, 5, 4\)"),
-        (4, torch.zeros(1), r"alpha must be \(2,\), one a sample"),
-        (5, torch.tensor(0.5), r"sigma must be \(2,\)"),
-    ],
-)
-def test_loss_says_what_does_not_fit(index, value, message):
-    case = list(loss_case())
-    case[index] = value
-    with pytest.raises(ValueError, match=f"sobel_z0_loss: {message}"):
-        reference.sobel_z0_loss(*case)
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "norm only"])
+@pytest.mark.parametrize("layout", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_group_norm_silu_is_its_definition(dtype, layout, silu):
+    x = (random(2, 12, 3, 5, dtype=dtype) + 1).contiguous(memory_format=layout)
+    weight, bias = random(12, dtype=dtype, seed=1), random(12, dtype=dtype, seed=2)
+    out = reference.group_norm_silu(x, weight, bias, 4, 1e-3, silu)
+    grouped = x.double().reshape(2, 4, -1)
+    variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
+    expected = ((grouped - mean) / (variance + 1e-3).sqrt()).view(x.shape)
+    expected = expected * weight.double()[:, None, None] + bias.double()[:, None, None]
+    assert out.dtype == dtype and out.stride() == x.stride()
+    assert_close("norm", out, expected * expected.sigmoid() if silu else expected)
 
 
-def test_loss_knows_its_prediction_types():
-    with pytest.raises(ValueError, match="'epsilon', 'v_prediction' or 'sample', got 'flow'"):
-        reference.sobel_z0_loss(*loss_case(), "flow")
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "norm only"])
+def test_group_norm_silu_gradients(silu):
+    shapes = (2, 6, 2, 3), (6,), (6,)
+    leaves = [random(*n, dtype=torch.float64, seed=i).requires_grad_() for i, n in enumerate(shapes)]
+    assert torch.autograd.gradcheck(lambda *args: reference.group_norm_silu(*args, 2, silu=silu), leaves)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_geglu_is_diffusers(dtype, bias):
+    layer = GEGLU(6, 5, bias=bias).double()
+    x = random(2, 3, 6, dtype=torch.float64)
+    projected = torch.nn.functional.linear(x, layer.proj.weight).to(dtype)
+    added = None if layer.proj.bias is None else layer.proj.bias.to(dtype)
+    value, gate = (projected.double() + (0 if added is None else added.double())).chunk(2, -1)
+    if dtype == torch.float64:
+        assert_close("diffusers", value * gate * (1 + torch.erf(gate / 2**0.5)) / 2, layer(x))
+    assert_close(
+        "geglu", reference.geglu(projected, added), value * gate * (1 + torch.erf(gate / 2**0.5)) / 2
+    )
+
+
+def test_geglu_gradients():
+    x, bias = random(2, 3, 10, dtype=torch.float64), random(10, dtype=torch.float64, seed=1)
+    assert torch.autograd.gradcheck(reference.geglu, (x.requires_grad_(), bias.requires_grad_()))
+    assert torch.autograd.gradcheck(reference.geglu, (x,))
+
+
+def step_rows(sample, output, coefficients, previous, rescale):
+    """The definition, one row at a time, in float64."""
+    w, p, q, a, b, c = coefficients.double().tolist()
+    batch, rows = len(sample), []
+    for i, x in enumerate(sample.double()):
+        o = output[i].double()
+        if len(output) == 2 * batch:
+            guided = output[batch + i].double()
+            o = o + w * (guided - o)
+            o = o * (rescale * guided.std() / o.std() + 1 - rescale)
+        denoised = p * x + q * o
+        following = a * x + b * denoised
+        rows.append((following if previous is None else following + c * previous[i].double(), denoised))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def step_case(halves, previous, dtype=torch.float64):
+    """sample, output, coefficients, previous."""
+    sample, before = (random(2, 3, 4, 5, dtype=dtype, seed=i) for i in range(2))
+    output = random(2 * halves, 3, 4, 5, dtype=dtype, seed=2)
+    return sample, output, random(6, dtype=dtype, seed=3), before if previous else None
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.parametrize("previous", [False, True], ids=["first", "previous"])
+@pytest.mark.parametrize("halves", [1, 2], ids=["unguided", "guided"])
+def test_guidance_step_is_its_definition(halves, previous, rescale):
+    args = step_case(halves, previous, torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        args = args[0], args[1].to(dtype, memory_format=torch.channels_last), *args[2:]
+        outputs = reference.guidance_step(*args, rescale=rescale)
+        for name, out, expected in zip(("next", "denoised"), outputs, step_rows(*args, rescale), strict=True):
+            assert out.dtype == torch.float32 and out.stride() == args[0].stride()
+            assert_close(name, out, expected)
+
+
+@pytest.mark.parametrize(("halves", "previous", "rescale"), [(1, False, 0.0), (2, True, 0.0), (2, True, 0.7)])
+def test_guidance_step_gradients(halves, previous, rescale):
+    args = [None if t is None else t.requires_grad_() for t in step_case(halves, previous)]
+
+    def op(*args):
+        return reference.guidance_step(*args, rescale=rescale)
+
+    assert torch.autograd.gradcheck(op, args)
