@@ -1,0 +1,152 @@
+"""The kernels' host functions at SDXL's real shapes (an image of 1024 x 1024), for what is counted without a GPU.
+
+On the "meta" device the tensors take no memory: enough to compile what would be launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import checks
+from kernels.geglu import geglu_bwd, geglu_fwd
+from kernels.group_norm_silu import group_norm_silu_bwd, group_norm_silu_fwd
+from kernels.guidance_step import guidance_step_fwd
+from kernels.inject import inject_bwd, inject_fwd
+from kernels.sobel_z0_loss import z0_losses_bwd, z0_losses_fwd
+
+INJECT = ((320, 64), (640, 64), (1280, 32))  # channels, edge
+NORM = ((320, 128), (960, 128), (1280, 32))
+GEGLU = ((8192, 2560), (2048, 5120))  # rows, channels out
+LATENT_EDGE = 128
+LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.bfloat16, torch.float16, torch.float32)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One way of one op at one shape. What `run` allocates for itself is not among its outputs."""
+
+    op: str
+    variant: str
+    way: str  # "forward" or "backward"
+    shape: str
+    inputs: dict[str, object]  # the op's arguments, and `grad` on the way back
+    run: Callable[[], tuple[Tensor, ...]]  # -> outputs
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes tensors of one device, dtype and memory format; all ones, so that interpreted kernels divide by none."""
+
+    device: str
+    dtype: torch.dtype
+    layout: str
+
+    def image(self, rows: int, channels: int, edge: int) -> Tensor:
+        return self.ones(rows, channels, edge, edge).contiguous(memory_format=LAYOUTS[self.layout])
+
+    def ones(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.ones(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def calls(device: str, dtype: torch.dtype, layout: str, first: bool = False) -> Iterator[Call]:
+    """Every host function at every shape; with `first` only the first shape and the loss by Sobel's filter."""
+    make, last = Maker(device, dtype, layout), 1 if first else None
+    for channels, edge in INJECT[:last]:
+        yield from inject_calls(make, channels, edge)
+    for edges in checks.EDGES[:last]:
+        for noise in (False, True):
+            yield from loss_calls(make, edges, noise)
+    for channels, edge in NORM[:last]:
+        yield from norm_calls(make, channels, edge)
+    yield from guidance_calls(make)
+    if layout == "nhwc":  # rows and channels only: there is one layout
+        for rows, channels in GEGLU[:last]:
+            yield from geglu_calls(make, rows, channels)
+
+
+def inject_calls(make: Maker, channels: int, edge: int, regions: int = 2) -> Iterator[Call]:
+    """Sampling: two guidance halves share a feature row. Training: a batch of two images."""
+    hidden, scales = make.image(2, channels, edge), make.ones(regions, dtype=torch.float32)
+    for variant, batch in (("guidance", 1), ("training", 2)):
+        features = [make.image(batch, channels, edge) for _ in range(regions)]
+        masks = [make.ones(batch, 1, edge, edge, dtype=torch.float32) for _ in range(regions)]
+
+        def forward(features=features, masks=masks):
+            out = torch.empty_like(hidden)
+            inject_fwd(hidden, features, masks, scales, out)
+            return (out,)
+
+        inputs = {"hidden": hidden, "features": features, "masks": masks, "scales": scales}
+        yield Call("inject", variant, "forward", _shape(hidden), inputs, forward)
+    grad = torch.ones_like(hidden)
+    inputs = {"grad": grad, "masks": masks, "scales": scales}  # the features' values are not needed
+    run = lambda: tuple(inject_bwd(grad, features, masks, scales))  # noqa: E731
+    yield Call("inject", "training", "backward", _shape(hidden), inputs, run)
+
+
+def loss_calls(make: Maker, edges: str, noise: bool) -> Iterator[Call]:
+    """Of one image, samples being programs apart, and of epsilon, the prediction that reads most."""
+    names = ("model_output", "noisy", "latents")
+    inputs = {name: make.image(1, 4, LATENT_EDGE) for name in names}
+    inputs["mask"] = make.ones(1, 1, LATENT_EDGE, LATENT_EDGE)
+    inputs |= {name: make.ones(1, dtype=torch.float32) for name in ("alpha", "sigma")}
+    op, shape = "noise_and_z0_loss" if noise else "sobel_z0_loss", _shape(inputs["latents"])
+    grad = make.ones(1 + noise, 1, dtype=torch.float32)
+    rest = *inputs.values(), "epsilon", edges, noise
+    yield Call(op, edges, "forward", shape, inputs, lambda: (z0_losses_fwd(*rest),))
+    yield Call(op, edges, "backward", shape, inputs | {"grad": grad}, lambda: (z0_losses_bwd(grad, *rest),))
+
+
+def norm_calls(make: Maker, channels: int, edge: int, groups: int = 32) -> Iterator[Call]:
+    """The way back for the image alone, as where an adapter is trained, and for weight and bias too."""
+    x, grad = make.image(2, channels, edge), make.image(2, channels, edge)
+    weight, bias = make.ones(channels), make.ones(channels)
+    statistics = make.ones(2, 2, groups, dtype=torch.float32)
+    inputs = {"x": x, "weight": weight, "bias": bias, "num_groups": groups}
+
+    def forward():
+        return group_norm_silu_fwd(x, weight, bias, groups, 1e-5, True)[:1]
+
+    yield Call("group_norm_silu", "", "forward", _shape(x), inputs, forward)
+    for variant, parameters in (("", False), ("with parameters", True)):
+
+        def backward(parameters=parameters):
+            return group_norm_silu_bwd(grad, x, weight, bias, statistics, True, parameters)
+
+        yield Call("group_norm_silu", variant, "backward", _shape(x), inputs | {"grad": grad}, backward)
+
+
+def guidance_calls(make: Maker) -> Iterator[Call]:
+    float32 = Maker(make.device, torch.float32, make.layout)
+    sample, previous = (float32.image(1, 4, LATENT_EDGE) for _ in range(2))
+    for variant, rows, rescale in (("guided", 2, 0.0), ("guided, rescaled", 2, 0.7), ("plain", 1, 0.0)):
+        inputs = {"sample": sample, "output": make.image(rows, 4, LATENT_EDGE)}
+        inputs |= {"coefficients": float32.ones(6), "previous": previous, "rescale": rescale}
+        run = lambda args=inputs: guidance_step_fwd(*args.values())  # noqa: E731
+        yield Call("guidance_step", variant, "forward", _shape(sample), inputs, run)
+
+
+def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
+    x, bias, grad = make.ones(rows, 2 * channels), make.ones(2 * channels), make.ones(rows, channels)
+    inputs = {"x": x, "bias": bias}
+    yield Call("geglu", "", "forward", _shape(x), inputs, lambda: (geglu_fwd(x, bias),))
+    yield Call(
+        "geglu", "", "backward", _shape(x), inputs | {"grad": grad}, lambda: (geglu_bwd(grad, x, bias),)
+    )
+
+
+def tensors_of(values) -> list[Tensor]:
+    """All tensors among these arguments, in lists or not."""
+    found = []
+    for value in values:
+        found += tensors_of(value) if isinstance(value, (list, tuple)) else [value]
+    return [value for value in found if isinstance(value, Tensor)]
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))

@@ -1,0 +1,156 @@
+"""python -m benchmarks.launches [--out benchmarks/results/launches.csv]
+
+GPU launches and bytes allocated by one call of each op, ours and as a composition of PyTorch's, kornia's or diffusers'
+operations, counted on CPU tensors at SDXL's shapes in bfloat16. Nothing is timed.
+
+A launch of the composition is an operation that is neither a view nor a bare allocation; some of them launch several
+kernels, so it is the least. Allocated are outputs and temporaries, whether or not they live at the same time. Ours are
+the launches that Triton would make, and the PyTorch operations around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import sass
+from benchmarks.host_calls import Call, calls, tensors_of
+from benchmarks.kernel_cases import KORNIA
+from benchmarks.measure import RESULTS, write_rows
+from kernels import launch, reference
+
+Count = tuple[int, int]  # launches, bytes allocated
+NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
+DIFFERENTIABLE = {"": ("features", "model_output", "x"), "with parameters": ("x", "weight", "bias")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.launches", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "launches.csv")
+    options = parser.parse_args(argv)
+    rows = compare()
+    write_rows(options.out, rows)
+    for row in rows:
+        name = f"{row['op']:18} {row['variant']:17} {row['way']:17}"
+        fewer = f"{row['launches_plain']:3} -> {row['launches']} launches"
+        print(f"{name} {fewer}, {row['bytes_plain'] / 2**20:8.2f} -> {row['bytes'] / 2**20:7.2f} MiB")
+    return 0
+
+
+def compare() -> list[dict]:
+    """A row for every op and variant: forward, and forward with backward."""
+    rows = []
+    with mock.patch.object(launch, "tickets", cache(launch.tickets)):  # as on a GPU: kept from call to call
+        for call in calls("cpu", torch.bfloat16, "nhwc", first=True):
+            if call.way == "forward":
+                forward = call
+                composed = partial(compose, call.op, call.inputs)
+                ours = [call.run]
+            else:  # of the forward call before it
+                composed = partial(compose_with_gradients, call, forward.inputs)
+                ours = [forward.run, call.run]
+            rows.append(_row(call, count(*ours), count(composed)))
+    return rows
+
+
+def _row(call: Call, ours: Count, plain: Count) -> dict:
+    return {
+        "op": call.op,
+        "variant": call.variant,
+        "way": "forward" if call.way == "forward" else "forward+backward",
+        "shape": call.shape,
+        "launches_plain": plain[0],
+        "launches": ours[0],
+        "bytes_plain": plain[1],
+        "bytes": ours[1],
+        "torch": torch.__version__,
+    }
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operations that a GPU would launch, and the bytes of new tensors."""
+
+    launches = 0
+    allocated = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = operation(*args, **kwargs)
+        aliases = [r.alias_info for r in operation._schema.returns if r.alias_info is not None]
+        is_view = any(not alias.is_write for alias in aliases)
+        self.launches += not is_view and operation._schema.name.removeprefix("aten::") not in NO_LAUNCH
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.allocated += tensor.untyped_storage().nbytes()
+        return result
+
+
+def count(*runs: Callable[[], object]) -> Count:
+    """What these launch and allocate together, the second time; the kernels themselves do not run."""
+    for _ in range(2):  # the first time tickets and modules are made that later calls find
+        with sass.noted_launches() as launches, _Counter() as counter:
+            for run in runs:
+                run()
+    return counter.launches + len(launches), counter.allocated
+
+
+def compose_with_gradients(call: Call, inputs: dict[str, object]) -> None:
+    names = DIFFERENTIABLE.get(call.variant, DIFFERENTIABLE[""])
+    for tensor in tensors_of(inputs.values()):
+        tensor.requires_grad_(False)
+    leaves = tensors_of([inputs.get(name) for name in names])
+    for leaf in leaves:
+        leaf.requires_grad_()
+    outputs, grad = compose(call.op, inputs), call.inputs["grad"]
+    # of losses there are one or two, (B,) each, and rows of `grad`
+    torch.autograd.grad(outputs, leaves, grad.unbind() if call.op.endswith("loss") else grad)
+
+
+def compose(op: str, inputs: dict[str, object]) -> Tensor | tuple[Tensor, ...]:
+    """The op as one writes it without kernels."""
+    return COMPOSED[op](**inputs)
+
+
+def compose_inject(hidden, features, masks, scales) -> Tensor:
+    terms = [
+        f * (m * scale).to(f.dtype) for f, m, scale in zip(features, masks, scales.unbind(), strict=True)
+    ]
+    return hidden + sum(terms[1:], terms[0])  # one row of features is broadcast over the guidance halves
+
+
+def compose_guidance(sample, output, coefficients, previous, rescale) -> tuple[Tensor, Tensor]:
+    """diffusers' guidance, its rescale_noise_cfg and DPMSolverMultistepScheduler's second-order step."""
+    sigma, alpha, ratio, keep, move = 0.7, 0.8, 1.2, 0.9, 0.3  # diffusers' own are numbers too
+    if len(output) == 2 * len(sample):
+        unguided, guided = output.chunk(2)
+        output = unguided + 5.0 * (guided - unguided)
+        if rescale:
+            spreads = [t.std(dim=(1, 2, 3), keepdim=True) for t in (guided, output)]
+            output = rescale * (output * (spreads[0] / spreads[1])) + (1 - rescale) * output
+    denoised = (sample - sigma * output) / alpha
+    slope = ratio * (denoised - previous)
+    return keep * sample - move * denoised - 0.5 * move * slope, denoised
+
+
+COMPOSED = KORNIA | {
+    "inject": compose_inject,
+    "group_norm_silu": reference.group_norm_silu,
+    "geglu": reference.geglu,
+    "guidance_step": compose_guidance,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
