@@ -5,7 +5,7 @@ On the "meta" device the tensors take no memory: enough to compile what would be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,25 @@ from kernels.guidance_step import guidance_step_fwd
 from kernels.inject import inject_bwd, inject_fwd
 from kernels.sobel_z0_loss import z0_losses_bwd, z0_losses_fwd
 
-INJECT = ((320, 64), (640, 64), (1280, 32))  # channels, edge
-NORM = ((320, 128), (960, 128), (1280, 32))
-GEGLU = ((8192, 2560), (2048, 5120))  # rows, channels out
 LATENT_EDGE = 128
 LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.bfloat16, torch.float16, torch.float32)}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    inject: Sequence[tuple[int, int]]  # channels, edge
+    norm: Sequence[tuple[int, int]]
+    geglu: Sequence[tuple[int, int]]  # rows, channels out
+    edges: Sequence[str] = ("sobel",)
+
+
+NORM = ((320, 128), (960, 64), (1280, 32))
+REAL = Shapes(((320, 64), (640, 64), (1280, 32)), NORM, ((8192, 2560), (2048, 5120)), checks.EDGES)
+FIRST = Shapes(REAL.inject[:1], REAL.norm[:1], REAL.geglu[:1])
+FEW_TILES = Shapes(
+    ((320, 16),), NORM, ((128, 2560),)
+)  # a share of bytes is the same for few tiles and for many
 
 
 @dataclass(frozen=True)
@@ -53,20 +66,27 @@ class Maker:
         return torch.ones(shape, dtype=dtype or self.dtype, device=self.device)
 
 
-def calls(device: str, dtype: torch.dtype, layout: str, first: bool = False) -> Iterator[Call]:
-    """Every host function at every shape; with `first` only the first shape and the loss by Sobel's filter."""
-    make, last = Maker(device, dtype, layout), 1 if first else None
-    for channels, edge in INJECT[:last]:
+def calls(device: str, dtype: torch.dtype, layout: str, shapes: Shapes = REAL) -> Iterator[Call]:
+    """Every host function at these shapes; latents are always those of 1024 x 1024 pixels."""
+    make = Maker(device, dtype, layout)
+    for channels, edge in shapes.inject:
         yield from inject_calls(make, channels, edge)
-    for edges in checks.EDGES[:last]:
+    for edges in shapes.edges:
         for noise in (False, True):
             yield from loss_calls(make, edges, noise)
-    for channels, edge in NORM[:last]:
+    for channels, edge in shapes.norm:
         yield from norm_calls(make, channels, edge)
     yield from guidance_calls(make)
     if layout == "nhwc":  # rows and channels only: there is one layout
-        for rows, channels in GEGLU[:last]:
+        for rows, channels in shapes.geglu:
             yield from geglu_calls(make, rows, channels)
+
+
+def traffic_name(op: str, variant: str, way: str, dtype: str, layout: str, shape: str) -> str:
+    """The name under which these calls' traffic is counted: once for all shapes but the norm's, whose chunks depend on
+    them, and of the loss with Sobel's filter, which no other exceeds."""
+    parts = [op, "" if op.endswith("loss") else variant, way, dtype, layout]
+    return " ".join(filter(None, [*parts, shape if op == "group_norm_silu" else ""]))
 
 
 def inject_calls(make: Maker, channels: int, edge: int, regions: int = 2) -> Iterator[Call]:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import sass
-from benchmarks.host_calls import Call, calls, tensors_of
+from benchmarks.host_calls import FIRST, Call, calls, tensors_of
 from benchmarks.kernel_cases import KORNIA
 from benchmarks.measure import RESULTS, write_rows
 from kernels import launch, reference
@@ -52,7 +52,7 @@ def compare() -> list[dict]:
     """A row for every op and variant: forward, and forward with backward."""
     rows = []
     with mock.patch.object(launch, "tickets", cache(launch.tickets)):  # as on a GPU: kept from call to call
-        for call in calls("cpu", torch.bfloat16, "nhwc", first=True):
+        for call in calls("cpu", torch.bfloat16, "nhwc", FIRST):
             if call.way == "forward":
                 forward = call
                 composed = partial(compose, call.op, call.inputs)

@@ -6,8 +6,7 @@ shared memory, the widths of global loads and stores, launches of a call, and th
 One row for a kernel, variant, dtype, layout and architecture; `shapes` are those that one binary serves. tile_load and
 tile_store are the bytes that one instruction moves of the tensors the op is about: 16 where neighbours in memory belong
 to one thread. The loss is a stencil: a thread owns a pixel, so its taps are one element wide by design, and a warp's
-taps are neighbours. `traffic` is of the whole call, counted in bfloat16 at the first of the shapes; see
-benchmarks.traffic.
+taps are neighbours. `traffic` is of the whole call, counted in bfloat16; see benchmarks.traffic.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 import triton
 
 from benchmarks import sass
-from benchmarks.host_calls import DTYPES, LAYOUTS, calls
+from benchmarks.host_calls import DTYPES, FIRST, LAYOUTS, REAL, calls, traffic_name
 from benchmarks.measure import RESULTS, write_rows
 
 ARCHS = (80, 86, 89, 90, 100, 120)
@@ -51,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = compile_all(options.arch, options.quick)
     traffic = {} if options.quick else measured_traffic()
     for row in rows:
-        shape = str(row["shapes"]).split()[0]
-        row["traffic"] = traffic.get(f"{_call_name(row)}, {row['dtype']} {row['layout']} {shape}", "")
+        parts = [str(row[name]) for name in ("op", "variant", "way", "dtype", "layout", "shapes")]
+        row["traffic"] = traffic.get(traffic_name(*parts), "")
     write_rows(options.out, rows)
     print("\n".join(summary(rows)))
     return 0
@@ -80,7 +79,7 @@ def kernels(arch: int | None = None, quick: bool = False) -> Iterator[tuple[Row,
     found: dict[tuple, tuple[list[str], Row, sass.Launch]] = {}
     for dtype in list(DTYPES)[: 1 if quick else None]:
         for layout in list(LAYOUTS)[: 1 if quick else None]:
-            for call in calls("meta", DTYPES[dtype], layout, first=quick):
+            for call in calls("meta", DTYPES[dtype], layout, FIRST if quick else REAL):
                 with sass.noted_launches(arch) as launches:
                     call.run()
                 about = {"op": call.op, "way": call.way, "variant": call.variant, "launches": len(launches)}

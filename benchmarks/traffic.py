@@ -1,7 +1,7 @@
 """TRITON_INTERPRET=1 python -m benchmarks.traffic
 
-Bytes that the kernels of a call move over the least it can move, as JSON: every call of benchmarks.host_calls in
-bfloat16, run once by Triton's interpreter with its loads and stores counted.
+Bytes that the kernels of a call move over the least it can move, as JSON: the calls of benchmarks.host_calls
+in bfloat16, run once by Triton's interpreter with their loads and stores counted.
 
 Counted are the distinct bytes a program addresses, reads and writes apart, summed over programs: what a program reads
 twice the second time comes from the cache beside it, what two programs read is counted twice, though the second may
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from benchmarks.host_calls import LAYOUTS, Call, calls, tensors_of
+from benchmarks.host_calls import FEW_TILES, LAYOUTS, Call, calls, tensors_of, traffic_name
 
 
 def main() -> int:
@@ -39,12 +39,12 @@ def main() -> int:
 
 
 def of_layout(layout: str) -> dict[str, float]:
-    """Every call by its name, as benchmarks.static knows it."""
+    """By the names that benchmarks.static looks for."""
     np.seterr(all="ignore")  # tensors of ones: the values do not matter
     found = {}
-    for call in calls("cpu", torch.bfloat16, layout):
-        name = " ".join(filter(None, (call.op, call.variant, call.way)))
-        found[f"{name}, bfloat16 {layout} {call.shape}"] = round(traffic(call), 3)
+    for call in calls("cpu", torch.bfloat16, layout, FEW_TILES):
+        name = traffic_name(call.op, call.variant, call.way, "bfloat16", layout, call.shape)
+        found[name] = round(traffic(call), 3)
     return found
 
 

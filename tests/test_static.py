@@ -1,0 +1,109 @@
+"""benchmarks.static, traffic and launches: what machine code must show, and tables that are of the code at hand."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import sass
+from benchmarks.host_calls import Maker, inject_calls
+from benchmarks.measure import RESULTS
+from kernels import ops
+
+CONTIGUOUS = ("inject", "group_norm_silu", "geglu")
+COMPILED = {**os.environ, "TRITON_INTERPRET": "0"}
+
+
+def run(module, *arguments):
+    """A process of its own: in this one Triton may be interpreting."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, env=COMPILED, capture_output=True, text=True)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def describe(row):
+    return " ".join(row[name] for name in ("arch", "kernel", "variant", "way", "dtype", "layout", "shapes"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The rows of every kernel at one shape, compiled now for sm_90."""
+    path = tmp_path_factory.mktemp("static") / "static.csv"
+    done = run("static", "--quick", "--arch", 90, "--out", path)
+    assert done.returncode == 0, done.stderr
+    return read(path)
+
+
+def test_nothing_spills(rows):
+    assert [describe(row) for row in rows if row["spills"] != "0"] == []
+
+
+def test_contiguous_tensors_move_16_bytes_at_a_time(rows):
+    mine = [row for row in rows if row["op"] in CONTIGUOUS]
+    narrow = [row for row in mine if int(row["tile_load"]) < 16 or 0 < int(row["tile_store"]) < 16]
+    assert mine and [describe(row) for row in narrow] == []
+    stores = {row["kernel"] for row in mine if row["tile_store"] != "0"}
+    assert stores >= {"inject_fwd_kernel", "inject_bwd_kernel", "normalize_kernel", "gradient_kernel"}
+
+
+def test_latents_of_four_channels_move_8_bytes_or_more(rows):
+    mine = [row for row in rows if row["op"] == "guidance_step"]
+    narrow = [row for row in mine if min(int(row["tile_load"]), int(row["tile_store"])) < 8]
+    assert mine and [describe(row) for row in narrow] == []
+
+
+def test_taps_that_windows_share_are_loaded_once(rows):
+    """Backward looks at three windows of 3 taps, 5 of them distinct: in three tensors, beside 3 of the mask."""
+    rows = [r for r in rows if r["kernel"] == "loss_bwd_kernel" and r["op"] == "sobel_z0_loss"]
+    assert [dict(c.split("x") for c in row["loads"].split())["2"] for row in rows] == [str(5 * 3 + 3)]
+
+
+def test_every_op_is_one_launch_and_the_norm_two(rows):
+    assert {(row["op"] == "group_norm_silu", row["launches"]) for row in rows} == {(True, "2"), (False, "1")}
+
+
+def test_committed_launches_are_those_of_today(tmp_path):
+    done = run("launches", "--out", tmp_path / "launches.csv")
+    assert done.returncode == 0, done.stderr
+    ours = [
+        {name: value for name, value in row.items() if name not in ("launches_plain", "bytes_plain", "torch")}
+        for row in (*read(RESULTS / "launches.csv"), *read(tmp_path / "launches.csv"))
+    ]
+    assert ours[: len(ours) // 2] == ours[len(ours) // 2 :]
+
+
+@pytest.mark.skipif(not ops.INTERPRETED, reason="counted by Triton's interpreter")
+def test_traffic_counts_what_a_program_addresses():
+    from benchmarks.traffic import traffic
+
+    guidance, *_ = inject_calls(Maker("cpu", torch.bfloat16, "nhwc"), channels=128, edge=8)
+    # 2 + 2 rows of hidden, 2 features: 64 x 128 bfloat16; 2 masks: 64 float32, for both tiles of channels; 2 scales
+    least, programs = 6 * 64 * 128 * 2 + 2 * 64 * 4 + 8, 4
+    assert traffic(guidance) == pytest.approx((least + 2 * 64 * 4 + (programs - 1) * 8) / least)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "width"),
+    [("LDG.E.128", 16), ("LDG.E.ENL2.256", 32), ("STG.E.64", 8), ("LDG.E", 4), ("LDG.E.U16.CONSTANT", 2)],
+)
+def test_widths(opcode, width):
+    assert sass.width_of(opcode) == width
+
+
+def test_digest_is_of_the_code_alone():
+    code = sass._code('def f(x):\n    """What."""\n    return x + 1  # why\n')
+    assert (
+        code == sass._code("def f(x):\n\n    return x + 1\n") != sass._code("def f(x):\n    return x + 2\n")
+    )
+
+
+def test_instructions_and_their_places():
+    text = '//## File "a.py", line 7 inlined at "b.py", line 1\n  /*0410*/  @!P1 LDG.E.128 R12, desc[UR4][R16.64] ;\n'
+    assert list(sass._instructions(text)) == [("LDG.E.128", ("a.py", 7))]
