@@ -48,13 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(stale) or f"{options.out} is of these kernels")
         return min(len(stale), 1)
     rows = compile_all(options.arch, options.quick)
-    traffic = {} if options.quick else measured_traffic()
+    write_traffic(options.out, rows, {})  # the longer half is to come
+    print("\n".join(summary(rows)), flush=True)
+    if not options.quick:
+        write_traffic(options.out, rows, measured_traffic())
+    return 0
+
+
+def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> None:
+    """The table, with what is known of the bytes moved."""
     for row in rows:
         parts = [str(row[name]) for name in ("op", "variant", "way", "dtype", "layout", "shapes")]
         row["traffic"] = traffic.get(traffic_name(*parts), "")
-    write_rows(options.out, rows)
-    print("\n".join(summary(rows)))
-    return 0
+    write_rows(path, rows)
 
 
 def compile_all(archs: list[int], quick: bool) -> list[Row]:

@@ -255,13 +255,9 @@ def _launch(x: Tensor, strides: launch.Strides, num_groups: int):
     return grid, sizes, (height * width, channels, chunk)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor]:
-    return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu)
-
-
-group_norm_silu_op = torch.library.custom_op("localcontrol::group_norm_silu", _forward, mutates_args=())
+group_norm_silu_op = torch.library.custom_op(
+    "localcontrol::group_norm_silu", group_norm_silu_fwd, mutates_args=()
+)
 group_norm_silu_backward_op = torch.library.custom_op(
     "localcontrol::group_norm_silu_backward", group_norm_silu_bwd, mutates_args=()
 )

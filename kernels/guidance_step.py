@@ -136,7 +136,10 @@ def guidance_step_fwd(
     strides = [s and launch.constant_strides(s) for _, s in tensors]
     guided = len(output) == 2 * batch
     rescaled = guided and rescale > 0
+    # With rescaling one program walks the whole sample: twice the loads in flight, from as many threads. At 8 warps
+    # ptxas keeps to 64 registers and spills on sm_100.
     sizes = launch.tile(pixels, channels, tensors[0][1], sample.itemsize, elements=2048 if rescaled else 1024)
+    sizes["num_warps"] = min(4, sizes["num_warps"])
     tiles = launch.count_tiles(pixels, channels, sizes)
     _guidance_step_kernel[1 if rescaled else tiles, batch](
         *(t for t, _ in tensors[:3]), coefficients.contiguous(), following, denoised, rescale, pixels, channels,

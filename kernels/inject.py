@@ -128,7 +128,7 @@ def inject_fwd(
     maps, maps_strides = _pointers(features)
     gates, gates_strides = _pointers(masks)
     if sizes is None:
-        default = launch.tile(pixels, channels, out_strides, out.itemsize)
+        default = launch.tile(pixels, channels, out_strides, out.itemsize, elements=4096 // out.itemsize)
         shape = out.dtype, pixels, channels, launch.channels_inner(out_strides), batch, halves, len(features)
         sizes = tuning.pick(
             "inject", shape, out.device, default,

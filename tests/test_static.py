@@ -1,6 +1,7 @@
 """benchmarks.static, traffic and launches: what machine code must show, and tables that are of the code at hand."""
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -8,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import sass
-from benchmarks.host_calls import Maker, inject_calls
+from benchmarks import sass, static
+from benchmarks.host_calls import DTYPES, LAYOUTS, Maker, inject_calls
 from benchmarks.measure import RESULTS
 from kernels import ops
 
@@ -41,11 +42,45 @@ def rows(tmp_path_factory):
     return read(path)
 
 
-def test_nothing_spills(rows):
+@pytest.fixture(scope="module")
+def committed():
+    return read(RESULTS / "static.csv")
+
+
+def test_committed_table_is_of_these_kernels():
+    done = run("static", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_committed_table_has_every_kernel_dtype_layout_and_architecture(committed):
+    have = {(row["kernel"], row["dtype"], row["layout"], row["arch"]) for row in committed}
+    kernels = {row["kernel"] for row in committed}
+    assert len(kernels) == 11
+    assert have == {
+        (kernel, dtype, layout, f"sm_{arch}")
+        for kernel, dtype, layout, arch in itertools.product(kernels, DTYPES, LAYOUTS, static.ARCHS)
+        if layout == "nhwc" or not kernel.startswith("geglu")  # rows and channels only: there is one layout
+    }
+
+
+def test_committed_traffic_is_near_the_least(committed):
+    """The norm reads its image twice, the loss rows above and below, a block of channels its masks."""
+    most = {"sobel_z0_loss": 1.5, "noise_and_z0_loss": 1.5, "group_norm_silu": 1.75, "inject": 1.35}
+    counted = [row for row in committed if row["dtype"] == "bfloat16"]
+    assert [
+        describe(row) for row in counted if not 1 <= float(row["traffic"]) <= most.get(row["op"], 1.03)
+    ] == []
+
+
+@pytest.mark.parametrize("table", ["rows", "committed"])
+def test_nothing_spills(table, request):
+    rows = request.getfixturevalue(table)
     assert [describe(row) for row in rows if row["spills"] != "0"] == []
 
 
-def test_contiguous_tensors_move_16_bytes_at_a_time(rows):
+@pytest.mark.parametrize("table", ["rows", "committed"])
+def test_contiguous_tensors_move_16_bytes_at_a_time(table, request):
+    rows = request.getfixturevalue(table)
     mine = [row for row in rows if row["op"] in CONTIGUOUS]
     narrow = [row for row in mine if int(row["tile_load"]) < 16 or 0 < int(row["tile_store"]) < 16]
     assert mine and [describe(row) for row in narrow] == []
@@ -53,7 +88,9 @@ def test_contiguous_tensors_move_16_bytes_at_a_time(rows):
     assert stores >= {"inject_fwd_kernel", "inject_bwd_kernel", "normalize_kernel", "gradient_kernel"}
 
 
-def test_latents_of_four_channels_move_8_bytes_or_more(rows):
+@pytest.mark.parametrize("table", ["rows", "committed"])
+def test_latents_of_four_channels_move_8_bytes_or_more(table, request):
+    rows = request.getfixturevalue(table)
     mine = [row for row in rows if row["op"] == "guidance_step"]
     narrow = [row for row in mine if min(int(row["tile_load"]), int(row["tile_store"])) < 8]
     assert mine and [describe(row) for row in narrow] == []
