@@ -204,7 +204,7 @@ class Control:
         if not packed:
             return None
         for name in dict.fromkeys(item.region.adapter for item in packed):
-            _check_adapter(name, adapters, channels)
+            check_adapter(name, adapters, channels)
         done, features, masks = {}, [], []
         for item in packed:
             adapter = adapters[item.region.adapter]
@@ -212,7 +212,7 @@ class Control:
             shown = item if item.region.mask_condition else item.region.condition
             key = id(adapter), id(shown)
             if key not in done:
-                condition = _fit_channels(item.condition, adapter.config.in_channels).to(device, dtype)
+                condition = fit_channels(item.condition, adapter.config.in_channels).to(device, dtype)
                 done[key] = [f.contiguous(memory_format=torch.channels_last) for f in adapter(condition)]
             features.append(done[key])
             masks.append(_masks(item.mask, done[key], mode))
@@ -263,7 +263,8 @@ def check_name(name: str, known: Collection[str]) -> None:
         raise InputError(f"adapter {name!r} is unknown; expected one of: {listed}")
 
 
-def _check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequence[int]) -> None:
+def check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequence[int]) -> None:
+    """InputError unless the adapter of that name is known and gives the UNet's `channels` at each level."""
     check_name(name, adapters.keys())
     config = adapters[name].config
     if config.adapter_type != TYPE:
@@ -276,8 +277,8 @@ def _check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequ
         raise InputError(f"adapter {name!r} reads {config.in_channels} channels, expected 1 or 3")
 
 
-def _fit_channels(condition: Tensor, channels: int) -> Tensor:
-    """(1, 1 | 3, H, W) as (1, channels, H, W): grey repeated, or colour reduced to its luminance."""
+def fit_channels(condition: Tensor, channels: int) -> Tensor:
+    """(B, 1 | 3, H, W) as (B, channels, H, W), channels 1 or 3: grey repeated, or colour reduced to its luminance."""
     if condition.shape[1] == channels:
         return condition
     if channels == 3:

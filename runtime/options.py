@@ -24,14 +24,14 @@ examples:
 REGION_KEYS = "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage's page."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m runtime.generate",
         usage="%(prog)s --prompt TEXT [--condition IMAGE --mask IMAGE] [--out FILE.png] [options]",
         description="Text-to-image with SDXL, with controls that act only inside painted regions.",

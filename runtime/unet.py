@@ -188,14 +188,16 @@ class UNet(nn.Module):
     def embed_time(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> list[Tensor]:
         """Each resnet's time projection at every step: (T, B, C), in the order of the forward pass.
 
-        timesteps: (T,), may be fractional. pooled: the text's pooled embedding, (B, P).
+        timesteps: (T,), may be fractional, or (T, B) where every row of the batch is at its own, as in training.
+        pooled: the text's pooled embedding, (B, P).
         time_ids: (B, 6), original size, crop corner and target size, each (height, width) in pixels.
         """
         dtype = self.conv_in.weight.dtype
-        steps = self.time_embedding(self.time_proj(timesteps).to(dtype))
+        steps = self.time_embedding(self.time_proj(timesteps.flatten()).to(dtype))
+        steps = steps.unflatten(0, (len(timesteps), -1))  # (T, 1 or B, C)
         ids = self.add_time_proj(time_ids.flatten()).unflatten(0, (len(pooled), -1)).flatten(1)
         image = self.add_embedding(torch.cat([pooled.to(dtype), ids.to(dtype)], dim=1))
-        embedding = F.silu(steps[:, None] + image[None])
+        embedding = F.silu(steps + image[None])
         return [m.time_emb_proj(embedding) for m in self.modules() if isinstance(m, Resnet)]
 
     def project_text(self, text: Tensor) -> list[KeyValue]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.tolerances import assert_close
-from training.embedded.group_norm import GroupNorm, use_quick_group_norm
+from training.group_norm import GroupNorm, use_quick_group_norm
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 9, 7), (1, 8, 1, 1), (3, 12, 4, 5)], ids=str)

@@ -12,11 +12,11 @@ from diffusers import T2IAdapter
 from kernels import ops
 from runtime.masks import box, circle, mask_pyramid
 from training.embedded.base import Base, add_noise, make_scheduler, time_ids
-from training.embedded.group_norm import use_quick_group_norm
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.text import encode, tokenize
 from training.embedded.vae import SIZE
 from training.embedded.world import sample_scene
+from training.group_norm import use_quick_group_norm
 
 STEPS, BATCH = 2_000, 32
 LAMBDA = 0.1  # weight of the Sobel loss, the original's

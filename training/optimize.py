@@ -1,0 +1,51 @@
+"""The optimizer, its learning rate as a function of the step, and the averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runtime.errors import InputError
+from training.config import TrainConfig
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """AdamW, fused; or bitsandbytes' in 8 bits. Its learning rate is set at every step."""
+    options = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError(
+            "optimizer adamw8bit: needs the package bitsandbytes; pip install bitsandbytes"
+        ) from error
+    return AdamW8bit(parameters, **options)
+
+
+def learning_rate(step: int, config: TrainConfig, samples: int) -> float:
+    """Of a step, the first being 0; samples: of a step over all devices, by which `scale_lr` multiplies."""
+    peak = config.lr * (samples if config.scale_lr else 1)
+    if step < config.warmup:
+        return peak * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.lr_schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * progress)) / 2
+    return peak * (1 - progress if config.lr_schedule == "linear" else 1)
+
+
+class Average:
+    """Exponential moving average of parameters. It follows them closely at first: (1 + n) / (10 + n) after n steps."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.values: list[Tensor] = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """steps: taken so far."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)

@@ -1,0 +1,167 @@
+"""python -m training.train_adapter --data photos --out my-adapter [--preset masked-sobel] [--model ...]
+
+Fine-tunes a T2I-Adapter for control inside masks; runs under `accelerate launch` too. --help lists the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import types
+import typing
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import: it tells of parts not used here
+
+import torch
+from accelerate import Accelerator
+from diffusers import T2IAdapter
+
+from runtime.adapter import check_adapter, load_adapter
+from runtime.errors import InputError
+from runtime.loading import DTYPES, Model, load_model
+from runtime.options import Parser
+from training import checkpoint
+from training.config import PRESETS, TrainConfig, with_preset
+from training.data import open_source
+from training.prepare import prepare
+from training.step import new_adapter
+from training.stores import Stores
+from training.trainer import Stopped, Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
+    given = {k: v for k, v in vars(make_parser().parse_args(arguments)).items() if v is not None}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            train(with_preset(given.pop("preset", "masked-sobel"), given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def train(config: TrainConfig) -> None:
+    """Check, load, prepare, train."""
+    out = make_out(config)
+    source = open_source(config)
+    mixed = (
+        "fp16" if config.dtype == "fp16" else "no"
+    )  # for its gradient scaler; the arithmetic's dtype is our own
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        mixed_precision=mixed,
+        log_with=None if config.log == "none" else config.log,
+        project_dir=out,
+    )
+    torch.manual_seed(config.seed)  # a new adapter's weights
+    config, model, adapter = load(config, accelerator)
+    check_disk(out, adapter)
+    folder = Path(config.cache) if config.cache else out / "cache"
+    stores = Stores.open(folder, config, model)
+    for store in stores.all():
+        if store.discarded:
+            accelerator.print(f"cache: {store.discarded} damaged shards of {store.folder} are made again")
+    entries = prepare(source, stores, folder, model, config, accelerator)
+    trainer = Trainer(config, accelerator, model, adapter, entries, stores)
+    if accelerator.device.type == "cuda":
+        trainer.offload()
+    if config.log != "none":
+        settings = {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.to_json().items()}
+        accelerator.init_trackers("logs", config=settings)
+    try:
+        trainer.run()
+    finally:
+        accelerator.end_training()
+    accelerator.print(f"the adapter is in {out}: python -m runtime.generate --adapter NAME={out} ...")
+
+
+def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, T2IAdapter]:
+    """The frozen model and the adapter to train; and the configuration, its resolution filled in from the model's."""
+    device = accelerator.device
+    if config.dtype == "fp16" and device.type == "cpu":
+        raise InputError("dtype fp16: a CPU trains in fp32 or bf16")
+    model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], vae=config.vae)
+    model.vae.float()  # latents are cached once: in full precision, as diffusers' trainer encodes them
+    channels = model.unet.config.control_channels
+    if config.adapter == "new":
+        adapter = new_adapter(channels, config.condition_channels, config.adapter_blocks)
+    else:
+        adapter = load_adapter(config.adapter, device="cpu", dtype=torch.float32)
+        check_adapter(config.adapter, {config.adapter: adapter}, channels)
+    step = min(config.bucket_step, config.resolution or model.sample_size * 8)
+    config = dataclasses.replace(
+        config, resolution=config.resolution or model.sample_size * 8, bucket_step=step
+    )
+    return config, model, adapter
+
+
+def make_out(config: TrainConfig) -> Path:
+    """The output folder, made and found to be writable."""
+    if not config.out:
+        raise InputError("out: not given; expected the folder of the adapter to be")
+    out = Path(config.out).expanduser()
+    try:
+        checkpoint.checkpoints(out).mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable.part"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"out {out}: cannot be written: {error.strerror or error}") from error
+    if int(os.environ.get("RANK", "0")) == 0:
+        checkpoint.clear_partial(out)
+    return out
+
+
+def check_disk(out: Path, adapter: T2IAdapter) -> None:
+    """InputError where there is no room for a checkpoint beside the last one: weights, average, two moments."""
+    needed = 4 * sum(p.numel() * 4 for p in adapter.parameters())
+    free = shutil.disk_usage(out).free
+    if free < 2 * needed:
+        raise InputError(
+            f"out {out}: {free / 1e9:.1f} GB free; expected {2 * needed / 1e9:.1f} GB for checkpoints"
+        )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """An option for every field of TrainConfig; those not given are None."""
+    summary = "; ".join(
+        f"{name}: {', '.join(f'{k}={v}' for k, v in p.items())}" for name, p in PRESETS.items()
+    )
+    parser = Parser(prog="python -m training.train_adapter", description=f"{__doc__}\nPresets: {summary}")
+    types_of = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        add_option(parser, field, types_of[field.name])
+    return parser
+
+
+def add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: object) -> None:
+    name, meta = "--" + field.name.replace("_", "-"), dict(field.metadata)
+    default = "none" if field.default is None else field.default
+    meta["help"] = (
+        f"{meta['help']} (default: {default})".replace("%", "%%") if default != "" else meta["help"]
+    )
+    if kind is bool:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=meta["help"])
+    elif typing.get_origin(kind) is tuple:
+        parser.add_argument(name, type=lambda text: tuple(text.split(",")), default=None, help=meta["help"])
+    else:
+        if isinstance(kind, types.UnionType):
+            kind = str
+        parser.add_argument(name, type=kind, default=None, **meta)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

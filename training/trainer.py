@@ -1,0 +1,309 @@
+"""The training loop: batches in, checkpoints, logs and sheets out."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import T2IAdapter
+from torch import Tensor
+from tqdm import tqdm
+
+from kernels import ops
+from runtime.errors import InputError
+from runtime.files import replacing
+from runtime.loading import Model
+from training import checkpoint
+from training.checkpoint import State
+from training.config import TrainConfig
+from training.optimize import Average, learning_rate, make_optimizer
+from training.rows import Plan, Rows, make_loader
+from training.step import LossOf
+from training.stores import Entry, Stores
+from training.validate import Validation, adapter_with
+
+LOG_SECONDS = 1.0  # between updates of the bar and the logs
+
+
+class Stopped(Exception):
+    """A signal ended the run, after its checkpoint was written."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped at step {step}; --resume auto goes on from there")
+        self.number = number
+
+
+class Trainer:
+    """A run: `run` takes the steps that are left and leaves the finished adapter in `config.out`.
+
+    entries: of all samples; the last `validation_samples` of them, in an order of their own, are only drawn.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: Model,
+        adapter: T2IAdapter,
+        entries: list[Entry],
+        stores: Stores,
+    ):
+        self.config, self.accelerator, self.model = config, accelerator, model
+        self.adapter_config = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
+        self.names = [name for name, _ in adapter.named_parameters()]
+        adapter = adapter.float().to(memory_format=torch.channels_last).train()
+        held_out, training = split(entries, config.validation_samples)
+        vae = model.vae.config.scaling_factor
+        self.loss_of = LossOf(model, config)
+        self.loss_of.unet.checkpointing = config.checkpointing == "on"
+        self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, adapter.config.in_channels)
+        self.validation = Validation(model, self.rows, held_out, config) if held_out else None
+        self.adapter = accelerator.prepare(adapter)
+        self.parameters = [p for p in self.adapter.parameters() if p.requires_grad]
+        self.optimizer = accelerator.prepare(make_optimizer(self.parameters, config))
+        self.average = Average(self.parameters, config.ema) if config.ema else None
+        world = accelerator.num_processes
+        self.samples = config.batch * config.accumulate * world  # of a step
+        self.plan = Plan([e.bucket for e in training], config.batch * world, config.seed)
+        self.step, self.bad_steps, self.signal = 0, 0, 0
+
+    def run(self) -> None:
+        """Raises InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
+        self._resume()
+        batches = iter(self._loader())
+        with self._signals(), ops.use_backend(self.config.backend):
+            bar = Progress(self)
+            while self.step < self.config.steps and not self._asked_to_stop():
+                terms = self._take_step(batches)
+                bar.update(terms)
+                done = self.step == self.config.steps
+                if self.step % self.config.save_every == 0 or done:
+                    self.save()
+                every = self.config.validate_every
+                if self.validation and every and (self.step % every == 0 or done):
+                    self.validate()
+            bar.close()
+            if self.step < self.config.steps:
+                self.save()
+                raise Stopped(self.signal, self.step)
+        self._finish()
+
+    def _take_step(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """One optimizer step; skipped, but counted, where the gradient is not finite. Returns the mean terms."""
+        config, total = self.config, {}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config, self.samples)
+        for i in range(config.accumulate):
+            last = i == config.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.adapter):
+                terms = self._losses_and_gradients(next(batches))
+            for name, value in terms.items():
+                total[name] = total.get(name, 0) + value / config.accumulate
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip or math.inf)
+        if self._is_finite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.average:
+            self.average.update(self.step)
+        return total
+
+    def _losses_and_gradients(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError:
+            if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
+                return self._too_large(batch)
+        # outside of the handler, whose traceback holds on to the memory
+        self.accelerator.print("out of memory: recomputing activations from now on (--checkpointing on)")
+        self.loss_of.unet.checkpointing = True
+        self._free()
+        return self._losses_and_gradients(batch)
+
+    def _backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        terms = {name: value.mean() for name, value in self.loss_of(self.adapter, batch).items()}
+        self.accelerator.backward(sum(terms.values()))
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _too_large(self, batch: Mapping[str, Tensor]) -> None:
+        """Say which batch would fit: the largest that goes through, by halving."""
+        fits, fails = 0, len(batch["t"])
+        while fails - fits > 1:
+            size = (fits + fails) // 2
+            self._free()
+            try:
+                self._backward({name: value[:size] for name, value in batch.items()})
+                fits = size
+            except torch.OutOfMemoryError:
+                fails = size
+        largest = f"the largest that fits is {fits}" if fits else "not even one sample fits"
+        raise InputError(
+            f"batch {self.config.batch}: out of memory; {largest} (--accumulate makes up for it)"
+        )
+
+    def _free(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _is_finite(self, norm: Tensor) -> bool:
+        """Whether to take the step; the norm is of all processes' gradients, so that they agree."""
+        if bool(torch.isfinite(torch.as_tensor(checkpoint.whole(norm)))):
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        self.accelerator.print(f"step {self.step + 1}: loss or gradient not finite; step skipped")
+        if self.bad_steps >= self.config.nan_limit:
+            last = checkpoint.newest(self.config.out)
+            raise InputError(
+                f"{self.bad_steps} steps in a row without a finite gradient, up to step {self.step + 1}; "
+                f"last checkpoint: {last[-1] if last else 'none'}; try a lower --lr, or --dtype fp32"
+            )
+        return False
+
+    def save(self) -> None:
+        """A checkpoint; all processes take part."""
+        state = self._state()
+        if self.accelerator.is_main_process:
+            checkpoint.save(state, self.config, self.adapter_config, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self) -> None:
+        """The sheet and edge errors of the weights that would be saved now."""
+        weights = self._final_weights()
+        if self.accelerator.is_main_process:
+            adapter = adapter_with(self.adapter_config, weights, self.model)
+            path = Path(self.config.out) / "validation" / f"{self.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            with self._whole_model():
+                errors = self.validation.run(adapter, path)
+            self.accelerator.log(errors, step=self.step)
+        self.accelerator.wait_for_everyone()
+
+    def offload(self) -> None:
+        """Leave the device to the UNet: the text encoders and the VAE are only needed for drawing."""
+        for part in (self.model.vae, *self.model.text_encoders):
+            part.to("cpu")
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[None]:
+        for part in (self.model.vae, *self.model.text_encoders):
+            part.to(self.accelerator.device)
+        yield
+        self.offload()
+
+    def _state(self) -> State:
+        weights = dict(zip(self.names, map(checkpoint.whole, self.parameters), strict=True))
+        ema = (
+            dict(zip(self.names, map(checkpoint.whole, self.average.values), strict=True))
+            if self.average
+            else {}
+        )
+        return State(self.step, weights, ema, checkpoint.optimizer_tensors(self.optimizer, self.names))
+
+    def _final_weights(self) -> dict[str, Tensor]:
+        values = self.average.values if self.average else self.parameters
+        return dict(zip(self.names, map(checkpoint.whole, values), strict=True))
+
+    def _resume(self) -> None:
+        found = checkpoint.find(self.config, self.accelerator.print)
+        if not found:
+            return
+        path, state = found
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(checkpoint.sharded_as(state.adapter[name], parameter))
+            if self.average:
+                ema = state.ema or state.adapter
+                for name, value in zip(self.names, self.average.values, strict=True):
+                    value.copy_(checkpoint.sharded_as(ema[name], value))
+        checkpoint.load_optimizer(self.optimizer, self.names, state.optimizer)
+        self.step = state.step
+        self.accelerator.print(f"resuming at step {self.step} from {path}")
+
+    def _loader(self):
+        part, parts = self.accelerator.process_index, self.accelerator.num_processes
+        first = self.step * self.config.accumulate
+        return make_loader(self.rows, self.plan, first, part, parts, self.accelerator.device.type == "cuda")
+
+    def _finish(self) -> None:
+        weights = self._final_weights()
+        if self.accelerator.is_main_process:
+            out = Path(self.config.out)
+            checkpoint.save_adapter(out, weights, self.adapter_config)
+            with replacing(out / checkpoint.RUN) as partial:
+                partial.write_text(checkpoint.describe(self.config, self.step), "utf-8")
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after the step at hand; a second one ends it at once."""
+
+        def note(number, _) -> None:
+            if self.signal:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was; all of them stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.signal != 0
+        asked = torch.tensor([self.signal], device=self.accelerator.device)
+        self.signal = int(self.accelerator.gather(asked).max())
+        return self.signal != 0
+
+
+class Progress:
+    """The bar and the logs of a run."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.steps, self.total = trainer, 0, {}
+        shown = trainer.accelerator.is_main_process
+        self.bar = tqdm(
+            total=trainer.config.steps,
+            initial=trainer.step,
+            desc="training",
+            unit=" steps",
+            disable=not shown,
+        )
+        self.last = time.monotonic()
+
+    def update(self, terms: Mapping[str, Tensor]) -> None:
+        """Shows means since the last time, once a second: reading them off the device waits for it."""
+        self.bar.update()
+        self.steps += 1
+        self.total = {name: self.total.get(name, 0) + value for name, value in terms.items()}
+        seconds, trainer = time.monotonic() - self.last, self.trainer
+        if seconds < LOG_SECONDS and trainer.step != trainer.config.steps:
+            return
+        rate = self.steps * trainer.samples / seconds
+        values = {f"loss/{name}": float(value) / self.steps for name, value in self.total.items()}
+        lr = trainer.optimizer.param_groups[0]["lr"]
+        trainer.accelerator.log(values | {"lr": lr, "samples_per_second": rate}, step=trainer.step)
+        shown = {name.removeprefix("loss/"): f"{value:.4f}" for name, value in values.items()}
+        self.bar.set_postfix(shown | {"samples/s": f"{rate:.1f}"}, refresh=False)
+        self.steps, self.total, self.last = 0, {}, time.monotonic()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:
+    """Those to draw and those to train on; which ones are held out depends on their files alone."""
+    if len(entries) <= held_out:
+        raise InputError(f"validation_samples {held_out}: there are only {len(entries)} samples to train on")
+    chosen = set(sorted({e.key for e in entries})[:held_out])
+    return [e for e in entries if e.key in chosen][:held_out], [e for e in entries if e.key not in chosen]

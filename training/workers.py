@@ -1,0 +1,31 @@
+"""Processes that read data beside the training."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import BaseContext
+
+
+def options(workers: int) -> dict:
+    """Of a DataLoader with so many workers.
+
+    They are not forked from the training process: threads of OpenCV's and OpenMP's pools do not survive a fork, and
+    the first parallel loop of a child would wait for them forever.
+    """
+    if workers == 0:
+        return {"num_workers": 0}
+    return {"num_workers": workers, "multiprocessing_context": _context(), "worker_init_fn": _one_thread}
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.reader", "training.rows"])  # imported once, then inherited
+    return context
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
