@@ -26,7 +26,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "train": ["tensorboard>=2.19", "tokenizers>=0.23"],
+    "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "webdataset>=1"],
     "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
@@ -35,12 +35,16 @@ EXTRAS = {
     "app": ["gradio>=6"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
     "dev": [
+        "datasets>=4",
         "hypothesis>=6.150",
         "kornia>=0.8.2",
+        "matplotlib>=3.10",
         "packaging",
         "pytest>=9",
         "ruff>=0.17",
         "scikit-image>=0.25",
+        "tensorboard>=2.19",
+        "webdataset>=1",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
     ],
 }

@@ -32,17 +32,18 @@ RUN = "training.json"
 
 @dataclass
 class State:
-    """adapter, ema: by parameter name; ema is empty where the run has none. optimizer: "parameter/name" -> tensor."""
+    """adapter, ema: by parameter name; ema is empty where the run has none. optimizer: "parameter/name" -> tensor.
+
+    batch: samples of a batch over all processes. data: a digest of the samples trained on. With both, `step` says which
+    samples come next.
+    """
 
     step: int
     adapter: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-
-    def bytes(self) -> int:
-        return sum(
-            t.numel() * t.itemsize for part in (self.adapter, self.ema, self.optimizer) for t in part.values()
-        )
+    batch: int
+    data: str
 
 
 def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) -> Path:
@@ -56,7 +57,8 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
             if state.ema:
                 save_adapter(partial / "ema", state.ema, adapter_config)
             save_file(dict(state.optimizer), partial / OPTIMIZER)
-            (partial / RUN).write_text(describe(config, state.step), "utf-8")
+            about = describe(config, state.step, batch_of_all=state.batch, data_digest=state.data)
+            (partial / RUN).write_text(about, "utf-8")
     except (OSError, SafetensorError) as error:
         last = newest(config.out)
         kept = f"the last checkpoint is {last[-1]}" if last else "there is no checkpoint"
@@ -76,9 +78,9 @@ def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -
         partial.write_text(text + "\n", "utf-8")
 
 
-def describe(config: TrainConfig, step: int) -> str:
+def describe(config: TrainConfig, step: int, **more) -> str:
     """The run's full configuration as JSON."""
-    about = {"step": step, "config": config.to_json(), "versions": versions(), "commit": commit()}
+    about = {"step": step, **more, "config": config.to_json(), "versions": versions(), "commit": commit()}
     return json.dumps(about, indent=2) + "\n"
 
 
@@ -97,8 +99,10 @@ def clear_partial(out: str | Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def find(config: TrainConfig, say) -> tuple[Path, State] | None:
+def find(config: TrainConfig, batch: int, data: str, say) -> tuple[Path, State] | None:
     """The checkpoint to go on from: the newest that can be read, or the one that `resume` names.
+
+    batch, data: of this run, as in State. say: takes lines for the user.
 
     Raises InputError where that one cannot be read, or where settings have changed and `force_resume` is not given.
     """
@@ -106,12 +110,16 @@ def find(config: TrainConfig, say) -> tuple[Path, State] | None:
         if newest(config.out):
             raise InputError(f"out {config.out}: has checkpoints; expected another folder, or --resume auto")
         return None
-    if config.resume != "auto":
-        path = Path(config.resume)
-        return path, _load(path, config, say)
+    found = _newest_readable(config, say) if config.resume == "auto" else _read(Path(config.resume))
+    if found is not None:
+        _check_same(*found, config, batch, data, say)
+    return found
+
+
+def _newest_readable(config: TrainConfig, say) -> tuple[Path, State] | None:
     for path in reversed(newest(config.out)):
         try:
-            return path, _load(path, config, say)
+            return _read(path)
         except Unreadable as error:
             say(f"warning: {error}; trying the one before")
     if newest(config.out):
@@ -123,19 +131,29 @@ class Unreadable(InputError):
     """A checkpoint that is damaged."""
 
 
-def _load(path: Path, config: TrainConfig, say) -> State:
+def _read(path: Path) -> tuple[Path, State]:
     try:
-        step = int(json.loads((path / RUN).read_text("utf-8"))["step"])
+        about = json.loads((path / RUN).read_text("utf-8"))
         ema = path / "ema" / WEIGHTS
-        state = State(
-            step,
-            load_file(path / "adapter" / WEIGHTS),
-            load_file(ema) if ema.exists() else {},
-            load_file(path / OPTIMIZER),
+        return path, State(
+            step=int(about["step"]),
+            adapter=load_file(path / "adapter" / WEIGHTS),
+            ema=load_file(ema) if ema.exists() else {},
+            optimizer=load_file(path / OPTIMIZER),
+            batch=int(about["batch_of_all"]),
+            data=str(about["data_digest"]),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise Unreadable(f"checkpoint {path}: cannot be read: {error}") from error
+
+
+def _check_same(path: Path, state: State, config: TrainConfig, batch: int, data: str, say) -> None:
+    """InputError where the run was another one, unless `force_resume` is given."""
     changed = config.changed(TrainConfig.read(path / RUN))
+    if state.batch != batch:
+        changed.append(f"batch over all processes {batch}, was {state.batch}")
+    if state.data != data:
+        changed.append("the samples are others")
     if changed and not config.force_resume:
         raise InputError(
             f"resume {path}: settings have changed: {'; '.join(changed)}; give the same ones, another --out, or "
@@ -143,7 +161,6 @@ def _load(path: Path, config: TrainConfig, say) -> State:
         )
     if changed:
         say(f"warning: resuming although settings have changed: {'; '.join(changed)}")
-    return state
 
 
 def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

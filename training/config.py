@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.conditions import names as condition_names
 from runtime.errors import InputError
 
 MASK_SHAPES = ("box", "square", "circle", "strokes")
@@ -63,7 +64,7 @@ class TrainConfig:
     mask_resize: str = option("area", "how masks come to a level's size", choices=("area", "nearest"))
     mask_shapes: tuple[str, ...] = option(MASK_SHAPES, "random masks are made of", choices=MASK_SHAPES)
     mask_count: int = option(2, "shapes of a random mask at most")
-    mask_min_area: float = option(PAPER_BOX, "a random mask's share of the image at least")
+    mask_min_area: float = option(0.04, "a random mask's share of the image at least")
     mask_soft: float = option(0.1, "share of random masks with soft edges")
     mask_full: float = option(0.1, "share of masks that are the whole image")
     z0_loss: str = option(
@@ -135,18 +136,20 @@ class TrainConfig:
             raise InputError(f"{path}: not a run's configuration: {error}") from error
 
     def changed(self, other: TrainConfig) -> list[str]:
-        """What differs in `other` of what must not change within a run, as "name: here, there"."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return [
-            f"{name} {ours!r}, was {theirs!r}"
-            for name, ours, theirs in pairs
-            if ours != theirs and name not in LIVE
-        ]
+        """What differs in `other` of what must not change within a run, as "name here, was there".
+
+        The number of steps may where the learning rate does not depend on it.
+        """
+        live = LIVE | ({"steps"} if self.lr_schedule == other.lr_schedule == "constant" else set())
+        names = [f.name for f in fields(self) if f.name not in live]
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return [f"{name} {ours!r}, was {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
 
 
-# What a resumed run may change: where things lie, how fast they go, what is reported.
+# What a resumed run may change: where things lie, how fast they go, what is reported. What they come to, the samples
+# and the batch over all processes, is compared by itself.
 LIVE = {
-    "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
+    "batch", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
     "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "log", "resume",
     "force_resume", "nan_limit",
 }  # fmt: skip
@@ -204,6 +207,8 @@ def check(config: TrainConfig) -> None:
     _expect(config, ("max_aspect",), lambda x: x >= 1, "1 or more")
     _expect(config, ("bucket_step",), lambda x: x >= 16 and x % 16 == 0, "a multiple of 16")
     _expect(config, ("resolution",), lambda x: x % 16 == 0, "a multiple of 16")
+    if config.condition not in condition_names():
+        raise InputError(f"condition {config.condition!r}: expected one of {', '.join(condition_names())}")
     if config.flip and config.crops < 2:
         raise InputError("flip: mirrors every second crop; expected crops of 2 or more")
     if config.z0_from > config.z0_to:

@@ -21,7 +21,11 @@ from training.group_norm import use_quick_group_norm
 
 
 class FrozenUNet:
-    """A UNet of `runtime` that is differentiated for its control only. The UNet itself keeps its weights and values."""
+    """A UNet of `runtime` that is differentiated for its control only. The UNet itself keeps its weights and values.
+
+    compiled: compile its layers one by one. That takes a fraction of the time that the whole graph takes, and on a CPU
+    the gradient of the whole graph is wrong (torch 2.13: inductor's, not autograd's; the layers' are right).
+    """
 
     def __init__(self, unet: UNet, *, compiled: bool = False):
         self.unet = unet.requires_grad_(False)
@@ -31,8 +35,10 @@ class FrozenUNet:
             use_quick_group_norm(unet)
         for module in unet.modules():
             if isinstance(module, (Resnet, TransformerBlock)):
-                module.forward = functools.partial(self._maybe_recompute, module.forward)
-        self._forward = torch.compile(unet) if compiled else unet
+                forward = torch.compile(module.forward, dynamic=False) if compiled else module.forward
+                module.forward = functools.partial(self._maybe_recompute, forward)
+        if compiled:  # layers of one class share their code, and differ in width and size
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
     def __call__(
         self,
@@ -49,7 +55,7 @@ class FrozenUNet:
             time = [projection[0] for projection in self.unet.embed_time(t[None], pooled, time_ids)]
             text = self.unet.project_text(text)
         with quick_attention(self.device):
-            return self._forward(noisy.to(self.dtype), time, text, control).float()
+            return self.unet(noisy.to(self.dtype), time, text, control).float()
 
     def _maybe_recompute(self, forward, x: Tensor, *args):
         """Activation checkpointing, of the layers that are recorded at all."""

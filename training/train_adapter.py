@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import shutil
 import sys
@@ -33,10 +34,19 @@ from training.step import new_adapter
 from training.stores import Stores
 from training.trainer import Stopped, Trainer
 
+GROUPS = {  # the first option of each
+    "data": "what is trained, on what",
+    "caption_key": "data",
+    "control": "method",
+    "steps": "optimisation",
+    "dtype": "arithmetic",
+    "seed": "the run",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
-    given = {k: v for k, v in vars(make_parser().parse_args(arguments)).items() if v is not None}
+    given = vars(make_parser().parse_args(arguments))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -55,6 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(config: TrainConfig) -> None:
     """Check, load, prepare, train."""
+    if config.log != "none" and importlib.util.find_spec(config.log) is None:
+        raise InputError(
+            f"log {config.log}: needs the package {config.log}; pip install {config.log}, or --log none"
+        )
     out = make_out(config)
     source = open_source(config)
     mixed = (
@@ -136,31 +150,44 @@ def check_disk(out: Path, adapter: T2IAdapter) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """An option for every field of TrainConfig; those not given are None."""
-    summary = "; ".join(
-        f"{name}: {', '.join(f'{k}={v}' for k, v in p.items())}" for name, p in PRESETS.items()
+    """An option for every field of TrainConfig; those not given are absent from the result."""
+    presets = (f"  {name}: {', '.join(f'{k}={v}' for k, v in p.items())}" for name, p in PRESETS.items())
+    parser = Parser(
+        prog="python -m training.train_adapter",
+        usage="%(prog)s --data FOLDER --out FOLDER [options]",
+        description=__doc__.split("\n\n", 1)[1],
+        epilog="presets:\n" + "\n".join(presets),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    parser = Parser(prog="python -m training.train_adapter", description=f"{__doc__}\nPresets: {summary}")
-    types_of = typing.get_type_hints(TrainConfig)
+    types_of, group = typing.get_type_hints(TrainConfig), parser
     for field in dataclasses.fields(TrainConfig):
-        add_option(parser, field, types_of[field.name])
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        add_option(group, field, types_of[field.name])
     return parser
 
 
-def add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: object) -> None:
+def add_option(parser, field: dataclasses.Field, kind: object) -> None:
     name, meta = "--" + field.name.replace("_", "-"), dict(field.metadata)
     default = "none" if field.default is None else field.default
+    default = ",".join(default) if isinstance(default, tuple) else default
     meta["help"] = (
         f"{meta['help']} (default: {default})".replace("%", "%%") if default != "" else meta["help"]
     )
     if kind is bool:
-        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=meta["help"])
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=meta["help"])
     elif typing.get_origin(kind) is tuple:
-        parser.add_argument(name, type=lambda text: tuple(text.split(",")), default=None, help=meta["help"])
+        parser.add_argument(
+            name, type=lambda text: tuple(text.split(",")), metavar="A,B,...", help=meta["help"]
+        )
     else:
         if isinstance(kind, types.UnionType):
             kind = str
-        parser.add_argument(name, type=kind, default=None, **meta)
+        parser.add_argument(
+            name, type=kind, metavar=None if "choices" in meta else name.split("-")[-1].upper(), **meta
+        )
 
 
 if __name__ == "__main__":

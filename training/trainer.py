@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,22 +12,21 @@ import torch
 from accelerate import Accelerator
 from diffusers import T2IAdapter
 from torch import Tensor
-from tqdm import tqdm
 
 from kernels import ops
 from runtime.errors import InputError
 from runtime.files import replacing
 from runtime.loading import Model
 from training import checkpoint
+from training.cache import digest
 from training.checkpoint import State
 from training.config import TrainConfig
 from training.optimize import Average, learning_rate, make_optimizer
+from training.progress import Progress
 from training.rows import Plan, Rows, make_loader
 from training.step import LossOf
 from training.stores import Entry, Stores
 from training.validate import Validation, adapter_with
-
-LOG_SECONDS = 1.0  # between updates of the bar and the logs
 
 
 class Stopped(Exception):
@@ -71,6 +69,7 @@ class Trainer:
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], config.batch * world, config.seed)
+        self.data = digest(*(e.key for e in training))
         self.step, self.bad_steps, self.signal = 0, 0, 0
 
     def run(self) -> None:
@@ -78,10 +77,10 @@ class Trainer:
         self._resume()
         batches = iter(self._loader())
         with self._signals(), ops.use_backend(self.config.backend):
-            bar = Progress(self)
+            bar = Progress(self.accelerator, self.step, self.config.steps, self.samples)
             while self.step < self.config.steps and not self._asked_to_stop():
                 terms = self._take_step(batches)
-                bar.update(terms)
+                bar.update(self.step, terms, self.optimizer.param_groups[0]["lr"])
                 done = self.step == self.config.steps
                 if self.step % self.config.save_every == 0 or done:
                     self.save()
@@ -205,14 +204,15 @@ class Trainer:
             if self.average
             else {}
         )
-        return State(self.step, weights, ema, checkpoint.optimizer_tensors(self.optimizer, self.names))
+        optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        return State(self.step, weights, ema, optimizer, self.plan.batch, self.data)
 
     def _final_weights(self) -> dict[str, Tensor]:
         values = self.average.values if self.average else self.parameters
         return dict(zip(self.names, map(checkpoint.whole, values), strict=True))
 
     def _resume(self) -> None:
-        found = checkpoint.find(self.config, self.accelerator.print)
+        found = checkpoint.find(self.config, self.plan.batch, self.data, self.accelerator.print)
         if not found:
             return
         path, state = found
@@ -264,41 +264,6 @@ class Trainer:
         asked = torch.tensor([self.signal], device=self.accelerator.device)
         self.signal = int(self.accelerator.gather(asked).max())
         return self.signal != 0
-
-
-class Progress:
-    """The bar and the logs of a run."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.steps, self.total = trainer, 0, {}
-        shown = trainer.accelerator.is_main_process
-        self.bar = tqdm(
-            total=trainer.config.steps,
-            initial=trainer.step,
-            desc="training",
-            unit=" steps",
-            disable=not shown,
-        )
-        self.last = time.monotonic()
-
-    def update(self, terms: Mapping[str, Tensor]) -> None:
-        """Shows means since the last time, once a second: reading them off the device waits for it."""
-        self.bar.update()
-        self.steps += 1
-        self.total = {name: self.total.get(name, 0) + value for name, value in terms.items()}
-        seconds, trainer = time.monotonic() - self.last, self.trainer
-        if seconds < LOG_SECONDS and trainer.step != trainer.config.steps:
-            return
-        rate = self.steps * trainer.samples / seconds
-        values = {f"loss/{name}": float(value) / self.steps for name, value in self.total.items()}
-        lr = trainer.optimizer.param_groups[0]["lr"]
-        trainer.accelerator.log(values | {"lr": lr, "samples_per_second": rate}, step=trainer.step)
-        shown = {name.removeprefix("loss/"): f"{value:.4f}" for name, value in values.items()}
-        self.bar.set_postfix(shown | {"samples/s": f"{rate:.1f}"}, refresh=False)
-        self.steps, self.total, self.last = 0, {}, time.monotonic()
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:

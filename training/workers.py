@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.context import BaseContext
 
 
 def options(workers: int) -> dict:
-    """Of a DataLoader with so many workers.
+    """Of a DataLoader with so many workers, at most one a processor.
 
     They are not forked from the training process: threads of OpenCV's and OpenMP's pools do not survive a fork, and
     the first parallel loop of a child would wait for them forever.
     """
+    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
     if workers == 0:
         return {"num_workers": 0}
     return {"num_workers": workers, "multiprocessing_context": _context(), "worker_init_fn": _one_thread}

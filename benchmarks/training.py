@@ -1,0 +1,307 @@
+"""python -m benchmarks.training [--batch 8] [--steps 10] [--dtype fp32 bf16] [--full-size] [--out folder]
+
+Training an adapter: this trainer's step against a step as in diffusers'
+train_t2i_adapter_sdxl.py, which decodes images, encodes them with the VAE in float32 at every step and runs diffusers'
+UNet eagerly; its text embeddings are cached, as there. Both in one process and in turn, loading included. Ours does
+more: masks, and the loss on the edges of z0. Peak memory is each side's own, in a process of its own. Also how long
+the loss takes, ours and one composed of kornia's filter and PyTorch, and its share of the step. Writes
+<out>/training.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, repeat
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import kornia
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, T2IAdapter, UNet2DConditionModel
+from torch import Tensor
+
+from benchmarks.full_size import SMALL, build
+from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
+from kernels import reference
+from runtime.loading import DTYPES, EMBEDDED, load_model
+from runtime.report import peak_memory
+from runtime.single_file import CONFIGS
+from runtime.unet import UNet
+from training.config import TrainConfig
+from training.data import open_source
+from training.embedded.scenes import write_scenes
+from training.loss import add_noise, training_loss, v_target
+from training.optimize import make_optimizer
+from training.prepare import prepare
+from training.rows import Plan, Rows, make_loader
+from training.step import LossOf, new_adapter
+from training.stores import Stores
+
+SCENES, SIDES = 64, ("localcontrol", "diffusers")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Step = Callable[[], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
+    parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
+    parser.add_argument(
+        "--full-size", action="store_true", help="SDXL at 1024 x 1024, random weights: for a GPU"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tries --full-size: a small UNet, measures nothing"
+    )
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.memory_of:
+        print(measured_memory(options.memory_of, options))
+        return 0
+    rows = [row for dtype in options.dtype for row in measure(dtype, options)]
+    kind = "-full-size" if options.full_size else "-small" if options.small else ""
+    write_rows(options.out / f"training{kind}.csv", rows)
+    for row in rows:
+        print(
+            *(
+                f"{key} {row[key]}"
+                for key in ("side", "dtype", "samples_per_second", "ratio", "peak_gib", "loss_share")
+            )
+        )
+    return 0
+
+
+def measure(dtype: str, options: argparse.Namespace) -> list[dict]:
+    """A row for each side."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = make_sides(options, dtype, Path(folder))
+        times = interleave(sides, options.steps)
+        losses = loss_times(options.batch, 128 if options.full_size else 16, options.steps)
+    medians = {name: percentiles(seconds)["p50_ms"] for name, seconds in times.items()}
+    rows = []
+    for name, seconds in times.items():
+        loss = percentiles(losses[name])["p50_ms"]
+        row = {"side": name, "dtype": dtype, "batch": options.batch, **percentiles(seconds)}
+        row["samples_per_second"] = round(1e3 * options.batch / medians[name], 1)
+        row["ratio"] = round(medians["diffusers"] / medians[name], 2)
+        row |= {"loss_ms": loss, "loss_share": round(loss / medians[name], 4)}
+        rows.append(row | {"peak_gib": memory_in_process(name, dtype, options), **environment()})
+    return rows
+
+
+def make_sides(options: argparse.Namespace, dtype: str, folder: Path, names=SIDES) -> dict[str, Step]:
+    """A function for each side that takes one step of its own adapter: same weights, data, batch and optimizer."""
+    parts = full_size_parts if options.full_size or options.small else embedded_parts
+    world = parts(options, dtype, folder)
+    makers = {"localcontrol": our_step, "diffusers": diffusers_step}
+    return {name: makers[name](world) for name in names}
+
+
+@dataclass
+class World:
+    """A model in diffusers' parts, and both sides' batches without end."""
+
+    config: TrainConfig
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL  # in float32, as diffusers' trainer has it by default
+    scheduler: EulerDiscreteScheduler
+    cached: Iterator[dict[str, Tensor]]  # what our loader gives
+    decoded: Iterator[tuple]  # pixels, conditions, text, added conditions
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        channels = self.unet.config.block_out_channels
+        return (*channels, channels[-1])
+
+
+def embedded_parts(options: argparse.Namespace, dtype: str, folder: Path) -> World:
+    """The embedded model and scenes of its world, read from files as each side reads them."""
+    write_scenes(folder / "scenes", SCENES)
+    config = TrainConfig(
+        data=str(folder / "scenes"),
+        out=str(folder),
+        dtype=dtype,
+        batch=options.batch,
+        workers=0,
+        resolution=128,
+    )
+    model = load_model("embedded", device=DEVICE)
+    stores = Stores.open(folder / "cache", config, model)
+    entries = prepare(open_source(config), stores, folder / "cache", model, config, Accelerator())
+    rows = Rows(entries, stores, config, 1000, model.vae.config.scaling_factor, 1)
+    plan = Plan([e.bucket for e in entries], config.batch, config.seed)
+    cached = iter(make_loader(rows, plan, 0, 0, 1, pin=False))
+    unet = UNet2DConditionModel.from_pretrained(EMBEDDED / "unet", torch_dtype=DTYPES[dtype]).to(DEVICE)
+    decoded = images_and_text(folder / "scenes", config.batch, unet)
+    return World(config, unet, model.vae, model.scheduler, cached, decoded)
+
+
+def full_size_parts(options: argparse.Namespace, dtype: str, _: Path) -> World:
+    """SDXL with random weights and made-up batches, which are there already: no side's loading is measured."""
+    size = 256 if options.small else 1024
+    unet_config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (
+        SMALL if options.small else {}
+    )
+    with torch.no_grad():
+        unet = build(unet_config).to(DEVICE, DTYPES[dtype])
+    vae = (
+        AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae"))
+        .to(DEVICE)
+        .eval()
+        .requires_grad_(False)
+    )
+    scheduler = EulerDiscreteScheduler.from_pretrained(CONFIGS / "scheduler")
+    config = TrainConfig(dtype=dtype, batch=options.batch, resolution=size, condition_channels=3)
+    random = functools.partial(torch.rand, device=DEVICE)
+    text, added = made_up_text(options.batch, unet, size)
+    pixels, condition = (random(options.batch, 3, size, size) for _ in range(2))
+    cached = {
+        "latents": random(options.batch, 4, size // 8, size // 8),
+        "noise": random(options.batch, 4, size // 8, size // 8),
+        "condition": condition,
+        "mask": (random(options.batch, 1, size, size) > 0.5).float(),
+        "text": text,
+        "pooled": added["text_embeds"],
+        "time_ids": added["time_ids"],
+        "t": torch.randint(1000, (options.batch,), device=DEVICE),
+    }
+    return World(
+        config, unet, vae, scheduler, repeat(cached), repeat((pixels * 2 - 1, condition, text, added))
+    )
+
+
+def our_step(world: World) -> Step:
+    model = SimpleNamespace(unet=UNet.from_diffusers(world.unet), scheduler=world.scheduler)
+    adapter = _adapter(world)
+    loss_of = LossOf(model, world.config)
+    optimizer = make_optimizer(list(adapter.parameters()), world.config)
+
+    def step() -> None:
+        sum(term.mean() for term in loss_of(adapter, next(world.cached)).values()).backward()
+        _update(adapter, optimizer)
+
+    return step
+
+
+def diffusers_step(world: World) -> Step:
+    dtype, unet, vae = DTYPES[world.config.dtype], world.unet.requires_grad_(False), world.vae
+    abar, adapter = world.scheduler.alphas_cumprod.to(DEVICE), _adapter(world)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=world.config.lr)
+
+    def step() -> None:
+        pixels, condition, text, added = next(world.decoded)
+        with torch.no_grad():
+            latents = vae.encode(pixels.to(DEVICE)).latent_dist.sample() * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        t = ((1 - torch.rand(len(latents), device=DEVICE) ** 3) * 1000).long().clamp(max=999)
+        noisy, alpha, sigma = add_noise(latents, noise, abar[t])
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
+            residuals = [r.to(dtype) for r in adapter(condition.to(DEVICE))]
+            output = unet(
+                noisy.to(dtype),
+                t,
+                text,
+                added_cond_kwargs=added,
+                down_intrablock_additional_residuals=residuals,
+            ).sample
+        F.mse_loss(output.float(), v_target(latents, noise, alpha, sigma)).backward()
+        _update(adapter, optimizer)
+
+    return step
+
+
+def made_up_text(batch: int, unet: UNet2DConditionModel, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cached text embeddings and added conditions of the shapes that the UNet takes."""
+    config, where = unet.config, {"device": DEVICE, "dtype": unet.dtype}
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    ids = torch.tensor([[size, size, 0, 0, size, size]] * batch, device=DEVICE, dtype=torch.float32)
+    added = {"text_embeds": torch.randn(batch, pooled, **where), "time_ids": ids}
+    return torch.randn(batch, 77, config.cross_attention_dim, **where), added
+
+
+def images_and_text(folder: Path, batch: int, unet: UNet2DConditionModel) -> Iterator[tuple]:
+    """Pictures and edges read from files, as that script's loader does; the text embeddings are there already."""
+    files = sorted(folder.glob("*.png"))
+    text, added = made_up_text(batch, unet, 128)
+    edges = {file: cv2.imencode(".png", cv2.Canny(cv2.imread(str(file)), 100, 200))[1] for file in files}
+    for first in count(0, batch):
+        chosen = [files[(first + i) % len(files)] for i in range(batch)]
+        images = np.stack([cv2.imread(str(file))[..., ::-1] for file in chosen])
+        conditions = np.stack([cv2.imdecode(edges[file], cv2.IMREAD_GRAYSCALE) for file in chosen])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        yield pixels, torch.from_numpy(conditions)[:, None].float() / 255, text, added
+
+
+def loss_times(batch: int, side: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of the loss, forward and backward, by itself: ours, and of kornia's and PyTorch's functions."""
+    output, latents, noise = (torch.randn(batch, 4, side, side, device=DEVICE) for _ in range(3))
+    mask, t = torch.ones(batch, 1, side, side, device=DEVICE), torch.full((batch,), 500, device=DEVICE)
+    abar, config = torch.full((batch,), 0.3, device=DEVICE), TrainConfig()
+    noisy, alpha, sigma = add_noise(latents, noise, abar)
+    output.requires_grad_()
+
+    def ours() -> None:
+        terms = training_loss(output, noisy, latents, noise, mask, t, abar, "v_prediction", config)
+        torch.autograd.grad(sum(x.mean() for x in terms.values()), output)
+
+    def composed() -> None:
+        predicted = reference.predict_z0(output, noisy, alpha, sigma, "v_prediction")
+        edges = [kornia.filters.sobel(z) * mask for z in (predicted, latents)]
+        loss = F.mse_loss(output, v_target(latents, noise, alpha, sigma)) + config.z0_weight * F.mse_loss(
+            *edges
+        )
+        torch.autograd.grad(loss, output)
+
+    return interleave({"localcontrol": ours, "diffusers": composed}, max(20, repeats))
+
+
+def memory_in_process(side: str, dtype: str, options: argparse.Namespace) -> float:
+    """Peak memory in GiB of three steps of one side: resident on a CPU, allocated on a GPU."""
+    command = [sys.executable, "-m", "benchmarks.training", "--memory-of", side, "--dtype", dtype]
+    command += [
+        "--batch",
+        str(options.batch),
+        *["--full-size"] * options.full_size,
+        *["--small"] * options.small,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measured_memory(side: str, options: argparse.Namespace) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        step = make_sides(options, options.dtype[0], Path(folder), names=(side,))[side]
+        for _ in range(3):
+            step()
+    peak = peak_memory(DEVICE)
+    return round((peak.get("gpu") or peak["ram"]) / 2**30, 2)
+
+
+def _adapter(world: World) -> T2IAdapter:
+    torch.manual_seed(0)
+    adapter = new_adapter(world.channels, world.config.condition_channels, world.config.adapter_blocks)
+    return adapter.to(DEVICE, memory_format=torch.channels_last)
+
+
+def _update(adapter: T2IAdapter, optimizer: torch.optim.Optimizer) -> None:
+    torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
