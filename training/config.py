@@ -111,7 +111,7 @@ class TrainConfig:
     keep: int = option(3, "checkpoints kept")
     validate_every: int = option(500, "steps between validation sheets; 0: none")
     validation_steps: int = option(30, "denoising steps of a validation image")
-    log: str = option("tensorboard", "where losses go", choices=("tensorboard", "wandb", "none"))
+    tracker: str = option("tensorboard", "where losses go", choices=("tensorboard", "wandb", "none"))
     resume: str = option(
         "auto", "auto: go on from the last checkpoint in OUT; never; or a checkpoint's folder"
     )
@@ -150,7 +150,7 @@ class TrainConfig:
 # and the batch over all processes, is compared by itself.
 LIVE = {
     "batch", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
-    "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "log", "resume",
+    "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "tracker", "resume",
     "force_resume", "nan_limit",
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-LOG_SECONDS = 1.0  # between updates
+LOG_STEPS = 10  # between updates: the same steps in all processes, which share their losses
 
 
 class Progress:
@@ -23,15 +23,15 @@ class Progress:
         self._start()
 
     def update(self, step: int, terms: Mapping[str, Tensor], lr: float) -> None:
-        """After a step: `step` steps are done. Once a second it reads the losses off the device, which waits for it."""
+        """After a step: `step` steps are done. Every LOG_STEPS it reads the losses, which waits for the device."""
         self.bar.update()
         self.steps += 1
         self.total = {name: self.total.get(name, 0) + value for name, value in terms.items()}
-        seconds = time.monotonic() - self.since
-        if seconds < LOG_SECONDS and step != self.last_step:
+        if step % LOG_STEPS and step != self.last_step:
             return
-        rate = self.steps * self.samples / seconds
-        losses = {name: float(value) / self.steps for name, value in self.total.items()}
+        means = self.accelerator.reduce(self.total, "mean")
+        losses = {name: float(value) / self.steps for name, value in means.items()}
+        rate = self.steps * self.samples / (time.monotonic() - self.since)
         logged = {f"loss/{name}": value for name, value in losses.items()}
         self.accelerator.log(logged | {"lr": lr, "samples_per_second": rate}, step=step)
         shown = {name: f"{value:.4f}" for name, value in losses.items()}

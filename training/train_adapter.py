@@ -65,9 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(config: TrainConfig) -> None:
     """Check, load, prepare, train."""
-    if config.log != "none" and importlib.util.find_spec(config.log) is None:
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise InputError(
-            f"log {config.log}: needs the package {config.log}; pip install {config.log}, or --log none"
+            f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
     out = make_out(config)
     source = open_source(config)
@@ -77,9 +77,10 @@ def train(config: TrainConfig) -> None:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=mixed,
-        log_with=None if config.log == "none" else config.log,
+        log_with=None if config.tracker == "none" else config.tracker,
         project_dir=out,
     )
+    check_launch(accelerator)
     torch.manual_seed(config.seed)  # a new adapter's weights
     config, model, adapter = load(config, accelerator)
     check_disk(out, adapter)
@@ -92,7 +93,7 @@ def train(config: TrainConfig) -> None:
     trainer = Trainer(config, accelerator, model, adapter, entries, stores)
     if accelerator.device.type == "cuda":
         trainer.offload()
-    if config.log != "none":
+    if config.tracker != "none":
         settings = {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.to_json().items()}
         accelerator.init_trackers("logs", config=settings)
     try:
@@ -100,6 +101,19 @@ def train(config: TrainConfig) -> None:
     finally:
         accelerator.end_training()
     accelerator.print(f"the adapter is in {out}: python -m runtime.generate --adapter NAME={out} ...")
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """InputError where the processes that were launched would not train together."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise InputError(
+            f"launched as {launched} processes, of which accelerate sees {accelerator.num_processes}: its "
+            "configuration does not fit (FSDP needs GPUs; on CPUs use torchrun with ACCELERATE_USE_CPU=true)"
+        )
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise InputError("accelerate's configuration has fsdp_version 1; expected fsdp_version: 2")
 
 
 def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, T2IAdapter]:
