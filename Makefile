@@ -15,7 +15,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   check style and formatting"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
-	@echo "make bench-gpu  time the kernels on this machine's GPU"
+	@echo "make bench-gpu  time the kernels and a training step on this machine's GPU"
 	@echo "make clean  remove .venv, out/ and caches"
 
 demo: $(INSTALLED)
@@ -39,6 +39,7 @@ static: $(INSTALLED)
 bench-gpu:
 	$(PYTHON) -m pytest $(addprefix tests/test_,inject.py sobel_z0_loss.py group_norm_silu.py guidance_step.py geglu.py)
 	$(PYTHON) -m benchmarks.kernels
+	$(PYTHON) -m benchmarks.training --full-size --batch 4 --dtype bf16
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

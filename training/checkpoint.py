@@ -68,6 +68,21 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
     return folder
 
 
+def save_result(
+    weights: Mapping[str, Tensor], config: TrainConfig, adapter_config: Mapping, step: int
+) -> None:
+    """The finished adapter in the run's folder. InputError where the disk does not take it."""
+    out = Path(config.out)
+    try:
+        save_adapter(out, weights, adapter_config)
+        with replacing(out / RUN) as partial:
+            partial.write_text(describe(config, step), "utf-8")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write the adapter to {out}: {error}; it is in its last checkpoint"
+        ) from error
+
+
 def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -> None:
     """In diffusers' layout; a file that is there is replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from runtime.errors import InputError
 from runtime.files import replacing
 from runtime.loading import Model
+from runtime.report import write_json
 from training import workers
 from training.cache import digest
 from training.config import TrainConfig
@@ -48,8 +49,7 @@ def prepare(
             )
         known = _pass(source, stores, model, config, accelerator)
         if accelerator.is_main_process:
-            with replacing(index) as partial:
-                partial.write_text(json.dumps([asdict(e) for e in known]), "utf-8")
+            write_json([asdict(e) for e in known], index, "cache")
     return known
 
 
@@ -61,6 +61,8 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
     for item in tqdm(
         loader, desc="preparing", unit=" samples", disable=not accelerator.is_local_main_process
     ):
+        if "broken" in item:
+            raise InputError(item["broken"])
         if "error" in item:
             skipped.append((item["number"], item["name"], item["error"]))
             continue

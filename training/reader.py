@@ -26,8 +26,9 @@ from training.stores import Stores, row_key
 class Reader(IterableDataset):
     """Decodes a process's part of a source in the loader's workers, as far as the stores lack it.
 
-    Gives dicts: number, name and error; or number, entry (the fields of Entry), and for each variant that lacks
-    something: ids, pixels (3, H, W) uint8 or None, condition and mask as PNG or None.
+    Gives dicts: "broken" with what is wrong with the source; or number, name and error; or number, entry (the fields
+    of Entry), and for each variant that lacks something: ids, pixels (3, H, W) uint8 or None, condition and mask as
+    PNG or None.
     """
 
     def __init__(self, source: Source, stores: Stores, config: TrainConfig, part: int, parts: int):
@@ -38,11 +39,19 @@ class Reader(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for i, sample in self.source.read(self.part + self.parts * number, self.parts * workers):
-            try:
-                yield {"number": i, **self._item(sample)}
-            except InputError as error:
-                yield {"number": i, "name": sample.name, "error": str(error)}
+        try:
+            for i, sample in self.source.read(self.part + self.parts * number, self.parts * workers):
+                yield {"number": i, **self._item_or_error(sample)}
+        except (
+            InputError
+        ) as error:  # of the source itself; raised in a worker it would come wrapped in a traceback
+            yield {"broken": str(error)}
+
+    def _item_or_error(self, sample: Sample) -> dict:
+        try:
+            return self._item(sample)
+        except InputError as error:
+            return {"name": sample.name, "error": str(error)}
 
     def _item(self, sample: Sample) -> dict:
         if sample.error:

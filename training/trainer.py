@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kernels import ops
 from runtime.errors import InputError
-from runtime.files import replacing
 from runtime.loading import Model
 from training import checkpoint
 from training.cache import digest
@@ -105,7 +104,9 @@ class Trainer:
             for name, value in terms.items():
                 total[name] = total.get(name, 0) + value / config.accumulate
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip or math.inf)
-        if self._is_finite(norm):
+        if (
+            self._is_finite(norm) or self.accelerator.scaler
+        ):  # float16's scaler skips by itself, and then adapts
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -235,10 +236,7 @@ class Trainer:
     def _finish(self) -> None:
         weights = self._final_weights()
         if self.accelerator.is_main_process:
-            out = Path(self.config.out)
-            checkpoint.save_adapter(out, weights, self.adapter_config)
-            with replacing(out / checkpoint.RUN) as partial:
-                partial.write_text(checkpoint.describe(self.config, self.step), "utf-8")
+            checkpoint.save_result(weights, self.config, self.adapter_config, self.step)
         self.accelerator.wait_for_everyone()
 
     @contextmanager

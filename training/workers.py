@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from multiprocessing.context import BaseContext
 
 
@@ -16,7 +17,7 @@ def options(workers: int) -> dict:
     workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
     if workers == 0:
         return {"num_workers": 0}
-    return {"num_workers": workers, "multiprocessing_context": _context(), "worker_init_fn": _one_thread}
+    return {"num_workers": workers, "multiprocessing_context": _context(), "worker_init_fn": _start}
 
 
 def _context() -> BaseContext:
@@ -27,7 +28,10 @@ def _context() -> BaseContext:
     return context
 
 
-def _one_thread(_: int) -> None:
+def _start(_: int) -> None:
+    """One thread each; and signals to the whole group, such as Ctrl-C, are the training process's to answer."""
     import cv2
 
     cv2.setNumThreads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
