@@ -205,10 +205,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor on the device of `like`, and sharded as that is."""
+    """A copy on the device of `like`, laid out in memory as that is, and sharded as that is.
+
+    The layout matters: fused optimizers walk through a parameter's memory and its state's side by side.
+    """
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor.to(like.device)
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

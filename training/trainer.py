@@ -54,7 +54,9 @@ class Trainer:
         self.config, self.accelerator, self.model = config, accelerator, model
         self.adapter_config = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
         self.names = [name for name, _ in adapter.named_parameters()]
-        adapter = adapter.float().to(memory_format=torch.channels_last).train()
+        sharded = getattr(accelerator.state, "fsdp_plugin", None) is not None  # FSDP takes contiguous weights only
+        layout = torch.contiguous_format if sharded else torch.channels_last
+        adapter = adapter.float().to(memory_format=layout).train()
         held_out, training = split(entries, config.validation_samples)
         vae = model.vae.config.scaling_factor
         self.loss_of = LossOf(model, config)
