@@ -42,7 +42,7 @@ def plot_presets(rows: list[dict], curves: Mapping[str, Mapping[str, list]], pat
             points = np.array(curves[f"{preset} {first}"].get(tag, []))
             if len(points):
                 axis.plot(points[:, 0], smooth(points[:, 1]), color=colours[preset], label=preset)
-        axis.set_title(f"{title}, mean of 20 s", fontsize=9)
+        axis.set_title(f"{title}, trailing mean, first seed", fontsize=9)
         axis.set_xlabel("step")
         axis.set_yscale("log" if tag == "loss/z0" else "linear")
         axis.legend(fontsize=7)
@@ -52,7 +52,7 @@ def plot_presets(rows: list[dict], curves: Mapping[str, Mapping[str, list]], pat
     plt.close(figure)
 
 
-def smooth(values: np.ndarray, window: int = 20) -> np.ndarray:
+def smooth(values: np.ndarray, window: int = 8) -> np.ndarray:
     """Trailing mean."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     starts = np.maximum(0, np.arange(len(values)) + 1 - window)

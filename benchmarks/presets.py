@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         row.pop("run")
     write_rows(results_folder() / "presets.csv", rows)
-    write_json(curves, results_folder() / "presets-losses.json")
     plot_presets(rows, curves, results_folder() / "presets.png")
     return 0
 
