@@ -69,6 +69,8 @@ def train(config: TrainConfig) -> None:
         raise InputError(
             f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
+    if config.dtype == "fp16" and not torch.cuda.is_available():
+        raise InputError("dtype fp16: a CPU trains in fp32 or bf16")
     out = make_out(config)
     source = open_source(config)
     mixed = (
@@ -119,8 +121,6 @@ def check_launch(accelerator: Accelerator) -> None:
 def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, T2IAdapter]:
     """The frozen model and the adapter to train; and the configuration, its resolution filled in from the model's."""
     device = accelerator.device
-    if config.dtype == "fp16" and device.type == "cpu":
-        raise InputError("dtype fp16: a CPU trains in fp32 or bf16")
     model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], vae=config.vae)
     model.vae.float()  # latents are cached once: in full precision, as diffusers' trainer encodes them
     channels = model.unet.config.control_channels
