@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -105,7 +106,10 @@ def feather(mask: Tensor, radius: float) -> Tensor:
     if radius == 0 or inside.all():
         return mask
     # To the nearest pixel outside, centre to centre: the edge itself is half a pixel nearer.
-    distance = torch.from_numpy(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # The square is a whole number. OpenCV's last bit depends on where its buffers lie: rounding gives the same bits
+    # in every run.
+    distance = torch.from_numpy(np.sqrt(np.rint(np.square(distance, dtype=np.float64))))
     return mask * ((distance - 0.5) / radius).clamp(0, 1).to(mask)
 
 

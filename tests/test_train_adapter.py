@@ -195,7 +195,7 @@ def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, ca
 
     shutil.copytree(finished, tmp_path / "out")
     assert train(scenes, tmp_path / "out", "--batch=4", "--steps=8") == 2
-    assert "batch over all processes 4, was 2" in capsys.readouterr().err
+    assert "samples of a step 4, was 2" in capsys.readouterr().err
     shutil.copytree(scenes, tmp_path / "scenes")
     next((tmp_path / "scenes").glob("*.png")).unlink()
     assert train(tmp_path / "scenes", tmp_path / "out", "--steps=8") == 2

@@ -34,15 +34,15 @@ RUN = "training.json"
 class State:
     """adapter, ema: by parameter name; ema is empty where the run has none. optimizer: "parameter/name" -> tensor.
 
-    batch: samples of a batch over all processes. data: a digest of the samples trained on. With both, `step` says which
-    samples come next.
+    samples: of a step, over all processes. data: a digest of the samples trained on. With both, `step` says which ones
+    come next.
     """
 
     step: int
     adapter: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    batch: int
+    samples: int
     data: str
 
 
@@ -57,7 +57,7 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
             if state.ema:
                 save_adapter(partial / "ema", state.ema, adapter_config)
             save_file(dict(state.optimizer), partial / OPTIMIZER)
-            about = describe(config, state.step, batch_of_all=state.batch, data_digest=state.data)
+            about = describe(config, state.step, samples_of_step=state.samples, data_digest=state.data)
             (partial / RUN).write_text(about, "utf-8")
     except (OSError, SafetensorError) as error:
         last = newest(config.out)
@@ -114,10 +114,10 @@ def clear_partial(out: str | Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def find(config: TrainConfig, batch: int, data: str, say) -> tuple[Path, State] | None:
+def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:
     """The checkpoint to go on from: the newest that can be read, or the one that `resume` names.
 
-    batch, data: of this run, as in State. say: takes lines for the user.
+    samples, data: of this run, as in State. say: takes lines for the user.
 
     Raises InputError where that one cannot be read, or where settings have changed and `force_resume` is not given.
     """
@@ -127,7 +127,7 @@ def find(config: TrainConfig, batch: int, data: str, say) -> tuple[Path, State] 
         return None
     found = _newest_readable(config, say) if config.resume == "auto" else _read(Path(config.resume))
     if found is not None:
-        _check_same(*found, config, batch, data, say)
+        _check_same(*found, config, samples, data, say)
     return found
 
 
@@ -155,18 +155,18 @@ def _read(path: Path) -> tuple[Path, State]:
             adapter=load_file(path / "adapter" / WEIGHTS),
             ema=load_file(ema) if ema.exists() else {},
             optimizer=load_file(path / OPTIMIZER),
-            batch=int(about["batch_of_all"]),
+            samples=int(about["samples_of_step"]),
             data=str(about["data_digest"]),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise Unreadable(f"checkpoint {path}: cannot be read: {error}") from error
 
 
-def _check_same(path: Path, state: State, config: TrainConfig, batch: int, data: str, say) -> None:
+def _check_same(path: Path, state: State, config: TrainConfig, samples: int, data: str, say) -> None:
     """InputError where the run was another one, unless `force_resume` is given."""
     changed = config.changed(TrainConfig.read(path / RUN))
-    if state.batch != batch:
-        changed.append(f"batch over all processes {batch}, was {state.batch}")
+    if state.samples != samples:
+        changed.append(f"samples of a step {samples}, was {state.samples}")
     if state.data != data:
         changed.append("the samples are others")
     if changed and not config.force_resume:

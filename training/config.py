@@ -147,9 +147,9 @@ class TrainConfig:
 
 
 # What a resumed run may change: where things lie, how fast they go, what is reported. What they come to, the samples
-# and the batch over all processes, is compared by itself.
+# and how many are a step, is compared by itself.
 LIVE = {
-    "batch", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
+    "batch", "accumulate", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
     "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "tracker", "resume",
     "force_resume", "nan_limit",
 }  # fmt: skip
@@ -192,6 +192,7 @@ def check(config: TrainConfig) -> None:
         "steps",
         "batch",
         "accumulate",
+        "adapter_blocks",
         "crops",
         "mask_count",
         "save_every",

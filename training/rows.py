@@ -1,13 +1,15 @@
 """Training samples from the cache: which sample comes when, and everything random about it.
 
 Everything follows from the seed and a sample's number in the run (its slot), whichever process draws it: a resumed
-run takes the steps it would have taken, and two processes with a batch of 4 take those of one with a batch of 8.
+run takes the steps it would have taken, and two processes with a batch of 4 take those of one with a batch of 8, or
+of one that adds up two batches of 4.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import torch
@@ -26,48 +28,50 @@ Slot = tuple[int, int]  # number in the run, row of the entries
 
 
 class Plan:
-    """Batches over all processes, one after the other without end; all samples of a batch share a bucket.
+    """The samples of each optimizer step over all processes, without end; those of a step share a bucket.
 
-    An epoch shows each entry once; a bucket's last batch is filled up with its first samples.
+    An epoch shows each entry once; a bucket's last step is filled up with its first samples.
     """
 
-    def __init__(self, buckets: list[tuple[int, int]], batch: int, seed: int):
-        self.batch, self.seed = batch, seed
+    def __init__(self, buckets: list[tuple[int, int]], samples: int, seed: int):
+        self.samples, self.seed = samples, seed
         rows = defaultdict(list)
         for row, bucket in enumerate(buckets):
             rows[bucket].append(row)
         self.rows = [np.array(rows[bucket]) for bucket in sorted(rows)]
-        self.per_epoch = sum(-(-len(r) // batch) for r in self.rows)
+        self.per_epoch = sum(-(-len(r) // samples) for r in self.rows)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __getitem__(self, number: int) -> list[Slot]:
-        """The slots of batch `number`."""
+        """The slots of step `number`."""
         epoch, position = divmod(number, self.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._shuffled(epoch)
-        first = number * self.batch
+        first = number * self.samples
         return [(first + i, int(row)) for i, row in enumerate(self._epoch[1][position])]
 
     def _shuffled(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
         batches = []
         for rows in self.rows:
-            count = -(-len(rows) // self.batch)
-            batches += np.split(np.resize(rng.permutation(rows), count * self.batch), count)
+            count = -(-len(rows) // self.samples)
+            batches += np.split(np.resize(rng.permutation(rows), count * self.samples), count)
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
 class Part(Sampler):
-    """A process's part of every batch of the plan, from batch `first` on."""
+    """A process's batches, `accumulate` of them for each of the plan's steps, from step `first` on."""
 
-    def __init__(self, plan: Plan, first: int, part: int, parts: int):
-        self.plan, self.first, self.part, self.parts = plan, first, part, parts
+    def __init__(self, plan: Plan, first: int, part: int, parts: int, accumulate: int = 1):
+        self.plan, self.first, self.part, self.parts, self.accumulate = plan, first, part, parts, accumulate
 
     def __iter__(self) -> Iterator[list[Slot]]:
-        number, size = self.first, self.plan.batch // self.parts
-        while True:
-            yield self.plan[number][self.part * size : (self.part + 1) * size]
-            number += 1
+        batches = self.parts * self.accumulate
+        size = self.plan.samples // batches
+        for number in count(self.first):
+            slots = self.plan[number]
+            for i in range(self.part, batches, self.parts):
+                yield slots[i * size : (i + 1) * size]
 
 
 class Rows(Dataset):
@@ -130,6 +134,6 @@ class Rows(Dataset):
 
 
 def make_loader(rows: Rows, plan: Plan, first: int, part: int, parts: int, pin: bool) -> DataLoader:
-    """A process's part of the plan's batches, from batch `first` on, without end."""
-    sampler = Part(plan, first, part, parts)
+    """A process's batches of the plan's steps, from step `first` on, without end."""
+    sampler = Part(plan, first, part, parts, rows.config.accumulate)
     return DataLoader(rows, batch_sampler=sampler, pin_memory=pin, **workers.options(rows.config.workers))

@@ -54,7 +54,9 @@ class Trainer:
         self.config, self.accelerator, self.model = config, accelerator, model
         self.adapter_config = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
         self.names = [name for name, _ in adapter.named_parameters()]
-        sharded = getattr(accelerator.state, "fsdp_plugin", None) is not None  # FSDP takes contiguous weights only
+        sharded = (
+            getattr(accelerator.state, "fsdp_plugin", None) is not None
+        )  # FSDP takes contiguous weights only
         layout = torch.contiguous_format if sharded else torch.channels_last
         adapter = adapter.float().to(memory_format=layout).train()
         held_out, training = split(entries, config.validation_samples)
@@ -69,7 +71,7 @@ class Trainer:
         self.average = Average(self.parameters, config.ema) if config.ema else None
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
-        self.plan = Plan([e.bucket for e in training], config.batch * world, config.seed)
+        self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
         self.data = digest(*(e.key for e in training))
         self.step, self.bad_steps, self.signal = 0, 0, 0
 
@@ -208,14 +210,14 @@ class Trainer:
             else {}
         )
         optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
-        return State(self.step, weights, ema, optimizer, self.plan.batch, self.data)
+        return State(self.step, weights, ema, optimizer, self.samples, self.data)
 
     def _final_weights(self) -> dict[str, Tensor]:
         values = self.average.values if self.average else self.parameters
         return dict(zip(self.names, map(checkpoint.whole, values), strict=True))
 
     def _resume(self) -> None:
-        found = checkpoint.find(self.config, self.plan.batch, self.data, self.accelerator.print)
+        found = checkpoint.find(self.config, self.samples, self.data, self.accelerator.print)
         if not found:
             return
         path, state = found
@@ -232,8 +234,9 @@ class Trainer:
 
     def _loader(self):
         part, parts = self.accelerator.process_index, self.accelerator.num_processes
-        first = self.step * self.config.accumulate
-        return make_loader(self.rows, self.plan, first, part, parts, self.accelerator.device.type == "cuda")
+        return make_loader(
+            self.rows, self.plan, self.step, part, parts, self.accelerator.device.type == "cuda"
+        )
 
     def _finish(self) -> None:
         weights = self._final_weights()
