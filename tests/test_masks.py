@@ -167,12 +167,11 @@ def test_the_border_of_the_picture_is_no_edge():
     assert feather(box(16, 16, (0, 0, 16, 8)), 4)[0, 0, 0].min() == 1
 
 
-def test_feathered_masks_have_the_same_bits_every_time():
-    """OpenCV's distances do not, one time in a few: their last bit depends on where its buffers lie."""
-    mask = torch.maximum(box(128, 128, (30, 20, 111, 100)), circle(128, 128, (70, 70), 50))
-    rng, first = np.random.default_rng(0), feather(mask, 16.0)
-    for _ in range(300):
-        held = [
-            np.empty(rng.integers(1, 5000)) for _ in range(rng.integers(10))
-        ]  # moves what is allocated next
-        assert torch.equal(feather(mask, 16.0), first), len(held)
+def test_feathered_masks_are_exact():
+    """OpenCV's distances are off in the last bit where its buffers happen to lie badly, in some runs only."""
+    mask = torch.maximum(box(64, 64, (15, 10, 56, 50)), circle(64, 64, (35, 35), 25))
+    inside = mask[0, 0] > 0
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    squares = (y[..., None] - y[~inside]) ** 2 + (x[..., None] - x[~inside]) ** 2
+    distance = squares.min(-1).values.double().sqrt()  # of whole numbers
+    assert torch.equal(feather(mask, 16.0), mask * ((distance - 0.5) / 16).clamp(0, 1).to(mask))

@@ -149,9 +149,9 @@ class TrainConfig:
 # What a resumed run may change: where things lie, how fast they go, what is reported. What they come to, the samples
 # and how many are a step, is compared by itself.
 LIVE = {
-    "batch", "accumulate", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming", "compile",
-    "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "tracker", "resume",
-    "force_resume", "nan_limit",
+    "batch", "accumulate", "out", "data", "cache", "preset", "require_cache", "max_skipped", "workers", "streaming",
+    "compile", "checkpointing", "backend", "save_every", "keep", "validate_every", "validation_steps", "tracker",
+    "resume", "force_resume", "nan_limit",
 }  # fmt: skip
 
 METHODS: Mapping[str, dict[str, Any]] = {
