@@ -6,11 +6,12 @@ A source gives encoded files and captions, in an order of its own that stays the
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from runtime.errors import InputError
 from training.cache import digest
@@ -102,9 +103,10 @@ def _captions(folder: Path, images: list[Path], key: str) -> list[str | None]:
     table = folder / "metadata.jsonl"
     if not table.exists():
         texts = [image.with_suffix(".txt") for image in images]
-        return [t.read_text("utf-8", "replace").strip() if t.exists() else None for t in texts]
+        return [t.read_text("utf-8-sig", "replace").strip() if t.exists() else None for t in texts]
     captions = {}
-    for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
+    lines = table.read_bytes().split(b"\n")  # of bytes: Unicode has more ends of lines
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line) if line.strip() else {"file_name": ""}
             captions[entry["file_name"]] = entry.get(key)
@@ -139,14 +141,8 @@ class HubSource:
             import datasets
         except ImportError as error:
             raise InputError("data hf:...: needs the package datasets; pip install datasets") from error
-        path, _, split = config.data.removeprefix("hf:").partition("@")
-        self.name, split = config.data, split or "train"
         try:
-            if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
-                table = datasets.load_from_disk(path)
-                table = table[split] if isinstance(table, datasets.DatasetDict) else table
-            else:
-                table = datasets.load_dataset(path, split=split, streaming=config.streaming)
+            table, version = _open_table(config)
         except Exception as error:  # whatever the many formats raise
             raise InputError(f"data {config.data}: {error}") from error
         table = table if table.features else table._resolve_features()
@@ -165,28 +161,58 @@ class HubSource:
             if what != "caption":
                 table = table.cast_column(column, datasets.Image(decode=False))
         self.table = table
-        self.fingerprint = digest(
-            config.data, json.dumps(self.columns), str(getattr(table, "_fingerprint", ""))
-        )
+        self.fingerprint = digest(config.data, json.dumps(self.columns), version)
 
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         for i, row in _every(self.table, part, parts):
             caption = row[self.columns["caption"]]
             caption = caption[0] if isinstance(caption, (list, tuple)) and caption else caption
-            files = {what: _bytes(row[c]) for what, c in self.columns.items() if what != "caption"}
-            yield i, Sample(f"row {i}", caption=caption if isinstance(caption, str) else None, **files)
+            columns = ((what, column) for what, column in self.columns.items() if what != "caption")
+            try:
+                files = {what: _bytes(row[column]) for what, column in columns}
+            except OSError as error:
+                yield i, Sample(f"row {i}", error=str(error))
+            else:
+                yield i, Sample(f"row {i}", caption=caption if isinstance(caption, str) else None, **files)
+
+
+def _open_table(config: TrainConfig) -> tuple[Any, str]:
+    """The dataset or stream that `config.data` names, and what changes when its data does."""
+    import datasets
+
+    path, _, split = config.data.removeprefix("hf:").partition("@")
+    split = split or "train"
+    if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
+        table = datasets.load_from_disk(path)
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f"no split {split!r}; it has {', '.join(table)}")
+            table = table[split]
+    elif config.streaming:
+        builder = datasets.load_dataset_builder(path)
+        return builder.as_streaming_dataset(split), builder.hash
+    else:
+        table = datasets.load_dataset(path, split=split)
+    return table, table._fingerprint
 
 
 def _bytes(value: dict | None) -> bytes:
     if value is None:
         return b""
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    if value["bytes"] is not None:
+        return value["bytes"]
+    from datasets.utils.file_utils import xopen  # a stream's files may lie on the hub, or in an archive
+
+    with xopen(value["path"], "rb") as file:
+        return file.read()
 
 
 def _every(table, part: int, parts: int) -> Iterator[tuple[int, dict]]:
-    if hasattr(table, "__getitem__"):
+    if hasattr(table, "__len__"):
         return ((i, table[i]) for i in range(part, len(table), parts))
-    return islice(enumerate(table), part, None, parts)  # a stream: all of it goes by
+    # A stream: all of it goes by. In batches of one, as a worker that iterates over it gets a share of its files.
+    rows = ({column: values[0] for column, values in batch.items()} for batch in table.iter(batch_size=1))
+    return islice(enumerate(rows), part, None, parts)
 
 
 class TarSource:
@@ -203,6 +229,8 @@ class TarSource:
         for path in self.tars:
             if not path.is_file():
                 raise InputError(f"data {config.data}: no such file: {path}")
+            if not _is_whole(path):
+                raise InputError(f"data {config.data}: {path} is cut off; expected a tar with its end")
         self.caption_key, self.condition, self.mask = (
             config.caption_key,
             config.condition_from,
@@ -214,17 +242,20 @@ class TarSource:
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         from webdataset import WebDataset
 
-        files = WebDataset([str(p) for p in self.tars], shardshuffle=False)
-        stream = enumerate(files)
+        # all of it: webdataset would by itself give each worker some of the tars
+        whole = {"nodesplitter": None, "workersplitter": None, "shardshuffle": False, "empty_check": False}
+        stream = enumerate(WebDataset([str(p) for p in self.tars], **whole))
         try:
             for i, row in islice(stream, part, None, parts):
                 yield i, self._sample(row)
-        except (OSError, ValueError, EOFError) as error:  # tarfile's errors are OSErrors
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
             raise InputError(f"data {', '.join(map(str, self.tars))}: a broken tar: {error}") from error
 
     def _sample(self, row: dict) -> Sample:
         name = row["__key__"]
-        image = next((row[ending[1:]] for ending in IMAGES if ending[1:] in row), b"")
+        apart = (self.condition, self.mask)
+        endings = (ending[1:] for ending in IMAGES if ending[1:] not in apart)
+        image = next((row[ending] for ending in endings if ending in row), b"")
         caption = row["txt"].decode("utf-8", "replace").strip() if "txt" in row else None
         if caption is None and "json" in row:
             try:
@@ -233,3 +264,10 @@ class TarSource:
                 return Sample(name, error="its .json is no JSON object")
         condition, mask = (ending and row.get(ending, b"") for ending in (self.condition, self.mask))
         return Sample(name, image, caption, condition, mask)
+
+
+def _is_whole(tar: Path) -> bool:
+    """Whether it has a tar's end, two blocks of zeros; tarfile takes what is cut off between two files for whole."""
+    with tar.open("rb") as file:
+        file.seek(max(0, tar.stat().st_size - 1024))
+        return file.read() == bytes(1024)

@@ -65,7 +65,7 @@ def noise_weight(abar: Tensor, prediction: str, gamma: float) -> Tensor:
     """Min-SNR weights (Hang et al. 2023), (B,): min(SNR, gamma) over SNR, SNR + 1 or 1, by what is predicted."""
     if gamma == 0:
         return torch.ones_like(abar)
-    snr = abar / (1 - abar)
+    snr = (abar / (1 - abar)).clamp(min=1e-12)  # at pure noise the weight is its limit, not 0 / 0
     scale = {"epsilon": snr, "v_prediction": snr + 1}.get(prediction, torch.ones_like(snr))
     return snr.clamp(max=gamma) / scale
 

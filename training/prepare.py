@@ -81,6 +81,8 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
 
 def _report_skipped(found: list, skipped: list, config: TrainConfig, accelerator: Accelerator) -> None:
     path = Path(config.out) / "skipped.txt"
+    if accelerator.is_main_process:
+        path.unlink(missing_ok=True)  # of an earlier pass
     if skipped and accelerator.is_main_process:
         with replacing(path) as partial:
             partial.write_text("".join(f"{name}: {why}\n" for _, name, why in skipped), "utf-8")

@@ -56,7 +56,7 @@ class Reader(IterableDataset):
     def _item(self, sample: Sample) -> dict:
         if sample.error:
             raise InputError(sample.error)
-        if not sample.caption:
+        if not isinstance(sample.caption, str) or not sample.caption.strip():
             raise InputError("no caption")
         key = digest(sample.image, sample.condition or b"", sample.mask or b"")
         image = _decode(sample.image, "image")
@@ -118,9 +118,11 @@ def _open(data: bytes, name: str) -> Image.Image:
     if not data:
         raise InputError(f"{name}: none")
     try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no picture: {error}") from error
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
+    except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
+        raise InputError(f"{name}: no picture, or a damaged one: {error}") from error
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
