@@ -11,6 +11,7 @@ the loss takes, ours and one composed of kornia's filter and PyTorch, and its sh
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import subprocess
@@ -198,8 +199,10 @@ def our_step(world: World) -> Step:
 
 
 def diffusers_step(world: World) -> Step:
-    dtype, unet, vae = DTYPES[world.config.dtype], world.unet.requires_grad_(False), world.vae
-    abar, adapter = world.scheduler.alphas_cumprod.to(DEVICE), _adapter(world)
+    dtype, vae, abar = DTYPES[world.config.dtype], world.vae, world.scheduler.alphas_cumprod.to(DEVICE)
+    # its own copy, in the layout that the script has; ours has laid the other out as channels_last
+    unet = copy.deepcopy(world.unet).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    adapter = _adapter(world).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=world.config.lr)
 
     def step() -> None:
