@@ -31,6 +31,7 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
     "xformers": ["xformers>=0.0.35"],
+    "bitsandbytes": ["bitsandbytes>=0.45"],  # training.train_adapter --optimizer adamw8bit
     "openvino": ["openvino>=2025.4"],
     "app": ["gradio>=6"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
