@@ -67,6 +67,9 @@ class FolderSource:
                     f"{path}: no such folder; expected one of files named as the images in {folder}"
                 )
         apart = [path.resolve() for path in extra]
+        out = Path(config.out).expanduser().resolve()
+        if folder.resolve() in out.parents:  # what a run draws is no data
+            apart.append(out)
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         self.images = [p for p in found if not any(a in p.resolve().parents for a in apart)]
         if not self.images:

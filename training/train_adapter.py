@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import types
 import typing
 import warnings
@@ -143,9 +144,8 @@ def make_out(config: TrainConfig) -> Path:
     out = Path(config.out).expanduser()
     try:
         checkpoint.checkpoints(out).mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable.part"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=out, prefix="."):  # of each process its own
+            pass
     except OSError as error:
         raise InputError(f"out {out}: cannot be written: {error.strerror or error}") from error
     if int(os.environ.get("RANK", "0")) == 0:
