@@ -74,9 +74,8 @@ def train(config: TrainConfig) -> None:
         raise InputError("dtype fp16: a CPU trains in fp32 or bf16")
     out = make_out(config)
     source = open_source(config)
-    mixed = (
-        "fp16" if config.dtype == "fp16" else "no"
-    )  # for its gradient scaler; the arithmetic's dtype is our own
+    # accelerate's word is for its gradient scaler; the arithmetic's dtype is our own
+    mixed = "fp16" if config.dtype == "fp16" else "no"
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=mixed,
