@@ -25,6 +25,7 @@ from runtime.weights import check_finite, read_json, tensor_shapes
 EMBEDDED = Path(__file__).parent / "embedded" / "adapters"
 TYPE = "full_adapter_xl"
 STRIDE = 16  # of the adapter's pixel unshuffle
+LEVEL_STRIDES = (16, 16, 32, 32)  # of its features, from the image
 
 
 def embedded_adapters() -> dict[str, Path]:
@@ -206,19 +207,27 @@ class Control:
         for name in dict.fromkeys(item.region.adapter for item in packed):
             check_adapter(name, adapters, channels)
         done, features, masks = {}, [], []
-        for item in packed:
+        strength = strengths([item.region for item in packed], steps)
+        for r, item in enumerate(packed):
             adapter = adapters[item.region.adapter]
+            condition = fit_channels(item.condition, adapter.config.in_channels)
+            if hasattr(adapter, "gated"):  # a compiled one: it gates its features itself
+                sizes = adapter.sizes(condition)
+                scales = item.region.scale * torch.tensor(item.region.levels)
+                features.append(adapter.gated(condition, _masks(item.mask, sizes, device, mode), scales))
+                masks.append([None] * len(sizes))
+                strength[:, :, r] = activity([item.region], steps)
+                continue
             # equal conditions are told by identity; a blanked one is its region's own
             shown = item if item.region.mask_condition else item.region.condition
             key = id(adapter), id(shown)
             if key not in done:
-                condition = fit_channels(item.condition, adapter.config.in_channels).to(device, dtype)
-                done[key] = [f.contiguous(memory_format=torch.channels_last) for f in adapter(condition)]
+                computed = adapter(condition.to(device, dtype))
+                done[key] = [f.contiguous(memory_format=torch.channels_last) for f in computed]
             features.append(done[key])
-            masks.append(_masks(item.mask, done[key], mode))
-        regions = [item.region for item in packed]
+            masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in done[key]], device, mode))
         by_level = (list(zip(*regional, strict=True)) for regional in (features, masks))
-        return cls(*by_level, strengths(regions, steps).to(device))
+        return cls(*by_level, strength.to(device))
 
     def at(self, step: int) -> list[LevelControl]:
         """The control of one step as `UNet.forward` takes it: features, masks, scales (R,) of each level."""
@@ -236,24 +245,27 @@ class Control:
         return levels
 
 
-def _masks(mask: Tensor | None, features: Sequence[Tensor], mode: str) -> list[Tensor | None]:
+def _masks(
+    mask: Tensor | None, sizes: Sequence[tuple[int, int]], device: str | torch.device, mode: str
+) -> list[Tensor | None]:
     """A region's mask at the size of each of its features."""
-    if mask is None:
-        return [None] * len(features)
-    sizes = [tuple(feature.shape[2:]) for feature in features]
-    return mask_pyramid(mask.to(features[0].device), sizes, mode)
+    return [None] * len(sizes) if mask is None else mask_pyramid(mask.to(device), sizes, mode)
 
 
 def strengths(regions: Sequence[Region], steps: int) -> Tensor:
-    """Each region's strength at each step and level: (steps, levels, R) float32.
+    """Each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act."""
+    scales = torch.tensor([[region.scale * level for level in region.levels] for region in regions])
+    return activity(regions, steps)[:, None] * scales.T
+
+
+def activity(regions: Sequence[Region], steps: int) -> Tensor:
+    """Whether each region acts at each step: (steps, R).
 
     Region r acts in step i of n where start <= i / n and (i + 1) / n <= end, as in diffusers' ControlNet pipelines.
     """
-    scales = torch.tensor([[region.scale * level for level in region.levels] for region in regions])
-    active = torch.tensor(
+    return torch.tensor(
         [[r.start <= i / steps and (i + 1) / steps <= r.end for r in regions] for i in range(steps)]
     )
-    return active[:, None] * scales.T
 
 
 def check_name(name: str, known: Collection[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from runtime.adapter import Control
+from runtime.engine import Binding, Engine
 from runtime.unet import UNet
 
 # (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32
@@ -18,6 +20,7 @@ class TorchDenoiser:
 
     def __init__(self, unet: UNet):
         self.unet = unet
+        self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -27,6 +30,9 @@ class TorchDenoiser:
     def control_channels(self) -> Sequence[int]:
         """Channels of the four feature maps that a control must have."""
         return self.unet.config.control_channels
+
+    def check(self, images: int, guided: bool, height: int, width: int) -> None:
+        """Takes any size: see `EngineDenoiser.check`."""
 
     def prepare(
         self,
@@ -42,7 +48,7 @@ class TorchDenoiser:
         timesteps: (T,). text (P, S, D), pooled (P, K) and time_ids (P, 6): one row for each prompt of the guidance
         batch, each of which serves `repeat` consecutive rows of the sample.
         """
-        dtype = self.unet.conv_in.weight.dtype
+        dtype = self.dtype
         time = [_repeat(t, repeat, dim=1) for t in self.unet.embed_time(timesteps, pooled, time_ids)]
         keys_values = [
             (_repeat(k, repeat), _repeat(v, repeat)) for k, v in self.unet.project_text(text.to(dtype))
@@ -57,3 +63,65 @@ class TorchDenoiser:
 
 def _repeat(tensor: Tensor, times: int, dim: int = 0) -> Tensor:
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=dim)
+
+
+class EngineDenoiser:
+    """SDXL's UNet as a compiled engine: one call a step, its inputs filled in place."""
+
+    def __init__(self, engine: Engine, dtype: torch.dtype):
+        """dtype: of text and control."""
+        self.engine, self.dtype, self.device = engine, dtype, engine.device
+        self._ports = {port.name: port for port in engine.spec.inputs}
+        self._levels = [name for name in self._ports if name.startswith("level_")]
+
+    @property
+    def latent_channels(self) -> int:
+        return self._ports["sample"].shape[1]
+
+    @property
+    def control_channels(self) -> Sequence[int]:
+        return tuple(self._ports[name].shape[1] for name in self._levels)
+
+    def check(self, images: int, guided: bool, height: int, width: int) -> None:
+        """InputError where a call is of a size that the engine was not built for."""
+        self.engine.profile.check({"height": height, "width": width, "rows": images * (1 + guided)})
+
+    def prepare(
+        self,
+        timesteps: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        time_ids: Tensor,
+        control: Control | None,
+        repeat: int,
+    ) -> Step:
+        """See `TorchDenoiser.prepare`. The control of a step is summed once for all steps at which it is the same."""
+        constant = {"text": text, "pooled": pooled, "time_ids": time_ids}
+        constant = {name: _repeat(tensor, repeat) for name, tensor in constant.items()}
+        strengths = torch.zeros(len(timesteps), 1) if control is None else control.strengths.flatten(1)
+        _, sums = torch.unique(strengths, dim=0, return_inverse=True)
+        sums, timesteps = sums.tolist(), timesteps.to(self.device, torch.float32)
+        gated = {key: control.gated(sums.index(key)) for key in set(sums)} if control is not None else {}
+        filled: list[int] = []  # of the inputs, the control that is in them
+
+        def step(sample: Tensor, index: int) -> Tensor:
+            bound = self._bind(sample)
+            if not filled:
+                for name, tensor in constant.items():
+                    bound.inputs[name].copy_(tensor)
+            if filled != [sums[index]]:
+                for i, name in enumerate(self._levels):
+                    bound.inputs[name].copy_(gated[sums[index]][i] if gated else torch.zeros(()))
+                filled[:] = [sums[index]]
+            bound.inputs["sample"].copy_(sample)
+            bound.inputs["timestep"].copy_(timesteps[index : index + 1])
+            bound.run()
+            return bound.outputs["prediction"].clone()  # the next step writes the same memory
+
+        return step
+
+    def _bind(self, sample: Tensor) -> Binding:
+        """The engine's tensors for latents of this shape."""
+        divisor = self._ports["sample"].shape[2].divisor
+        rows, _, height, width = sample.shape
+        return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor)

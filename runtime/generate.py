@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,29 +53,38 @@ def generate(options: argparse.Namespace) -> None:
     fields = region_fields(options)
     check_files(fields, check_outputs(options))
     check_settings(options, fields)
-    from runtime import LocalControlPipeline
+    import runtime.pipeline  # noqa: F401 -- so that its seconds count as the start's
 
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
     start = time.perf_counter()
-    pipe = LocalControlPipeline.from_pretrained(
-        options.model,
-        adapter_sources(options.adapter),
-        device=options.device,
-        dtype=options.dtype,
-        backend=options.backend,
-        allow_pickle=options.allow_pickle,
-        vae=options.vae,
-        loras=lora_sources(options.lora),
-        tokenizer=options.tokenizer,
-        config=options.config,
-    )
+    pipe = load(options)
     seconds["model"] = time.perf_counter() - start
     _say_stage("model", seconds["model"])
     regions = make_regions(fields, options.height or pipe.default_size, options.width or pipe.default_size)
     result = run(pipe, regions, options)
     settings = describe(pipe, result, fields, options)
     save(pipe, result, regions, settings, options, {**seconds, **result.timings})
+
+
+def load(options: argparse.Namespace) -> LocalControlPipeline:
+    """The pipeline that the options ask for, in torch or on engines."""
+    from runtime import LocalControlPipeline
+
+    common = {
+        "device": options.device,
+        "backend": options.backend,
+        "allow_pickle": options.allow_pickle,
+        "loras": lora_sources(options.lora),
+        "tokenizer": options.tokenizer,
+        "config": options.config,
+    }
+    adapters = adapter_sources(options.adapter)
+    if options.engine:
+        return LocalControlPipeline.from_engine(options.engine, adapters, model=options.model, **common)
+    return LocalControlPipeline.from_pretrained(
+        options.model or "embedded", adapters, dtype=options.dtype, vae=options.vae, **common
+    )
 
 
 def picture_paths(options: argparse.Namespace) -> list[Path]:
@@ -124,7 +134,7 @@ def check_files(fields, outputs: dict[Path, str]) -> None:
 
 def check_settings(options: argparse.Namespace, fields) -> None:
     """What else can be known to be wrong before the model is loaded."""
-    from runtime.adapter import check_name, embedded_adapters
+    from runtime.adapter import check_name
     from runtime.pipeline import check_call
     from runtime.region import Region, check_size
     from runtime.sampler import check_name as check_scheduler
@@ -141,9 +151,26 @@ def check_settings(options: argparse.Namespace, fields) -> None:
         options.images,
     )
     check_scheduler(options.scheduler)
-    own = embedded_adapters() if options.model == "embedded" else {}
+    own = known_adapters(options)
     for _, given, _ in fields:
         check_name(given.get("adapter") or Region.adapter, {*own, *adapter_sources(options.adapter)})
+
+
+def known_adapters(options: argparse.Namespace) -> Collection[str]:
+    """The adapters that come with the model or the engines; InputError where an option does not go with engines."""
+    from runtime.adapter import embedded_adapters
+
+    if not options.engine:
+        return embedded_adapters() if options.model in (None, "embedded") else ()
+    from runtime.engine_model import adapter_names
+    from runtime.manifest import read_manifest
+
+    for name in ("dtype", "vae"):
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"--{name} with --engine: it is fixed when the engines are built; expected without it"
+            )
+    return adapter_names(read_manifest(options.engine))
 
 
 def _paths(name: str, given: dict, folder: Path | None) -> dict[str, str]:
@@ -240,7 +267,8 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,
         "width": width,
-        "model": options.model,
+        "model": pipe.model.name,
+        "engine": options.engine,
         "adapters": options.adapter,
         "vae": options.vae,
         "loras": options.lora,

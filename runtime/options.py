@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   python -m runtime.generate --prompt "a yellow star at night" --condition examples/sketch.png \\
       --preprocess sketch --mask examples/mask-left.png --out out.png --sheet sheet.png
+  python -m runtime.generate --engine engines --prompt "a yellow star at night" --out out.png
   python -m runtime.generate --model sdxl.safetensors --adapter canny=t2i-adapter-canny-sdxl-1.0 \\
       --prompt "a stone cottage by a lake" --height 1024 --width 1024 \\
       --region condition=house.jpg,preprocess=canny,mask=left.png,scale=0.9,end=0.7 \\
@@ -109,8 +110,14 @@ def _add_regions(group) -> None:
 def _add_model(group) -> None:
     group.add_argument(
         "--model",
-        default="embedded",
+        metavar="MODEL",
         help="embedded, a diffusers folder, a .safetensors file or a hub id (default embedded)",
+    )
+    group.add_argument(
+        "--engine",
+        metavar="FOLDER",
+        help="run on the engines that python -m export.build_engine wrote; --model is then only needed for parts "
+        "that were not compiled, --adapter adds adapters, --lora needs engines built with --refit",
     )
     group.add_argument(
         "--adapter",

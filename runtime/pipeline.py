@@ -19,9 +19,11 @@ from torch import Tensor
 from kernels import ops
 from runtime import loading
 from runtime.adapter import Control, embedded_adapters, load_adapter
-from runtime.denoiser import TorchDenoiser
+from runtime.denoiser import EngineDenoiser, TorchDenoiser
+from runtime.engine_model import EngineAdapter, engine_device, load_engines, refitted
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model
+from runtime.lora import LoraSource
 from runtime.quiet import quiet
 from runtime.region import Region, check_size, pack
 from runtime.sampler import denoise, make_scheduler, set_timesteps
@@ -49,13 +51,18 @@ class Result:
 class LocalControlPipeline:
     """SDXL with controls that act inside painted regions only."""
 
-    def __init__(self, model: Model, adapters: Mapping[str, T2IAdapter], backend: str = "auto"):
+    def __init__(
+        self,
+        model: Model,
+        adapters: Mapping[str, T2IAdapter | EngineAdapter],
+        backend: str = "auto",
+        denoiser: TorchDenoiser | EngineDenoiser | None = None,
+    ):
         """``backend``: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`)."""
         check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
-        self.denoiser = TorchDenoiser(model.unet)
-        weight = model.unet.conv_in.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.denoiser = TorchDenoiser(model.unet) if denoiser is None else denoiser
+        self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
 
     @classmethod
     def from_pretrained(
@@ -104,6 +111,35 @@ class LocalControlPipeline:
         model = loading.from_diffusers(pipe)
         return cls(model, _load_adapters(adapters or {}, pipe.device, pipe.unet.dtype, False), backend)
 
+    @classmethod
+    def from_engine(
+        cls,
+        folder: str | Path,
+        adapters: Mapping[str, AdapterSource] | None = None,
+        device: str | torch.device | None = None,
+        backend: str = "auto",
+        *,
+        model: str | Path | None = None,
+        loras: Sequence[LoraSource] = (),
+        allow_pickle: bool = False,
+        **options,
+    ) -> LocalControlPipeline:
+        """Run on the engines of a folder that `export.build_engine` wrote.
+
+        adapters: more of them, or others of the same name, run with torch. device: a GPU for TensorRT, a CPU for the
+        others, unless one is named. model: where to load parts from that were not compiled (by default the model that
+        was), found to have the same weights. loras: put into the open engines, where they were built with --refit.
+
+        Raises InputError, naming what does not match between the folder, this machine and the model.
+        """
+        check_backend(backend)
+        device = _device(device or engine_device(folder))
+        options |= {"allow_pickle": allow_pickle}
+        weights = refitted(folder, loras, **options) if loras else None
+        loaded, denoiser, own = load_engines(folder, device, source=model, weights=weights, **options)
+        others = _load_adapters(adapters or {}, device, denoiser.dtype, allow_pickle)
+        return cls(loaded, {**own, **others}, backend, denoiser)
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -137,6 +173,7 @@ class LocalControlPipeline:
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
+        self.denoiser.check(count, guidance > 1, height, width)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
         noise = self._noise(latents, count, height, width, generators)

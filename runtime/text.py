@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import CLIPTextModel
 
+from runtime.engine_model import EngineTextEncoder
 from runtime.loading import Model
 
 
@@ -21,12 +23,17 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Tensor, Tensor
     device = model.text_encoders[0].device
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         ids = _tokenize(tokenizer, prompts, warn=not states)
-        output = encoder(ids.to(device), output_hidden_states=True)
-        states.append(output.hidden_states[-2])
-        pooled = output[
-            0
-        ]  # a projecting encoder's first output is the pooled embedding; the second one's is kept
+        hidden, pooled = encode_ids(encoder, ids.to(device))  # the second encoder's pooled embedding is kept
+        states.append(hidden)
     return torch.cat(states, dim=-1), pooled
+
+
+def encode_ids(encoder: CLIPTextModel | EngineTextEncoder, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids (B, S) -> hidden states before the last layer (B, S, D), and a projecting encoder's pooled (B, P)."""
+    if isinstance(encoder, EngineTextEncoder):
+        return encoder.encode(ids)
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]
 
 
 def encode_guidance(

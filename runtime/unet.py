@@ -194,8 +194,8 @@ class UNet(nn.Module):
         """
         dtype = self.conv_in.weight.dtype
         steps = self.time_embedding(self.time_proj(timesteps.flatten()).to(dtype))
-        steps = steps.unflatten(0, (len(timesteps), -1))  # (T, 1 or B, C)
-        ids = self.add_time_proj(time_ids.flatten()).unflatten(0, (len(pooled), -1)).flatten(1)
+        steps = steps.unflatten(0, (timesteps.shape[0], -1))  # (T, 1 or B, C)
+        ids = self.add_time_proj(time_ids.flatten()).unflatten(0, (-1, time_ids.shape[1])).flatten(1)
         image = self.add_embedding(torch.cat([pooled.to(dtype), ids.to(dtype)], dim=1))
         embedding = F.silu(steps + image[None])
         return [m.time_emb_proj(embedding) for m in self.modules() if isinstance(m, Resnet)]

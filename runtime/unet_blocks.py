@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kernels import ops
 
-# one level's features R x (B or 1, C, h, w), masks R x (B or 1, 1, h, w) or None, and scales (R,)
-LevelControl = tuple[Sequence[Tensor], Sequence[Tensor | None] | None, Tensor]
+# one level's features R x (B or 1, C, h, w), masks R x (B or 1, 1, h, w) or None, and scales (R,); or their gated sum
+LevelControl = tuple[Sequence[Tensor], Sequence[Tensor | None] | None, Tensor] | Tensor
 KeyValue = tuple[Tensor, Tensor]
 
 
@@ -214,5 +214,7 @@ def add_control(x: Tensor, control: LevelControl | None) -> Tensor:
     """x plus one level's gated features; in place where no gradient is recorded."""
     if control is None:
         return x
+    if isinstance(control, Tensor):
+        return x + control
     features, masks, scales = control
     return ops.inject(x, features, masks, scales, inplace=not torch.is_grad_enabled())

@@ -5,6 +5,7 @@ a long trace where a file is cut short. Here the headers are read first, and wha
 names the file.
 """
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -126,3 +127,22 @@ def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
         if not sums.isfinite().all():
             name = named[int((~sums.isfinite()).nonzero()[0])][0]
             raise InputError(f"{source}: NaN or infinity in the weights, first in {part} {name}")
+
+
+def weights_digest(*models: nn.Module) -> str:
+    """Of the models' weights: names, shapes, dtypes and values."""
+    sha = hashlib.sha256()
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
+            sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            sha.update(_bytes(value))
+    return sha.hexdigest()[:32]
+
+
+def hash_tensor(tensor: torch.Tensor) -> str:
+    """Of a tensor's values."""
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: torch.Tensor):
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

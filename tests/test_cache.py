@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from runtime.errors import InputError
+from runtime.weights import weights_digest
 from training import cache
-from training.cache import Store, digest, weights_digest
+from training.cache import Store, digest
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool]
 SHAPES = [(), (1,), (0,), (3, 0), (4, 5, 6), (2, 3, 4, 5)]

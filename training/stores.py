@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from runtime.loading import Model
-from training.cache import Store, digest, weights_digest
+from runtime.weights import weights_digest
+from training.cache import Store, digest
 from training.config import TrainConfig
 
 CACHE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -1,0 +1,191 @@
+"""python -m export.build_engine --model MODEL --adapter NAME=PATH --target openvino --out FOLDER
+
+Compiles a model and its adapters to engines that `python -m runtime.generate --engine FOLDER` runs, with other masks,
+strengths, prompts, sizes and adapters at run time and no rebuild. --help lists the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.options import Parser, adapter_sources, lora_sources
+
+CANCELLED = 130  # the shell's code for an interrupt
+TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
+COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
+EXAMPLES = """\
+examples:
+  python -m export.build_engine --target openvino --precision bf16 --out engines
+  python -m export.build_engine --model sdxl.safetensors --adapter canny=t2i-adapter-canny-sdxl-1.0 \\
+      --target tensorrt-rtx --compute-capability 8.9 --precision fp16 --height 768:1024:1536 --width 768:1024:1536 \\
+      --out sdxl-rtx
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser().parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        build(options, "python -m export.build_engine " + shlex.join(arguments))
+    except InputError as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted; the same command with --resume goes on")
+        return CANCELLED
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m export.build_engine",
+        usage="%(prog)s --target TARGET --out FOLDER [options]",
+        description="Compiles a model and its adapters to engines for python -m runtime.generate --engine FOLDER.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_model(parser.add_argument_group("the model"))
+    _add_sizes(parser.add_argument_group("the sizes: one, or smallest:usual:largest"))
+    _add_target(parser.add_argument_group("the target"))
+    _add_output(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_model(group) -> None:
+    group.add_argument("--model", default="embedded", help="as in runtime.generate (default embedded)")
+    group.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=PATH", help="a T2I-Adapter; may be repeated"
+    )
+    group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="fused in; may be repeated"
+    )
+    group.add_argument(
+        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single file when offline"
+    )
+    group.add_argument(
+        "--config", metavar="FOLDER", help="diffusers' configs, for a single file of another shape"
+    )
+    group.add_argument(
+        "--allow-pickle", action="store_true", help="also read .bin and .ckpt files (tensors only)"
+    )
+    group.add_argument(
+        "--components",
+        default=",".join(COMPONENTS[:-1]),
+        metavar="A,B,...",
+        help=f"what to compile, of {', '.join(COMPONENTS)} (default: all but the last); the rest runs with torch",
+    )
+
+
+def _add_sizes(group) -> None:
+    group.add_argument("--batch", default="1", help="images a call (default 1)")
+    group.add_argument("--height", help="pixels, multiples of 16 (default: the model's own size)")
+    group.add_argument("--width", help="likewise")
+    group.add_argument(
+        "--guidance",
+        choices=("both", "always", "never"),
+        default="both",
+        help="whether the UNet takes two rows an image, one, or either (default both)",
+    )
+
+
+def _add_target(group) -> None:
+    group.add_argument("--target", required=True, choices=TARGETS)
+    group.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="(default fp16)")
+    group.add_argument(
+        "--compute-capability",
+        nargs="+",
+        default=[],
+        metavar="X.Y",
+        help="GPUs to build for, such as 8.9 12.0 (default: this machine's)",
+    )
+    group.add_argument(
+        "--level", type=int, default=3, choices=range(6), help="TensorRT's optimisation level (default 3)"
+    )
+    group.add_argument(
+        "--workspace", type=float, metavar="GIB", help="scratch memory that TensorRT may plan with"
+    )
+    group.add_argument(
+        "--timing-cache", metavar="FILE", help="keeps what TensorRT measured, for the next build"
+    )
+    group.add_argument("--refit", action="store_true", help="weights can be exchanged: --lora at run time")
+
+
+def _add_output(group) -> None:
+    group.add_argument(
+        "--out", required=True, metavar="FOLDER", help="where the engines go, once all are built"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    group.add_argument("--resume", action="store_true", help="go on with a build that was interrupted")
+    group.add_argument(
+        "--drop-onnx", action="store_true", help="without the ONNX files, which export.verify needs"
+    )
+    group.add_argument("--force", action="store_true", help="build even where memory or disk seem too small")
+
+
+def build(options: argparse.Namespace, command: str) -> None:
+    """Check what can be checked before anything is loaded, then build."""
+    components = options.components.split(",")
+    for name in components:
+        if name not in COMPONENTS:
+            raise InputError(f"--components {name}: expected some of {', '.join(COMPONENTS)}")
+    adapters, loras = adapter_sources(options.adapter), lora_sources(options.lora)
+    _check_packages()
+    from export.builder import BuildSettings, build_folder
+    from export.compile import GIB, CompileOptions, check_target
+
+    capabilities = check_target(options.target, options.precision, tuple(options.compute_capability))
+    cache = Path(options.timing_cache) if options.timing_cache else None
+    workspace = int(options.workspace * GIB) if options.workspace else None
+    settings = BuildSettings(
+        model=options.model,
+        adapters=adapters,
+        vae=options.vae,
+        loras=loras,
+        tokenizer=options.tokenizer,
+        config=options.config,
+        allow_pickle=options.allow_pickle,
+        components=tuple(name for name in COMPONENTS if name in components),
+        sizes={"batch": options.batch, "height": options.height, "width": options.width},
+        guidance=options.guidance,
+        precision=options.precision,
+        compiler=CompileOptions(options.target, capabilities, options.level, workspace, cache, options.refit),
+        keep_onnx=not options.drop_onnx,
+    )
+    folder = Path(options.out).expanduser()
+    build_folder(
+        settings,
+        folder,
+        command,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        force=options.force,
+        say=_say,
+    )
+
+
+def _check_packages() -> None:
+    """InputError, saying what to install, where the exporter's own packages are missing."""
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise InputError(
+                f"export needs the package {package}; install it: pip install 'localcontrol[export]'"
+            ) from error
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

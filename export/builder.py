@@ -1,0 +1,273 @@
+"""A build: load the model, write every graph as ONNX, compile each, and only then give the folder its name.
+
+Everything is made in `.<name>.part` beside the folder. `stages.json` in it lists the stages that are whole, with their
+files' hashes: what a killed build leaves never looks finished, and a resumed one goes on after the last of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+import torch
+
+from export.compile import GIB, MEMORY, CompileOptions, compile_engine
+from export.graph import export_onnx
+from export.progress import bar
+from export.sizes import make_profile
+from export.stages import Stages
+from export.wrapper import Component, make_components
+from runtime.adapter import check_adapter, embedded_adapters, load_adapter
+from runtime.engine import TARGETS, package_version
+from runtime.engine_model import CONFIGS, model_weights
+from runtime.errors import InputError
+from runtime.loading import DTYPES, Model, load_model
+from runtime.manifest import EngineSpec, Manifest, encode, parse_profile, parse_spec, write_manifest
+from runtime.report import versions
+from runtime.weights import weights_digest
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What to build; see `python -m export.build_engine --help`. sizes: of batch, height and width, as given there."""
+
+    model: str
+    adapters: Mapping[str, str]
+    vae: str | None
+    loras: list[tuple[str, float]]
+    tokenizer: str | None
+    config: str | None
+    allow_pickle: bool
+    components: tuple[str, ...]
+    sizes: Mapping[str, str | None]
+    guidance: str
+    precision: str
+    compiler: CompileOptions
+    keep_onnx: bool = True
+
+
+def build_folder(
+    settings: BuildSettings,
+    folder: Path,
+    command: str,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    say: Say = print,
+) -> Manifest:
+    """Build the engines of a folder; it appears under its name when all is done.
+
+    command: written into the manifest, to be told where the folder does not match. Raises InputError, with nothing left
+    under that name, for bad input and where memory or disk are too small (unless `force`).
+    """
+    check_folder(folder, overwrite)
+    with Stages(folder, asdict(settings), resume) as stages:
+        plan = make_graphs(settings, stages, force, say)
+        specs = compile_graphs(settings, stages, plan, say)
+        manifest = _manifest(settings, stages, plan, specs, command)
+        write_manifest(manifest, stages.work)
+        stages.publish(folder, keep=[*manifest.files])
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    say(f"saved {folder} ({size / GIB:.2f} GiB, {len(manifest.engines)} engines)")
+    return manifest
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """InputError unless the folder can be made, or replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: a file of that name is there; expected a folder")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise InputError(f"--out {folder}: not empty; expected a new folder, or --overwrite")
+    parent = folder.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot make {parent}: {error.strerror}") from error
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"--out {folder}: {parent} is not writable")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the model turned out to be: the sizes, the engines to make, and the manifest's facts on the model."""
+
+    profile: dict
+    model: dict
+    adapters: dict
+    specs: dict[str, dict]
+    bytes: dict[str, int]
+
+
+def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) -> Plan:
+    """Every component as ONNX. The model is in memory only in here, and not at all where all are there already."""
+    known = stages.done("model")
+    if known is not None and all(stages.done(f"onnx {name}") is not None for name in known["specs"]):
+        return Plan(**known)
+    say(f"model    {settings.model}")
+    model, adapters = load(settings)
+    components = list(make_components(model, adapters, settings.components))
+    plan = _plan(settings, model, components)
+    if known is not None and Plan(**known) != plan:
+        raise InputError(
+            f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
+        )
+    check_room(settings, plan, stages.work, force, say)
+    stages.finish("model", asdict(plan), _save_configs(model, stages.work / CONFIGS))
+    for component in components:
+        if stages.done(f"onnx {component.name}") is None:
+            path = stages.work / "onnx" / f"{component.name}.onnx"
+            path.parent.mkdir(exist_ok=True)
+            with bar(f"export {component.name}", "weight") as progress:
+                export_onnx(component, parse_profile(plan.profile), path, progress)
+            data = path.with_name(f"{path.name}.data")
+            stages.finish(f"onnx {component.name}", {}, [path, *([data] if data.exists() else [])])
+    del model, adapters, components, component
+    gc.collect()
+    return plan
+
+
+def load(settings: BuildSettings) -> tuple[Model, dict]:
+    """The model and its adapters, in the precision that is compiled."""
+    dtype, sources = DTYPES[settings.precision], dict(settings.adapters)
+    if settings.model == "embedded":
+        sources = {**embedded_adapters(), **sources}
+    wanted = sources if "adapter" in settings.components else {}
+    options = {"dtype": dtype, "allow_pickle": settings.allow_pickle}
+    adapters = {
+        name: load_adapter(source, device="cpu", name=name, **options).requires_grad_(False)
+        for name, source in wanted.items()
+    }
+    model = load_model(
+        settings.model,
+        vae=settings.vae,
+        loras=settings.loras,
+        tokenizer=settings.tokenizer,
+        config=settings.config,
+        **options,
+    )
+    for name in adapters:
+        check_adapter(name, adapters, model.unet.config.control_channels)
+    return model, adapters
+
+
+def _plan(settings: BuildSettings, model: Model, components: list[Component]) -> Plan:
+    specs = {
+        component.name: EngineSpec(
+            files=(),
+            inputs=component.inputs,
+            outputs=component.outputs,
+            dtype=next(component.module.parameters()).dtype,
+            weights=weights_digest(component.module),
+            onnx=f"onnx/{component.name}.onnx",
+            layers={},
+        )
+        for component in components
+    }
+    facts = {
+        "source": str(settings.model),
+        "vae": settings.vae,
+        "loras": [list(lora) for lora in settings.loras],
+        "sample_size": model.sample_size,
+        "force_zeros_for_empty_prompt": model.force_zeros_for_empty_prompt,
+        "weights": model_weights(model),
+    }
+    default = model.sample_size * 2 ** (len(model.vae.config.block_out_channels) - 1)
+    return Plan(
+        profile=encode(asdict(make_profile(settings.sizes, settings.guidance, default))),
+        model=facts,
+        adapters={name: str(source) for name, source in settings.adapters.items()},
+        specs={name: encode(asdict(spec)) for name, spec in specs.items()},
+        bytes={c.name: sum(p.nbytes for p in c.module.parameters()) for c in components},
+    )
+
+
+def check_room(settings: BuildSettings, plan: Plan, work: Path, force: bool, say: Say) -> None:
+    """Say how much disk and memory the build takes; InputError where they are not there."""
+    copies = 1 if settings.compiler.target == "onnxruntime" else 2
+    disk = int(1.02 * copies * sum(plan.bytes.values())) + 2**26
+    factor, extra = MEMORY[settings.compiler.target]
+    memory = int(factor * max(plan.bytes.values())) + extra
+    # the model's own memory is free again by then
+    free = psutil.virtual_memory().available + sum(plan.bytes.values())
+    room = shutil.disk_usage(work).free
+    say(f"needs    about {disk / GIB:.1f} GiB on disk and {memory / GIB:.1f} GiB of memory")
+    for what, needed, there in (("disk", disk, room), ("memory", memory, free)):
+        if needed > there and not force:
+            raise InputError(
+                f"--out {work.parent}: about {needed / GIB:.1f} GiB of {what} needed, {there / GIB:.1f} GiB free; "
+                "free some, take a smaller precision, or --force"
+            )
+
+
+def _save_configs(model: Model, folder: Path) -> list[Path]:
+    """What a pipeline needs besides the engines: tokenizers, scheduler, the VAE's config."""
+    for name, tokenizer in zip(("tokenizer", "tokenizer_2"), model.tokenizers, strict=True):
+        tokenizer.save_pretrained(folder / name)
+    model.scheduler.save_pretrained(folder / "scheduler")
+    model.vae.save_config(folder / "vae")
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say) -> dict[str, EngineSpec]:
+    """Every ONNX file as an engine."""
+    profile, specs = parse_profile(plan.profile), {}
+    for name, data in plan.specs.items():
+        spec, made = parse_spec(data), stages.done(f"engine {name}")
+        if made is None:
+            folder = stages.work / "engines"
+            folder.mkdir(exist_ok=True)
+            with bar(f"compile {name}", "step") as progress:
+                compiled = compile_engine(
+                    stages.work / spec.onnx,
+                    folder,
+                    spec.inputs,
+                    spec.dtype,
+                    profile,
+                    settings.compiler,
+                    progress,
+                )
+            files = [path for path in compiled.files if path.exists()]
+            made = {
+                "files": [str(path.relative_to(stages.work)) for path in files],
+                "layers": compiled.layers,
+            }
+            stages.finish(f"engine {name}", made, files)
+        specs[name] = replace(spec, files=tuple(made["files"]), layers=made["layers"])
+    return specs
+
+
+def _manifest(
+    settings: BuildSettings, stages: Stages, plan: Plan, specs: dict[str, EngineSpec], command: str
+) -> Manifest:
+    compiler = settings.compiler
+    files = stages.files()
+    if not settings.keep_onnx:
+        used = {file for spec in specs.values() for file in spec.files}
+        files = {name: entry for name, entry in files.items() if not name.startswith("onnx/") or name in used}
+        specs = {
+            name: replace(spec, onnx=spec.onnx if spec.onnx in files else None)
+            for name, spec in specs.items()
+        }
+    return Manifest(
+        target=compiler.target,
+        precision=settings.precision,
+        profile=parse_profile(plan.profile),
+        engines=specs,
+        model=plan.model,
+        adapters=plan.adapters,
+        compute_capabilities=compiler.capabilities,
+        refit=compiler.refit or TARGETS[compiler.target].portable,
+        versions={**versions(), **package_version(compiler.target), "torch": torch.__version__},
+        files=files,
+        command=command,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    )

@@ -1,0 +1,125 @@
+"""ONNX files to engines, whatever the target: TensorRT, TensorRT for RTX, ONNX Runtime, OpenVINO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from runtime.engine import TARGETS, package_version
+from runtime.errors import InputError
+from runtime.profile import Port, Profile
+from runtime.weights import first_line
+
+GIB = 2**30
+# Peak memory of compiling over the size of the weights, and on top of it; measured with SDXL's UNet in fp16
+# (benchmarks/results/cpu/export.csv).
+MEMORY = {
+    "tensorrt": (3.5, 1 * GIB),
+    "tensorrt-rtx": (3.5, 1 * GIB),
+    "openvino": (3.0, GIB),
+    "onnxruntime": (0.0, 0),
+}
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a compiler may be told. Only TensorRT takes all of it.
+
+    capabilities: GPUs to build for, such as "8.9". level: 0 to 5, how long to look for the fastest kernels. workspace:
+    bytes of scratch memory. timing_cache: a file that keeps what was measured. refit: weights can be exchanged later.
+    """
+
+    target: str
+    capabilities: tuple[str, ...] = ()
+    level: int = 3
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The engine's files, the one to open first, and how many layers compute in each precision."""
+
+    files: tuple[Path, ...]
+    layers: Mapping[str, int]
+
+
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps
+
+
+def compile_engine(
+    source: Path,
+    folder: Path,
+    inputs: tuple[Port, ...],
+    dtype: torch.dtype,
+    profile: Profile,
+    options: CompileOptions,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile an ONNX file into `folder`; InputError where the compiler refuses it."""
+    if options.target in ("tensorrt", "tensorrt-rtx"):
+        from export.compile_tensorrt import build
+
+        return build(source, folder / f"{source.stem}.engine", inputs, profile, options, progress)
+    if options.target == "openvino":
+        return _openvino(source, folder / f"{source.stem}.xml", dtype)
+    return Compiled((source, source.with_name(f"{source.name}.data")), _onnx_layers(source))
+
+
+def check_target(target: str, precision: str, capabilities: tuple[str, ...]) -> tuple[str, ...]:
+    """The compute capabilities to build for; InputError where target, precision and GPU do not go together."""
+    if target not in TARGETS:
+        raise InputError(f"--target {target}: expected {', '.join(TARGETS)}")
+    package_version(target)
+    if target == "onnxruntime" and precision == "bf16":
+        raise InputError("--precision bf16: ONNX Runtime has no bf16 kernels for it; expected fp32 or fp16")
+    if not TARGETS[target].gpu:
+        if capabilities:
+            raise InputError(f"--compute-capability: target {target} takes none")
+        return ()
+    from export.compile_tensorrt import check_capabilities
+
+    return check_capabilities(target, capabilities)
+
+
+def _openvino(source: Path, path: Path, dtype: torch.dtype) -> Compiled:
+    """OpenVINO's own files. They are compiled once here too: to see that they can be, and in what precision."""
+    import openvino as ov
+
+    from runtime.engine_openvino import settings
+
+    core = ov.Core()
+    try:
+        model = core.read_model(source)
+        ov.save_model(model, path, compress_to_fp16=False)
+        del model
+        compiled = core.compile_model(path, "CPU", settings(core, dtype))
+    except RuntimeError as error:
+        raise InputError(f"{source.name}: OpenVINO refuses it: {first_line(error)}") from error
+    nodes = compiled.get_runtime_model().get_ops()
+    layers = Counter(node.get_rt_info()["runtimePrecision"].astype(str) for node in nodes if _computes(node))
+    return Compiled((path, path.with_suffix(".bin")), dict(layers.most_common()))
+
+
+def _computes(node) -> bool:
+    return node.get_rt_info()["layerType"].astype(str) not in (
+        "Input",
+        "Output",
+        "Const",
+        "Constant",
+        "Reorder",
+    )
+
+
+def _onnx_layers(source: Path) -> dict[str, int]:
+    """How many nodes give each type, by the graph's own types."""
+    graph = onnx.load(source, load_external_data=False).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    names = Counter(types.get(name, 0) for node in graph.node for name in node.output)
+    return {onnx.TensorProto.DataType.Name(kind): count for kind, count in names.most_common() if kind}

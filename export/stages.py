@@ -1,0 +1,125 @@
+"""The work folder of a build: which of its stages are whole, and the folder's name once all are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.files import replacing
+from runtime.manifest import NAME, file_entry
+
+try:
+    import fcntl
+except ImportError:  # Windows: two builds of one folder at a time are not noticed
+    fcntl = None
+
+STATE = "stages.json"
+
+
+class Stages:
+    """`.<name>.part` beside the folder that is built. Used by one process at a time."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object], resume: bool):
+        """Raises InputError where another build is at it, or `resume` finds a build of other settings."""
+        folder = folder.resolve()
+        self.work = folder.with_name(f".{folder.name}.part")
+        text = json.dumps(settings, sort_keys=True, default=str)
+        self.state = {"settings": hashlib.sha256(text.encode()).hexdigest(), "stages": {}}
+        self._lock = None
+        self._resume = resume
+
+    def __enter__(self) -> Stages:
+        try:
+            self.work.mkdir(exist_ok=True)
+            self._lock = (self.work / "lock").open("w")
+        except OSError as error:
+            raise InputError(f"--out: cannot write {self.work}: {error.strerror}") from error
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--out: another build is writing {self.work}") from error
+        found = self._read()
+        if not self._resume:
+            self._clear()
+        elif found is not None and found["settings"] != self.state["settings"]:
+            raise InputError(
+                f"--resume: {self.work} is of a build with other options; expected the same command"
+            )
+        elif found is not None:
+            self.state = found
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def done(self, name: str) -> dict | None:
+        """What a stage left, where it is whole and its files are as it wrote them."""
+        stage = self.state["stages"].get(name)
+        if stage is None:
+            return None
+        for file, entry in stage["files"].items():
+            path = self.work / file
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                return None
+            if name not in self._checked and file_entry(path) != entry:
+                return None
+        self._checked.add(name)
+        return stage["data"]
+
+    def finish(self, name: str, data: dict, files: list[Path]) -> None:
+        """Note that a stage is whole: its files, and what later ones need of it."""
+        for path in files:
+            _sync(path)
+        entries = {str(path.relative_to(self.work)): file_entry(path) for path in files}
+        self.state["stages"][name] = {"data": data, "files": entries}
+        self._checked.add(name)
+        with replacing(self.work / STATE) as partial:
+            partial.write_text(json.dumps(self.state, indent=1), "utf-8")
+
+    def files(self) -> dict[str, dict]:
+        """Size and hash of every file of the finished stages."""
+        return {
+            file: entry for stage in self.state["stages"].values() for file, entry in stage["files"].items()
+        }
+
+    def publish(self, folder: Path, keep: list[str]) -> None:
+        """Give the work folder its name, with the files to keep and the manifest; another one there is replaced."""
+        kept = {self.work / file for file in (*keep, NAME)}
+        for path in sorted(self.work.rglob("*"), reverse=True):
+            if path.is_file() and path not in kept:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        old = self.work.with_name(f"{self.work.name}.old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(self.work, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def _checked(self) -> set[str]:
+        return self.__dict__.setdefault("checked", set())
+
+    def _read(self) -> dict | None:
+        try:
+            return json.loads((self.work / STATE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _clear(self) -> None:
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,219 @@
+"""An engine folder as the parts of a pipeline: text encoders, adapters and VAE that run on engines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import FrozenDict
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from runtime.adapter import LEVEL_STRIDES, TYPE
+from runtime.denoiser import EngineDenoiser
+from runtime.engine import TARGETS, Engine, check_folder, open_engine
+from runtime.errors import InputError
+from runtime.loading import DTYPES, Model, load_model
+from runtime.lora import LoraSource
+from runtime.manifest import ADAPTER, Manifest, read_manifest
+from runtime.weights import hash_tensor, read_json, weights_digest
+
+CONFIGS = "model"  # the subfolder with tokenizers, scheduler and the VAE's config
+GRAPHS = {
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "encoder",
+    "text_encoder_2": "encoder",
+}  # names in the graphs
+PARTS = {
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "vae_decoder": "vae",
+    "unet": "unet",
+}
+
+
+class EngineTextEncoder:
+    """A text encoder: ids (B, S) -> hidden states (B, S, D), pooled (B, P) or None."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.device = engine, engine.device
+
+    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        outputs = self.engine({"ids": ids}, items=len(ids))
+        return outputs["states"], outputs.get("pooled")
+
+
+class EngineVAE:
+    """A VAE's decoder, called as diffusers' AutoencoderKL is."""
+
+    dtype = torch.float32  # of its inputs; what it computes in is the engine's own affair
+
+    def __init__(self, engine: Engine, config: FrozenDict):
+        self.engine, self.config = engine, config
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        height, width = (factor * side for side in latents.shape[2:])
+        return (self.engine({"latents": latents}, items=len(latents), height=height, width=width)["pixels"],)
+
+
+class EngineAdapter:
+    """A T2I-Adapter whose features come gated."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        ports = {port.name: port for port in engine.spec.inputs}
+        channels = [port.shape[1] for port in engine.spec.outputs]
+        self.config = SimpleNamespace(
+            in_channels=ports["condition"].shape[1], channels=channels, adapter_type=TYPE
+        )
+
+    def sizes(self, condition: Tensor) -> list[tuple[int, int]]:
+        """(h, w) of each level's features."""
+        return [tuple(-(-side // stride) for side in condition.shape[2:]) for stride in LEVEL_STRIDES]
+
+    def gated(self, condition: Tensor, masks: Sequence[Tensor | None], strengths: Tensor) -> list[Tensor]:
+        """strengths[l] * masks[l] * feature_l: condition (1, C, H, W), masks (1, 1, h_l, w_l), None for everywhere."""
+        height, width = condition.shape[2:]
+        bound = self.engine.bind(height=height, width=width)
+        bound.inputs["condition"].copy_(condition)
+        bound.inputs["strengths"].copy_(strengths)
+        for i, mask in enumerate(masks):
+            bound.inputs[f"mask_{i}"].copy_(torch.ones(()) if mask is None else mask)
+        bound.run()
+        return [bound.outputs[port.name].clone() for port in self.engine.spec.outputs]
+
+
+def load_engines(
+    folder: str | Path,
+    device: torch.device,
+    *,
+    source: str | Path | None = None,
+    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    **options,
+) -> tuple[Model, EngineDenoiser, dict[str, EngineAdapter]]:
+    """The parts of a pipeline from an engine folder; parts that were not compiled are loaded with torch.
+
+    source: the model to load those from, by default the one that was compiled; its weights must be those that were
+    compiled. weights: of a part, in place of those it was built with. options: of `loading.load_model`.
+
+    Raises InputError, naming the field of the manifest that does not match, or what is missing here.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    check_folder(manifest, folder, device)
+    if "unet" not in manifest.engines:
+        raise InputError(f"engine {folder}: it has no unet; {manifest.rebuild}")
+    torch_model = _torch_model(manifest, device, source, options)
+
+    def engine(name: str) -> Engine:
+        return open_engine(manifest, folder, name, device, (weights or {}).get(PARTS.get(name, name)))
+
+    encoders = [
+        EngineTextEncoder(engine(name)) if name in manifest.engines else torch_model.text_encoders[i]
+        for i, name in enumerate(("text_encoder", "text_encoder_2"))
+    ]
+    if "vae_decoder" in manifest.engines:
+        vae = EngineVAE(
+            engine("vae_decoder"), FrozenDict(AutoencoderKL.load_config(folder / CONFIGS / "vae"))
+        )
+    else:
+        vae = torch_model.vae
+    model = _model(manifest, folder / CONFIGS, tuple(encoders), vae)
+    adapters = {name: EngineAdapter(engine(ADAPTER + name)) for name in adapter_names(manifest)}
+    return model, EngineDenoiser(engine("unet"), DTYPES[manifest.precision]), adapters
+
+
+def adapter_names(manifest: Manifest) -> list[str]:
+    """The adapters that were compiled."""
+    return [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
+
+
+def engine_device(folder: str | Path) -> str:
+    """The kind of device that a folder's engines run on."""
+    target = TARGETS.get(read_manifest(folder).target)
+    return "cuda" if target is not None and target.gpu else "cpu"
+
+
+def refitted(folder: str | Path, loras: Sequence[LoraSource], **options) -> dict[str, dict[str, Tensor]]:
+    """The weights that change when `loras` are fused into the compiled model: part -> graph's name of it -> weight."""
+    manifest = read_manifest(folder)
+    if not manifest.refit:
+        raise InputError(
+            f"lora: the engines in {folder} were built without --refit; {manifest.rebuild} --refit"
+        )
+    given, dtype = dict(manifest.model), DTYPES[manifest.precision]
+    fused = [tuple(lora) for lora in given["loras"]]
+    load = functools.partial(load_model, given["source"], dtype=dtype, vae=given["vae"], **options)
+    base = load(loras=fused)
+    check_weights(manifest, base)
+    before = {
+        part: {name: hash_tensor(w) for name, w in module.named_parameters()} for part, module in _parts(base)
+    }
+    del base  # before the second copy is loaded
+    changed = {}
+    for part, module in _parts(load(loras=[*fused, *loras])):
+        new = {name: w for name, w in module.named_parameters() if hash_tensor(w) != before[part][name]}
+        changed[part] = {f"{GRAPHS[part]}.{name}": weight.detach() for name, weight in new.items()}
+    return changed
+
+
+def _torch_model(manifest: Manifest, device: torch.device, source, options: dict) -> Model | None:
+    """The model in torch, where a part was not compiled or one was named; its weights those that were compiled."""
+    if source is None and all(part in manifest.engines for part in PARTS):
+        return None
+    given = dict(manifest.model)
+    model = load_model(
+        source or given["source"],
+        device=device,
+        dtype=DTYPES[manifest.precision],
+        vae=given["vae"],
+        loras=[tuple(lora) for lora in given["loras"]],
+        **options,
+    )
+    check_weights(manifest, model)
+    return model
+
+
+def model_weights(model: Model) -> dict[str, str]:
+    """A hash of each part's weights."""
+    return {name: weights_digest(part) for name, part in _parts(model)}
+
+
+def _parts(model: Model) -> list[tuple[str, nn.Module]]:
+    encoders = zip(("text_encoder", "text_encoder_2"), model.text_encoders, strict=True)
+    return [("unet", model.unet), ("vae", model.vae), *encoders]
+
+
+def check_weights(manifest: Manifest, model: Model) -> None:
+    """InputError where the model has other weights than those that were compiled."""
+    for part, digest in model_weights(model).items():
+        if manifest.model["weights"][part] != digest:
+            raise InputError(
+                f"model {model.name}: the weights of its {part} are not those the engines were built from "
+                f"(manifest: model.weights.{part}); {manifest.rebuild}"
+            )
+
+
+def _model(manifest: Manifest, configs: Path, encoders: tuple, vae) -> Model:
+    scheduler_class = getattr(
+        diffusers, read_json(configs / "scheduler" / "scheduler_config.json")["_class_name"]
+    )
+    return Model(
+        name=str(manifest.model["source"]),
+        unet=None,
+        vae=vae,
+        tokenizers=tuple(
+            CLIPTokenizer.from_pretrained(configs / name) for name in ("tokenizer", "tokenizer_2")
+        ),
+        text_encoders=encoders,
+        scheduler=scheduler_class.from_pretrained(configs / "scheduler"),
+        sample_size=manifest.model["sample_size"],
+        force_zeros_for_empty_prompt=manifest.model["force_zeros_for_empty_prompt"],
+    )

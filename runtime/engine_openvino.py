@@ -1,0 +1,81 @@
+"""Engines on OpenVINO: its own files, on the CPU, in bfloat16 where the processor computes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor
+
+from runtime.engine import Engine
+from runtime.errors import InputError
+from runtime.manifest import EngineSpec, Manifest
+from runtime.weights import first_line
+
+PRECISIONS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+CAPABILITIES = {"f16": "FP16", "bf16": "BF16"}  # without it the processor computes in float32
+
+
+class OpenVinoEngine(Engine):
+    """A compiled model; inputs and outputs share torch's memory."""
+
+    def __init__(self, spec: EngineSpec, manifest: Manifest, device: torch.device, model: ov.CompiledModel):
+        super().__init__(spec, manifest.profile, device)
+        self.model = model
+
+    def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
+        request = self.model.create_infer_request()
+        for name, tensor in {**inputs, **outputs}.items():
+            request.set_tensor(name, shared(tensor))
+        return request.infer
+
+
+def shared(tensor: Tensor) -> ov.Tensor:
+    """OpenVINO's view of a torch tensor's memory."""
+    if tensor.dtype == torch.bfloat16:  # numpy has none
+        return ov.Tensor(tensor.view(torch.uint16).numpy(), list(tensor.shape), ov.Type.bf16)
+    return ov.Tensor(tensor.numpy(), shared_memory=True)
+
+
+def open_engine(
+    manifest: Manifest, spec: EngineSpec, path: Path, device: torch.device, weights: Mapping[str, Tensor]
+) -> OpenVinoEngine:
+    """See `runtime.engine.open_engine`."""
+    if device.type != "cpu":
+        raise InputError(f"engine: target openvino runs on the CPU, got {device}; expected --device cpu")
+    core = ov.Core()
+    try:
+        model = core.read_model(path)
+        replace_weights(model, weights)
+        return OpenVinoEngine(
+            spec, manifest, device, core.compile_model(model, "CPU", settings(core, spec.dtype))
+        )
+    except RuntimeError as error:
+        raise InputError(f"engine {path}: OpenVINO cannot open it: {first_line(error)}") from error
+
+
+def settings(core: ov.Core, dtype: torch.dtype) -> dict[str, object]:
+    """How a model whose arithmetic is `dtype` is compiled for this machine's CPU."""
+    precision = PRECISIONS[dtype]
+    if CAPABILITIES.get(precision, "FP32") not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precision = "f32"
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+
+
+def replace_weights(model: ov.Model, weights: Mapping[str, Tensor]) -> None:
+    """Put other constants in place of the model's, by name; a linear layer's is stored transposed."""
+    by_name = {**weights, **{f"{name}.T": tensor.T for name, tensor in weights.items() if tensor.ndim == 2}}
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or node.get_friendly_name() not in by_name:
+            continue
+        tensor = by_name[node.get_friendly_name()].contiguous()
+        array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        held = ov.Tensor(np.ascontiguousarray(array), list(tensor.shape), node.get_element_type())
+        node.output(0).replace(ov.op.Constant(held, shared_memory=False).output(0))
