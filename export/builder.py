@@ -19,7 +19,7 @@ import torch
 
 from export.compile import GIB, MEMORY, CompileOptions, compile_engine
 from export.graph import export_onnx
-from export.progress import bar
+from export.progress import stage
 from export.sizes import make_profile
 from export.stages import Stages
 from export.wrapper import Component, make_components
@@ -112,8 +112,8 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
     known = stages.done("model")
     if known is not None and all(stages.done(f"onnx {name}") is not None for name in known["specs"]):
         return Plan(**known)
-    say(f"model    {settings.model}")
-    model, adapters = load(settings)
+    with stage("load", say) as (_, cost):
+        model, adapters = load(settings)
     components = list(make_components(model, adapters, settings.components))
     plan = _plan(settings, model, components)
     if known is not None and Plan(**known) != plan:
@@ -121,15 +121,15 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
     check_room(settings, plan, stages.work, force, say)
-    stages.finish("model", asdict(plan), _save_configs(model, stages.work / CONFIGS))
+    stages.finish("model", asdict(plan), _save_configs(model, stages.work / CONFIGS), cost)
     for component in components:
         if stages.done(f"onnx {component.name}") is None:
             path = stages.work / "onnx" / f"{component.name}.onnx"
             path.parent.mkdir(exist_ok=True)
-            with bar(f"export {component.name}", "weight") as progress:
+            with stage(f"export {component.name}", say) as (progress, cost):
                 export_onnx(component, parse_profile(plan.profile), path, progress)
             data = path.with_name(f"{path.name}.data")
-            stages.finish(f"onnx {component.name}", {}, [path, *([data] if data.exists() else [])])
+            stages.finish(f"onnx {component.name}", {}, [path, *([data] if data.exists() else [])], cost)
     del model, adapters, components, component
     gc.collect()
     return plan
@@ -199,7 +199,7 @@ def check_room(settings: BuildSettings, plan: Plan, work: Path, force: bool, say
     # the model's own memory is free again by then
     free = psutil.virtual_memory().available + sum(plan.bytes.values())
     room = shutil.disk_usage(work).free
-    say(f"needs    about {disk / GIB:.1f} GiB on disk and {memory / GIB:.1f} GiB of memory")
+    say(f"about {disk / GIB:.1f} GiB on disk and {memory / GIB:.1f} GiB of memory are needed")
     for what, needed, there in (("disk", disk, room), ("memory", memory, free)):
         if needed > there and not force:
             raise InputError(
@@ -225,7 +225,7 @@ def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say
         if made is None:
             folder = stages.work / "engines"
             folder.mkdir(exist_ok=True)
-            with bar(f"compile {name}", "step") as progress:
+            with stage(f"compile {name}", say) as (progress, cost):
                 compiled = compile_engine(
                     stages.work / spec.onnx,
                     folder,
@@ -240,7 +240,7 @@ def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say
                 "files": [str(path.relative_to(stages.work)) for path in files],
                 "layers": compiled.layers,
             }
-            stages.finish(f"engine {name}", made, files)
+            stages.finish(f"engine {name}", made, files, cost)
         specs[name] = replace(spec, files=tuple(made["files"]), layers=made["layers"])
     return specs
 
@@ -268,6 +268,7 @@ def _manifest(
         refit=compiler.refit or TARGETS[compiler.target].portable,
         versions={**versions(), **package_version(compiler.target), "torch": torch.__version__},
         files=files,
+        stages=stages.costs(),
         command=command,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )

@@ -13,7 +13,6 @@ import torch
 from runtime.engine import TARGETS, package_version
 from runtime.errors import InputError
 from runtime.profile import Port, Profile
-from runtime.weights import first_line
 
 GIB = 2**30
 # Peak memory of compiling over the size of the weights, and on top of it; measured with SDXL's UNet in fp16
@@ -68,7 +67,9 @@ def compile_engine(
 
         return build(source, folder / f"{source.stem}.engine", inputs, profile, options, progress)
     if options.target == "openvino":
-        return _openvino(source, folder / f"{source.stem}.xml", dtype)
+        from export import compile_openvino
+
+        return compile_openvino.build(source, folder / f"{source.stem}.xml", dtype)
     return Compiled((source, source.with_name(f"{source.name}.data")), _onnx_layers(source))
 
 
@@ -86,35 +87,6 @@ def check_target(target: str, precision: str, capabilities: tuple[str, ...]) -> 
     from export.compile_tensorrt import check_capabilities
 
     return check_capabilities(target, capabilities)
-
-
-def _openvino(source: Path, path: Path, dtype: torch.dtype) -> Compiled:
-    """OpenVINO's own files. They are compiled once here too: to see that they can be, and in what precision."""
-    import openvino as ov
-
-    from runtime.engine_openvino import settings
-
-    core = ov.Core()
-    try:
-        model = core.read_model(source)
-        ov.save_model(model, path, compress_to_fp16=False)
-        del model
-        compiled = core.compile_model(path, "CPU", settings(core, dtype))
-    except RuntimeError as error:
-        raise InputError(f"{source.name}: OpenVINO refuses it: {first_line(error)}") from error
-    nodes = compiled.get_runtime_model().get_ops()
-    layers = Counter(node.get_rt_info()["runtimePrecision"].astype(str) for node in nodes if _computes(node))
-    return Compiled((path, path.with_suffix(".bin")), dict(layers.most_common()))
-
-
-def _computes(node) -> bool:
-    return node.get_rt_info()["layerType"].astype(str) not in (
-        "Input",
-        "Output",
-        "Const",
-        "Constant",
-        "Reorder",
-    )
 
 
 def _onnx_layers(source: Path) -> dict[str, int]:

@@ -32,6 +32,7 @@ class Stages:
         self.state = {"settings": hashlib.sha256(text.encode()).hexdigest(), "stages": {}}
         self._lock = None
         self._resume = resume
+        self._checked: set[str] = set()  # the stages whose files were hashed
 
     def __enter__(self) -> Stages:
         try:
@@ -72,12 +73,12 @@ class Stages:
         self._checked.add(name)
         return stage["data"]
 
-    def finish(self, name: str, data: dict, files: list[Path]) -> None:
-        """Note that a stage is whole: its files, and what later ones need of it."""
+    def finish(self, name: str, data: dict, files: list[Path], cost: Mapping[str, float]) -> None:
+        """Note that a stage is whole: its files, what later ones need of it, and what it took."""
         for path in files:
             _sync(path)
         entries = {str(path.relative_to(self.work)): file_entry(path) for path in files}
-        self.state["stages"][name] = {"data": data, "files": entries}
+        self.state["stages"][name] = {"data": data, "files": entries, "cost": dict(cost)}
         self._checked.add(name)
         with replacing(self.work / STATE) as partial:
             partial.write_text(json.dumps(self.state, indent=1), "utf-8")
@@ -86,6 +87,13 @@ class Stages:
         """Size and hash of every file of the finished stages."""
         return {
             file: entry for stage in self.state["stages"].values() for file, entry in stage["files"].items()
+        }
+
+    def costs(self) -> dict[str, dict]:
+        """What every finished stage took: seconds, peak_bytes of memory, bytes written."""
+        return {
+            name: {**stage["cost"], "bytes": sum(entry["bytes"] for entry in stage["files"].values())}
+            for name, stage in self.state["stages"].items()
         }
 
     def publish(self, folder: Path, keep: list[str]) -> None:
@@ -101,10 +109,6 @@ class Stages:
             os.replace(folder, old)
         os.replace(self.work, folder)
         shutil.rmtree(old, ignore_errors=True)
-
-    @property
-    def _checked(self) -> set[str]:
-        return self.__dict__.setdefault("checked", set())
 
     def _read(self) -> dict | None:
         try:

@@ -110,7 +110,8 @@ def load_engines(
     check_folder(manifest, folder, device)
     if "unet" not in manifest.engines:
         raise InputError(f"engine {folder}: it has no unet; {manifest.rebuild}")
-    torch_model = _torch_model(manifest, device, source, options)
+    whole = all(part in manifest.engines for part in PARTS)
+    torch_model = load_source(manifest, device, source, **options) if source or not whole else None
 
     def engine(name: str) -> Engine:
         return open_engine(manifest, folder, name, device, (weights or {}).get(PARTS.get(name, name)))
@@ -164,10 +165,10 @@ def refitted(folder: str | Path, loras: Sequence[LoraSource], **options) -> dict
     return changed
 
 
-def _torch_model(manifest: Manifest, device: torch.device, source, options: dict) -> Model | None:
-    """The model in torch, where a part was not compiled or one was named; its weights those that were compiled."""
-    if source is None and all(part in manifest.engines for part in PARTS):
-        return None
+def load_source(
+    manifest: Manifest, device: torch.device, source: str | Path | None = None, **options
+) -> Model:
+    """The model that was compiled, in torch, from `source` where it was moved; InputError where its weights differ."""
     given = dict(manifest.model)
     model = load_model(
         source or given["source"],

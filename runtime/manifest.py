@@ -47,7 +47,8 @@ class Manifest:
 
     model: source, vae, loras of the model, its sample_size, force_zeros_for_empty_prompt, and `weights`, a hash for
     each of its parts. adapters: the source of each. compute_capabilities: of the GPUs it was built for, none for a
-    CPU. refit: whether weights can be exchanged. files: size and sha256 of every file. command: what built it.
+    CPU. refit: whether weights can be exchanged. files: size and sha256 of every file. stages: seconds, peak memory and
+    bytes written of each step of the build. command: what built it.
     """
 
     target: str
@@ -60,6 +61,7 @@ class Manifest:
     refit: bool
     versions: Mapping[str, str]
     files: Mapping[str, Mapping[str, object]]
+    stages: Mapping[str, Mapping[str, float]]
     command: str
     date: str
 

@@ -1,0 +1,240 @@
+"""python -m export.verify FOLDER [--tolerance X] [--json FILE]
+
+Runs every graph of an engine folder in torch, in ONNX Runtime and in its engine on the same inputs, at the smallest,
+usual and largest sizes it was built for, and prints how far the outputs are apart. Exit code 1 beyond the tolerance.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import InputError
+from runtime.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
+from runtime.options import Parser
+from runtime.profile import Axis, Port, Profile
+from runtime.report import write_json
+
+# Largest relative RMS error: float32 in another order; half precision, whose rounding adds up over hundreds of layers.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+TIMESTEPS = (999.0, 500.0, 1.0)
+Run = Callable[[Mapping[str, Tensor], Mapping[str, int]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of one graph at one size. max and rms: of the difference from torch, over torch's RMS."""
+
+    graph: str
+    sizes: str
+    inputs: str
+    against: str
+    output: str
+    max: float
+    rms: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.rms <= self.limit  # false for NaN
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 where an output is too far from torch's, or 2 for bad input (one line on stderr)."""
+    parser = Parser(prog="python -m export.verify", description=__doc__.split("\n\n")[1], allow_abbrev=False)
+    parser.add_argument("folder", help="what export.build_engine wrote")
+    parser.add_argument("--model", help="where the model is now, if it was moved")
+    parser.add_argument("--tolerance", type=float, help="of the relative RMS error (default: by precision)")
+    parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="only these, such as unet")
+    parser.add_argument("--smallest", action="store_true", help="only the smallest size")
+    parser.add_argument("--allow-pickle", action="store_true", help="as in runtime.generate")
+    parser.add_argument("--json", metavar="FILE", help="also write the table here")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        rows = []
+        for row in verify(
+            options.folder,
+            options.model,
+            options.tolerance,
+            options.allow_pickle,
+            options.graphs,
+            options.smallest,
+            _say,
+        ):
+            rows.append(row)
+            print(format_row(row), flush=True)
+        if options.json:
+            write_json({"rows": [asdict(row) for row in rows]}, options.json, "--json")
+    except InputError as error:
+        _say(f"error: {error}")
+        return 2
+    failed = [row for row in rows if not row.passed]
+    print(f"{len(rows) - len(failed)} of {len(rows)} within tolerance")
+    return int(bool(failed) or not rows)
+
+
+def format_row(row: Row) -> str:
+    mark = "ok  " if row.passed else "FAIL"
+    what = f"{row.graph:18} {row.output:12} {row.against:13} {row.sizes:32} {row.inputs:24}"
+    return f"{mark} {what} rms {row.rms:.1e} max {row.max:.1e} (limit {row.limit:.0e})"
+
+
+def verify(
+    folder: str | Path,
+    source: str | None = None,
+    tolerance: float | None = None,
+    allow_pickle: bool = False,
+    only: Sequence[str] = (),
+    smallest: bool = False,
+    say: Callable[[str], None] = print,
+) -> Iterator[Row]:
+    """A row for each output, size, input and runtime; see `main`.
+
+    source: where the model is, by default where it was compiled from. only: some of the graphs. smallest: only at the
+    smallest size. Raises InputError where the folder is not whole,
+    the model has other weights, or nothing can be compared here.
+    """
+    from runtime.engine import check_folder
+    from runtime.engine_model import engine_device
+
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    kind = engine_device(folder)
+    device = torch.device(kind if kind == "cpu" or torch.cuda.is_available() else "cpu")
+    try:
+        check_folder(manifest, folder, device)
+        runs_here = True
+    except InputError as error:
+        say(f"only the ONNX files are compared: {error}")
+        runs_here = False
+    graphs = {name: spec for name, spec in manifest.engines.items() if not only or name in only}
+    modules = _modules(manifest, graphs, source, device, allow_pickle)
+    for name, spec in graphs.items():
+        runs = dict(_runs(manifest, folder, name, device, runs_here))
+        limit = TOLERANCES[spec.dtype] if tolerance is None else tolerance
+        for sizes, label, inputs in _cases(manifest.profile, spec, name, smallest):
+            truth = _run_torch(modules[name], spec, inputs, device)
+            for against, run in runs.items():
+                outputs = run(inputs, sizes)
+                for port in spec.outputs:
+                    error = outputs[port.name].cpu().double() - truth[port.name].cpu().double()
+                    scale = truth[port.name].double().square().mean().sqrt().clamp_min(1e-12).item()
+                    text = " ".join(f"{axis} {size}" for axis, size in sizes.items())
+                    worst, rms = error.abs().max().item() / scale, error.square().mean().sqrt().item() / scale
+                    yield Row(name, text, label, against, port.name, worst, rms, limit)
+
+
+def _modules(
+    manifest: Manifest,
+    graphs: Mapping[str, EngineSpec],
+    source: str | None,
+    device: torch.device,
+    allow_pickle: bool,
+) -> dict[str, nn.Module]:
+    """The torch module of every graph, found to have the weights that were compiled."""
+    from export.wrapper import make_components
+    from runtime.adapter import embedded_adapters, load_adapter
+    from runtime.engine_model import load_source
+    from runtime.loading import DTYPES
+    from runtime.weights import weights_digest
+
+    model = load_source(manifest, device, source, allow_pickle=allow_pickle)
+    sources = {name.removeprefix(ADAPTER) for name in graphs if name.startswith(ADAPTER)}
+    options = {"device": device, "dtype": DTYPES[manifest.precision], "allow_pickle": allow_pickle}
+    found = {name: manifest.adapters.get(name) or embedded_adapters()[name] for name in sources}
+    adapters = {name: load_adapter(path, name=name, **options) for name, path in found.items()}
+    names = dict.fromkeys("adapter" if name.startswith(ADAPTER) else name for name in graphs)
+    modules = {
+        component.name: component.module for component in make_components(model, adapters, list(names))
+    }
+    for name, spec in graphs.items():
+        if weights_digest(modules[name]) != spec.weights:
+            raise InputError(f"{name}: its weights are not those that were compiled; {manifest.rebuild}")
+    return modules
+
+
+def _runs(
+    manifest: Manifest, folder: Path, name: str, device: torch.device, runs_here: bool
+) -> Iterator[tuple[str, Run]]:
+    """What there is to compare with torch: the ONNX file in ONNX Runtime, and the engine where it can run."""
+    from runtime.engine import open_engine, package_version
+
+    spec = manifest.engines[name]
+    if spec.onnx is not None and spec.dtype != torch.bfloat16 and manifest.target != "onnxruntime":
+        package_version("onnxruntime")
+        from runtime import engine_onnxruntime
+
+        check_files(manifest, folder, [file for file in manifest.files if file.startswith(spec.onnx)])
+        path, cpu = folder / spec.onnx, torch.device("cpu")
+        yield "onnxruntime", _caller(engine_onnxruntime.open_engine(manifest, spec, path, cpu, {}))
+    if runs_here:
+        yield manifest.target, _caller(open_engine(manifest, folder, name, device))
+
+
+def _caller(engine) -> Run:
+    return lambda inputs, sizes: engine(inputs, **sizes)
+
+
+def _cases(
+    profile: Profile, spec: EngineSpec, name: str, smallest: bool
+) -> Iterator[tuple[dict[str, int], str, dict[str, Tensor]]]:
+    """Inputs at each size of the profile: timesteps, masks and strengths vary from one to the next."""
+    axes = dict.fromkeys(size.name for port in spec.inputs for size in port.shape if isinstance(size, Axis))
+    sizes = [{axis: profile.range(axis)[i] for axis in axes} for i in range(1 if smallest else 3)]
+    for i, size in enumerate(sizes):
+        if size not in sizes[:i]:
+            for label, inputs in _variants(spec, name, size, seed=i):
+                yield size, label, inputs
+
+
+def _variants(
+    spec: EngineSpec, name: str, sizes: Mapping[str, int], seed: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {port.name: _random(port, sizes, generator) for port in spec.inputs}
+    if name == "unet":
+        for timestep in TIMESTEPS:
+            inputs["timestep"].fill_(timestep)
+            yield f"timestep {timestep:.0f}", inputs
+        quiet = {key: torch.zeros_like(t) if key.startswith("level_") else t for key, t in inputs.items()}
+        yield "no control", quiet
+    elif name.startswith(ADAPTER):
+        yield "soft masks", inputs
+        half = {key: t.round() if key.startswith("mask_") else t for key, t in inputs.items()}
+        yield "hard masks", {**half, "strengths": torch.tensor([1.0, 0.5, 0.0, 2.0])}
+    else:
+        yield "", inputs
+
+
+def _random(port: Port, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+    shape = port.sized(sizes)
+    if port.dtype == torch.int64:
+        return torch.randint(0, 40, shape, generator=generator)  # token ids of any vocabulary
+    if port.name == "time_ids":
+        return torch.tensor([[512.0, 768.0, 0.0, 16.0, 1024.0, 1024.0]]).expand(shape).contiguous()
+    unit = port.name.startswith(("mask_", "condition", "strengths"))
+    draw = torch.rand if unit else torch.randn
+    return draw(shape, generator=generator).to(port.dtype)
+
+
+@torch.inference_mode()
+def _run_torch(
+    module: nn.Module, spec: EngineSpec, inputs: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    outputs = module(*(inputs[port.name].to(device) for port in spec.inputs))
+    return {port.name: tensor for port, tensor in zip(spec.outputs, outputs, strict=True)}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
