@@ -8,13 +8,16 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint static bench-gpu clean
+.PHONY: help demo test lint static engines bench-cpu bench-export bench-gpu clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and formatting"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
+	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
+	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers"
+	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make bench-gpu  time the kernels and a training step on this machine's GPU"
 	@echo "make clean  remove .venv, out/ and caches"
 
@@ -34,6 +37,21 @@ lint: $(INSTALLED)
 # Neither static analysis nor its compiler needs a GPU.
 static: $(INSTALLED)
 	$(BIN)/python -m benchmarks.static
+
+ENGINES := out/engines-openvino-fp32 out/engines-openvino-bf16 out/engines-onnxruntime-fp32
+
+engines: $(ENGINES)
+
+out/engines-%: $(INSTALLED)
+	$(BIN)/python -m export.build_engine --target $(word 1,$(subst -, ,$*)) --precision $(word 2,$(subst -, ,$*)) \
+		--batch 1:1:8 --height 64:128:256 --width 64:128:256 --out $@ --overwrite
+
+bench-cpu: $(ENGINES)
+	$(BIN)/python -m benchmarks.latency --engine $(ENGINES) --batch 1 8
+
+bench-export: $(INSTALLED)
+	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.graphs
 
 # In the environment at hand, which has a CUDA build of torch: there the kernels' tests run them compiled.
 bench-gpu:

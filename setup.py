@@ -27,7 +27,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "webdataset>=1"],
-    "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
+    "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7", "psutil>=7"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
     "xformers": ["xformers>=0.0.35"],
@@ -40,11 +40,17 @@ EXTRAS = {
         "hypothesis>=6.150",
         "kornia>=0.8.2",
         "matplotlib>=3.10",
+        "onnx>=1.19",
+        "onnxruntime>=1.23",
+        "onnxscript>=0.7",
+        "openvino>=2025.4",
         "packaging",
+        "psutil>=7",
         "pytest>=9",
         "ruff>=0.17",
         "scikit-image>=0.25",
         "tensorboard>=2.19",
+        'tensorrt-rtx>=1.5; sys_platform == "linux" and platform_machine == "x86_64"',  # builds without a GPU
         "webdataset>=1",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
     ],

@@ -1,12 +1,14 @@
-"""python -m benchmarks.latency [--model embedded] [--adapter folder] [--steps 30] [--repeats 7] [--out folder]
+"""python -m benchmarks.latency [--model embedded] [--adapter folder] [--engine folder ...] [--steps 30] [--out folder]
 
-One picture with a masked control, end to end: this runtime and diffusers' StableDiffusionXLAdapterPipeline on the same
-weights, prompt, noise and scheduler, in one process and in turn. Writes <out>/latency.csv. A ratio above 1 is a gain.
+One picture with a masked control, end to end: this runtime, in torch and on engines, and diffusers'
+StableDiffusionXLAdapterPipeline on the same weights, prompt, noise and scheduler, in one process and in turn. Writes
+<out>/latency.csv.
 
 diffusers has no mask; it gets the same control everywhere, which is not more work.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipelin
 from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
 from runtime import LocalControlPipeline, Region
 from runtime.loading import DTYPES, EMBEDDED
+from runtime.manifest import read_manifest
 from runtime.masks import box
 
 PROMPT = "a yellow star and a blue circle at night"
@@ -28,6 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--adapter", help="what runtime.generate's --adapter takes (default: the model's canny)"
     )
+    parser.add_argument(
+        "--engine",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="compiled from the model by export.build_engine",
+    )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
@@ -38,27 +48,34 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for dtype in options.dtype:
         adapters = {"canny": options.adapter} if options.adapter else None
-        ours = LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)
+        ours = {"localcontrol": LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)}
+        for folder in options.engine:
+            manifest = read_manifest(folder)
+            if manifest.precision == dtype:
+                ours[f"localcontrol {manifest.target}"] = LocalControlPipeline.from_engine(folder)
         for batch in options.batch:
             rows += measure(ours, dtype, batch, options)
     write_rows(options.out / "latency.csv", rows)
 
 
-def measure(ours: LocalControlPipeline, dtype: str, batch: int, options: argparse.Namespace) -> list[dict]:
-    """One row for each runtime: percentiles of the time, and the ratio of diffusers' median to its own."""
-    size = options.size or ours.default_size
+def measure(
+    ours: dict[str, LocalControlPipeline], dtype: str, batch: int, options: argparse.Namespace
+) -> list[dict]:
+    """One row for each runtime: percentiles of the time, and its median over that of ours in torch."""
+    torch_pipe = ours["localcontrol"]
+    size = options.size or torch_pipe.default_size
     condition = (torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)) > 0.95).float()
     region = Region(condition, mask=box(size, size, (0, 0, size // 2, size)))
     call = {"height": size, "width": size}
 
-    def run_ours() -> None:
-        ours(
+    def run(pipe: LocalControlPipeline) -> None:
+        pipe(
             PROMPT, [region], steps=options.steps, seed=0, images_per_prompt=batch, scheduler="euler", **call
         )
 
-    runs = {"localcontrol": run_ours}
+    runs = {name: partial(run, pipe) for name, pipe in ours.items()}
     for layout, memory_format in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
-        theirs = diffusers_pipeline(ours, options, dtype, memory_format)
+        theirs = diffusers_pipeline(torch_pipe, options, dtype, memory_format)
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
         runs[f"diffusers{layout}"] = lambda pipe=theirs, generators=generators: pipe(
             PROMPT,

@@ -143,7 +143,7 @@ def build(options: argparse.Namespace, command: str) -> None:
     from export.compile import GIB, CompileOptions, check_target
 
     capabilities = check_target(options.target, options.precision, tuple(options.compute_capability))
-    cache = Path(options.timing_cache) if options.timing_cache else None
+    cache = Path(options.timing_cache).expanduser() if options.timing_cache else None
     workspace = int(options.workspace * GIB) if options.workspace else None
     settings = BuildSettings(
         model=options.model,

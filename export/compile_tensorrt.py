@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -65,20 +66,26 @@ def build(
 ) -> Compiled:
     """Parse, build, write. Raises InputError with TensorRT's own words where it refuses the graph."""
     trt = importlib.import_module(TARGETS[options.target].package)
-    logger = _Logger(trt)
-    builder = trt.Builder(logger.own)
+    builder, logger = start(trt)
     network, parser = parse(trt, builder, logger, source)  # the parser owns the weights
     config = _config(trt, builder, inputs, profile, options)
     config.progress_monitor = monitor = _monitor(trt, progress)
     with _TimingCache(trt, config, options.timing_cache):
         data = builder.build_serialized_network(network, config)
-    del parser
     if monitor.cancelled is not None:
         raise monitor.cancelled
     if data is None:
         raise InputError(f"{source.name}: {options.target} cannot build it: {logger.last}")
     path.write_bytes(data)
-    return Compiled((path,), layer_precisions(network))
+    layers = layer_precisions(network)
+    del parser
+    return Compiled((path,), layers)
+
+
+def start(trt) -> tuple:
+    """A builder, and the logger that keeps its last error."""
+    logger = _Logger(trt)
+    return trt.Builder(logger.own), logger
 
 
 def parse(trt, builder, logger, source: Path):
@@ -123,11 +130,18 @@ def _config(trt, builder, inputs: tuple[Port, ...], profile: Profile, options: C
     return config
 
 
+def timing_cache_path(trt) -> Path:
+    """Where this TensorRT's measurements on this GPU are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return cache / "localcontrol" / "timing" / f"{name}-tensorrt-{trt.__version__}.cache"
+
+
 class _TimingCache:
     """TensorRT's measurements, read before a build and kept after it; TensorRT for RTX measures nothing."""
 
     def __init__(self, trt, config, path: Path | None):
-        self.config, self.path = config, None if is_rtx(trt) else path
+        self.config, self.path = config, None if is_rtx(trt) else path or timing_cache_path(trt)
 
     def __enter__(self) -> None:
         if self.path is not None:
@@ -137,6 +151,7 @@ class _TimingCache:
 
     def __exit__(self, *_) -> None:
         if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
                 partial.write_bytes(self.cache.serialize())
 

@@ -65,7 +65,7 @@ def trace(component: Component, profile: Profile) -> torch.export.ExportedProgra
     dynamic = [_dynamic(port, profile) for port in component.inputs]
     named = len([p for p in component.inputs if not p.name.startswith(VARIADIC)])
     shapes = (*dynamic[:named], tuple(dynamic[named:])) if named < len(dynamic) else tuple(dynamic)
-    with torch.no_grad(), ops.use_backend("torch"), _quiet():
+    with torch.no_grad(), ops.use_backend("torch"), quiet():
         return torch.export.export(component.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
 
 
@@ -78,7 +78,7 @@ def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.M
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle,
     }
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             program,
             (),
@@ -279,7 +279,7 @@ def _dynamic(port: Port, profile: Profile) -> dict[int, object]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notes on packages that are not used here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]

@@ -1,17 +1,31 @@
-"""Engine folders of the tiny SDXL, built once a run as a user builds them, and the model and adapter in them."""
+"""Engine folders of the tiny SDXL, built once a run as a user builds them, and the graphs in them."""
 
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
-from export import build_engine
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor
+
+from export import build_engine, builder
+from export.graph import export_onnx
+from export.wrapper import Component, make_components
+from runtime.adapter import load_adapter
+from runtime.loading import DTYPES, Model, load_model
+from runtime.profile import Port, Profile
 from tests import saved_model
 from tests.tiny import make_adapter
+from tests.tolerances import relative_rms
 
-SIZES = {"height": (32, 64, 96), "width": (32, 64, 96), "batch": (1, 1, 2)}
+PROFILE = Profile(images=(1, 1, 2), height=(32, 64, 96), width=(32, 64, 96))
+STATIC = Profile(images=(1, 1, 1), height=(64, 64, 64), width=(96, 96, 96), guidance="always")
 TARGETS = ("onnxruntime", "openvino")
 COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
+ENGINES = tuple(name.replace("adapter", "adapter_canny") for name in COMPONENTS)
 
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="localcontrol-engines-")  # removed when the run ends
 
@@ -25,16 +39,101 @@ def adapter() -> Path:
 
 
 @cache
+def model(precision: str = "fp32") -> Model:
+    """The model that is compiled, in torch: not to be changed."""
+    return load_model(saved_model.folder(), dtype=DTYPES[precision])
+
+
+@cache
+def component(name: str, precision: str = "fp32") -> Component:
+    """One of `ENGINES` as a torch module with named inputs and outputs."""
+    options = {"device": "cpu", "dtype": DTYPES[precision]}
+    kind = name.partition("_canny")[0]
+    adapters = {"canny": load_adapter(adapter(), **options).requires_grad_(False)} if kind != name else {}
+    return next(make_components(model(precision), adapters, [kind]))
+
+
+@cache
+def graph(name: str, precision: str = "fp32", profile: Profile = PROFILE) -> Path:
+    """One of `ENGINES` as an ONNX file."""
+    if (precision, profile) == ("fp32", PROFILE):
+        return folder(TARGETS[0]) / "onnx" / f"{name}.onnx"
+    path = Path(_DIRECTORY.name) / f"{precision}-{profile.guidance}" / f"{name}.onnx"
+    path.parent.mkdir(exist_ok=True)
+    export_onnx(component(name, precision), profile, path)
+    return path
+
+
+@cache
 def folder(target: str, components: tuple[str, ...] = COMPONENTS) -> Path:
-    """An engine folder in fp32 for every size of `SIZES`: not to be changed."""
-    path = Path(_DIRECTORY.name) / f"{target}-{len(components)}-{components[0]}"
-    sizes = [part for name, size in SIZES.items() for part in (f"--{name}", ":".join(map(str, size)))]
-    model = ["--model", str(saved_model.folder()), "--adapter", f"canny={adapter()}", "--precision", "fp32"]
-    where = ["--target", target, "--out", str(path), "--components", ",".join(components)]
-    assert build_engine.main([*model, *where, *sizes]) == 0
+    """An engine folder in fp32 for the sizes of `PROFILE`: not to be changed.
+
+    The first one exports its graphs, which takes the longest; the others have copies of them.
+    """
+    path = Path(_DIRECTORY.name) / f"{target} {' '.join(components)}"
+    sizes = {"batch": PROFILE.images, "height": PROFILE.height, "width": PROFILE.width}
+    arguments = [part for name, size in sizes.items() for part in (f"--{name}", ":".join(map(str, size)))]
+    arguments += ["--model", str(saved_model.folder()), "--adapter", f"canny={adapter()}"]
+    arguments += ["--target", target, "--precision", "fp32", "--components", ",".join(components)]
+    with pytest.MonkeyPatch.context() as patch:
+        if (target, components) != (TARGETS[0], COMPONENTS):
+            patch.setattr(builder, "export_onnx", _copy_graph)
+        assert build_engine.main([*arguments, "--out", str(path)]) == 0
     return path
 
 
 def copy_folder(target: str, to: Path, components: tuple[str, ...] = COMPONENTS) -> Path:
     """A copy of the folder that a test may spoil."""
     return shutil.copytree(folder(target, components), to / "engines")
+
+
+def _copy_graph(component: Component, profile: Profile, path: Path, progress=None) -> None:
+    assert profile == PROFILE
+    for suffix in (".onnx", ".onnx.data"):
+        shutil.copy(graph(component.name).with_suffix(suffix), path.with_suffix(suffix))
+
+
+def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of a graph at these sizes: token ids, masks and strengths in [0, 1], noise for all else."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for port in ports:
+        shape = port.sized(sizes)
+        if port.dtype == torch.int64:
+            made[port.name] = torch.randint(0, 40, shape, generator=generator)
+        elif port.name.startswith(("mask_", "condition", "strengths")):
+            made[port.name] = torch.rand(shape, generator=generator)
+        elif port.name in ("timestep", "time_ids"):
+            made[port.name] = torch.randint(1, 999, shape, generator=generator).float()
+        else:
+            made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
+    return made
+
+
+def sizes_of(component: Component, index: int, profile: Profile = PROFILE) -> dict[str, int]:
+    """The sizes that a component's inputs depend on: smallest, usual or largest of the profile, by `index`."""
+    axes = {size.name for port in component.inputs for size in port.shape if not isinstance(size, int)}
+    return {name: profile.range(name)[index] for name in axes}
+
+
+@torch.inference_mode()
+def run_torch(component: Component, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the component's own module computes."""
+    outputs = component.module(*(inputs[port.name] for port in component.inputs))
+    return {port.name: tensor for port, tensor in zip(component.outputs, outputs, strict=True)}
+
+
+def run_onnx(source: Path | bytes, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What ONNX Runtime computes from a file, or from a model's bytes."""
+    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    arrays = session.run(names, {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()})
+    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+
+def assert_near(actual: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 1e-4) -> None:
+    """Fail, naming the output, unless all are within a relative RMS error."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].shape == tensor.shape, name
+        assert (error := relative_rms(actual[name], tensor)) <= limit, f"{name}: {error:.1e} > {limit:.0e}"

@@ -1,0 +1,136 @@
+"""python -m benchmarks.export [--small] [--out FOLDER]
+
+A whole SDXL (2.57 B parameter UNet, its VAE, text encoders and an adapter, random weights in fp16) compiled by TensorRT
+for RTX on this machine, which needs no GPU for it: seconds, peak memory and bytes of every stage, and how far the
+UNet's graph is from torch in ONNX Runtime at 256 x 256 pixels. Writes <out>/export.csv. Needs 20 GiB of memory and
+30 GB of disk. --small tries the script on a small model.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, T2IAdapter
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from benchmarks.full_size import SMALL, build
+from benchmarks.measure import environment, results_folder, write_rows
+from runtime.manifest import read_manifest
+from runtime.single_file import CONFIGS
+from training.embedded.text import make_tokenizers, write_vocabulary
+
+TARGET = ("--target", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16")
+SIZES = ("--height", "256:1024:1024", "--width", "256:1024:1024")
+SMALL_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 64,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
+    parser.add_argument(
+        "--work", type=Path, default=Path("out"), help="where model and engines are made, then removed"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a small model: tries this script, measures nothing"
+    )
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        model, adapter, engines = (Path(folder) / name for name in ("model", "adapter", "engines"))
+        save_model(model, adapter, options.small)
+        call(
+            "export.build_engine",
+            "--model",
+            model,
+            "--adapter",
+            f"canny={adapter}",
+            *TARGET,
+            *SIZES,
+            "--out",
+            engines,
+        )
+        call(
+            "export.verify", engines, "--graphs", "unet", "--smallest", "--json", Path(folder) / "verify.json"
+        )
+        verified = json.loads((Path(folder) / "verify.json").read_text())["rows"]
+        rows = make_rows(read_manifest(engines), verified)
+    for row in rows:
+        print(*row.values())
+    write_rows(options.out / ("export_small.csv" if options.small else "export.csv"), rows)
+    return 0
+
+
+def call(module: str, *arguments: object) -> None:
+    """Run a command line in a process of its own, as a user does."""
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
+
+
+def make_rows(manifest, verified: list[dict]) -> list[dict]:
+    """A row for each stage of the build, then one for the largest error of the UNet's graph."""
+    here = environment()
+    compiler = " ".join(f"{name} {manifest.versions[name]}" for name in ("tensorrt_rtx",))
+    rows = [
+        {
+            "stage": name,
+            "seconds": stage["seconds"],
+            "peak_gib": round(stage["peak_bytes"] / 2**30, 2),
+            "written_gib": round(stage["bytes"] / 2**30, 3),
+            "relative_rms": "",
+            **here,
+            "compiler": compiler,
+        }
+        for name, stage in manifest.stages.items()
+    ]
+    worst = max(row["rms"] for row in verified)
+    rows.append(
+        {
+            **dict.fromkeys(rows[0], ""),
+            "stage": "unet in ONNX Runtime",
+            "relative_rms": f"{worst:.2e}",
+            **here,
+        }
+    )
+    return rows
+
+
+@torch.no_grad()
+def save_model(model: Path, adapter: Path, small: bool) -> None:
+    """A full-size SDXL with random weights in diffusers' layout, and an adapter, both in fp16, the VAE in fp32."""
+    config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if small else {})
+    unet = build(config).half()
+    vae = AutoencoderKL.from_config(json.loads((CONFIGS / "vae" / "config.json").read_text()))
+    encoders = [make_encoder(name, small) for name in ("text_encoder", "text_encoder_2")]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizers = make_tokenizers(write_vocabulary(Path(folder)))
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipe = StableDiffusionXLPipeline(vae, *encoders, *tokenizers, unet, scheduler, add_watermarker=False)
+    pipe.save_pretrained(model)
+    channels = [*unet.config.block_out_channels, unet.config.block_out_channels[-1]]
+    options = {"num_res_blocks": 2, "downscale_factor": 16, "adapter_type": "full_adapter_xl"}
+    T2IAdapter(in_channels=3, channels=channels, **options).half().save_pretrained(adapter)
+
+
+def make_encoder(name: str, small: bool) -> nn.Module:
+    """A text encoder of SDXL's configuration, its weights random."""
+    values = json.loads((CONFIGS / name / "config.json").read_text()) | (SMALL_TEXT if small else {})
+    kind = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
+    with torch.device("meta"):
+        encoder = kind(CLIPTextConfig(**values)).half()
+    encoder.to_empty(device="cpu")
+    encoder.init_weights()
+    return encoder.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
