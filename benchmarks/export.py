@@ -11,6 +11,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -48,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         model, adapter, engines = (Path(folder) / name for name in ("model", "adapter", "engines"))
-        save_model(model, adapter, options.small)
+        with ProcessPoolExecutor(
+            1, get_context("spawn")
+        ) as process:  # its memory is the system's again afterwards
+            process.submit(save_model, model, adapter, options.small).result()
         call(
             "export.build_engine",
             "--model",

@@ -142,8 +142,14 @@ def build(options: argparse.Namespace, command: str) -> None:
     from export.builder import BuildSettings, build_folder
     from export.compile import GIB, CompileOptions, check_target
 
-    capabilities = check_target(options.target, options.precision, tuple(options.compute_capability))
-    cache = Path(options.timing_cache).expanduser() if options.timing_cache else None
+    wanted = tuple(options.compute_capability)
+    capabilities = check_target(options.target, options.precision, wanted, options.refit)
+    for name in adapters:
+        if Path(name).name != name:
+            raise InputError(f"--adapter {name}: expected a name that a file can have")
+    cache = _path("--timing-cache", options.timing_cache) if options.timing_cache else None
+    if options.workspace is not None and not 0 < options.workspace < 2**20:
+        raise InputError(f"--workspace {options.workspace}: expected GiB, a number above 0")
     workspace = int(options.workspace * GIB) if options.workspace else None
     settings = BuildSettings(
         model=options.model,
@@ -160,7 +166,7 @@ def build(options: argparse.Namespace, command: str) -> None:
         compiler=CompileOptions(options.target, capabilities, options.level, workspace, cache, options.refit),
         keep_onnx=not options.drop_onnx,
     )
-    folder = Path(options.out).expanduser()
+    folder = _path("--out", options.out)
     build_folder(
         settings,
         folder,
@@ -170,6 +176,13 @@ def build(options: argparse.Namespace, command: str) -> None:
         force=options.force,
         say=_say,
     )
+
+
+def _path(option: str, value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{option} {value}: {error}") from error
 
 
 def _check_packages() -> None:

@@ -28,7 +28,8 @@ from runtime.engine import TARGETS, package_version
 from runtime.engine_model import CONFIGS, model_weights
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model, load_model
-from runtime.manifest import EngineSpec, Manifest, encode, parse_profile, parse_spec, write_manifest
+from runtime.manifest import NAME, EngineSpec, Manifest, encode, parse_profile, parse_spec, write_manifest
+from runtime.region import SIZE_MULTIPLE
 from runtime.report import versions
 from runtime.weights import weights_digest
 
@@ -70,7 +71,20 @@ def build_folder(
     under that name, for bad input and where memory or disk are too small (unless `force`).
     """
     check_folder(folder, overwrite)
-    with Stages(folder, asdict(settings), resume) as stages:
+    make_profile(
+        settings.sizes, settings.guidance, SIZE_MULTIPLE
+    )  # wrong ones are named before anything is loaded
+    try:
+        return _build(settings, folder, command, resume, force, say)
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror or error}") from error
+
+
+def _build(
+    settings: BuildSettings, folder: Path, command: str, resume: bool, force: bool, say: Say
+) -> Manifest:
+    facts = {**asdict(settings), "versions": {**versions(), **package_version(settings.compiler.target)}}
+    with Stages(folder, facts, resume) as stages:
         plan = make_graphs(settings, stages, force, say)
         specs = compile_graphs(settings, stages, plan, say)
         manifest = _manifest(settings, stages, plan, specs, command)
@@ -82,13 +96,18 @@ def build_folder(
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """InputError unless the folder can be made, or replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: a file of that name is there; expected a folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise InputError(f"--out {folder}: not empty; expected a new folder, or --overwrite")
+    """InputError unless the folder can be made, or is one of engines that may be replaced."""
     parent = folder.resolve().parent
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder}: a file of that name is there; expected a folder")
+        if folder.exists() and any(folder.iterdir()):
+            if not overwrite:
+                raise InputError(f"--out {folder}: not empty; expected a new folder, or --overwrite")
+            if not (folder / NAME).is_file():
+                raise InputError(
+                    f"--out {folder}: no folder of engines (no {NAME}), so it is not overwritten"
+                )
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot make {parent}: {error.strerror}") from error
@@ -120,7 +139,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
         raise InputError(
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
-    check_room(settings, plan, stages.work, force, say)
+    check_room(settings, plan, stages, force, say)
     stages.finish("model", asdict(plan), _save_configs(model, stages.work / CONFIGS), cost)
     for component in components:
         if stages.done(f"onnx {component.name}") is None:
@@ -141,6 +160,8 @@ def load(settings: BuildSettings) -> tuple[Model, dict]:
     if settings.model == "embedded":
         sources = {**embedded_adapters(), **sources}
     wanted = sources if "adapter" in settings.components else {}
+    if settings.components == ("adapter",) and not wanted:
+        raise InputError("--components adapter: there is no --adapter; expected one, or other components")
     options = {"dtype": dtype, "allow_pickle": settings.allow_pickle}
     adapters = {
         name: load_adapter(source, device="cpu", name=name, **options).requires_grad_(False)
@@ -190,21 +211,22 @@ def _plan(settings: BuildSettings, model: Model, components: list[Component]) ->
     )
 
 
-def check_room(settings: BuildSettings, plan: Plan, work: Path, force: bool, say: Say) -> None:
+def check_room(settings: BuildSettings, plan: Plan, stages: Stages, force: bool, say: Say) -> None:
     """Say how much disk and memory the build takes; InputError where they are not there."""
     copies = 1 if settings.compiler.target == "onnxruntime" else 2
-    disk = int(1.02 * copies * sum(plan.bytes.values())) + 2**26
+    there = sum(entry["bytes"] for entry in stages.files().values())  # of a build that goes on
+    disk = max(0, int(1.02 * copies * sum(plan.bytes.values())) + 2**26 - there)
     factor, extra = MEMORY[settings.compiler.target]
     memory = int(factor * max(plan.bytes.values())) + extra
     # the model's own memory is free again by then
     free = psutil.virtual_memory().available + sum(plan.bytes.values())
-    room = shutil.disk_usage(work).free
+    room = shutil.disk_usage(stages.work).free
     say(f"about {disk / GIB:.1f} GiB on disk and {memory / GIB:.1f} GiB of memory are needed")
-    for what, needed, there in (("disk", disk, room), ("memory", memory, free)):
-        if needed > there and not force:
+    for what, needed, left in (("disk", disk, room), ("memory", memory, free)):
+        if needed > left and not force:
             raise InputError(
-                f"--out {work.parent}: about {needed / GIB:.1f} GiB of {what} needed, {there / GIB:.1f} GiB free; "
-                "free some, take a smaller precision, or --force"
+                f"--out {stages.work.parent}: about {needed / GIB:.1f} GiB of {what} needed, {left / GIB:.1f} GiB "
+                "free; free some, take a smaller precision, or --force"
             )
 
 
@@ -265,6 +287,7 @@ def _manifest(
         model=plan.model,
         adapters=plan.adapters,
         compute_capabilities=compiler.capabilities,
+        gpu=torch.cuda.get_device_name() if compiler.target == "tensorrt" else None,
         refit=compiler.refit or TARGETS[compiler.target].portable,
         versions={**versions(), **package_version(compiler.target), "torch": torch.__version__},
         files=files,

@@ -73,8 +73,10 @@ def compile_engine(
     return Compiled((source, source.with_name(f"{source.name}.data")), _onnx_layers(source))
 
 
-def check_target(target: str, precision: str, capabilities: tuple[str, ...]) -> tuple[str, ...]:
-    """The compute capabilities to build for; InputError where target, precision and GPU do not go together."""
+def check_target(
+    target: str, precision: str, capabilities: tuple[str, ...] = (), refit: bool = False
+) -> tuple[str, ...]:
+    """The compute capabilities to build for; InputError where target, precision, GPU and refit do not go together."""
     if target not in TARGETS:
         raise InputError(f"--target {target}: expected {', '.join(TARGETS)}")
     package_version(target)
@@ -84,8 +86,9 @@ def check_target(target: str, precision: str, capabilities: tuple[str, ...]) -> 
         if capabilities:
             raise InputError(f"--compute-capability: target {target} takes none")
         return ()
-    from export.compile_tensorrt import check_capabilities
+    from export.compile_tensorrt import check_capabilities, check_refit
 
+    check_refit(target, refit)
     return check_capabilities(target, capabilities)
 
 

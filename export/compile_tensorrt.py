@@ -48,6 +48,14 @@ def check_capabilities(target: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     return chosen
 
 
+def check_refit(target: str, refit: bool) -> None:
+    """InputError where a refittable engine cannot be built here: TensorRT for RTX 1.7 fails without a GPU."""
+    if refit and target == "tensorrt-rtx" and not torch.cuda.is_available():
+        raise InputError(
+            "--refit: TensorRT for RTX needs a GPU to build engines whose weights can be exchanged"
+        )
+
+
 def supported(trt) -> dict[str, object]:
     """Compute capability, such as "8.9" -> TensorRT for RTX's own name of it."""
     members = {
@@ -66,6 +74,7 @@ def build(
 ) -> Compiled:
     """Parse, build, write. Raises InputError with TensorRT's own words where it refuses the graph."""
     trt = importlib.import_module(TARGETS[options.target].package)
+    check_refit(options.target, options.refit)
     builder, logger = start(trt)
     network, parser = parse(trt, builder, logger, source)  # the parser owns the weights
     config = _config(trt, builder, inputs, profile, options)

@@ -3,7 +3,8 @@
 Opset 21: GroupNormalization is one node, which TensorRT fuses, and attention is still spelled MatMul, Softmax, MatMul,
 the pattern that TensorRT fuses for any head width and version (23's Attention needs TensorRT 10.14, and fails where no
 fused kernel fits). The kernels' ops are traced in plain torch. Weights keep the names of the parameters, so that they
-can be exchanged later; a transposed one is called `<name>.T`. They are written one by one, never copied as a whole.
+can be exchanged later; a transposed one is called `<name>.T`. They are written one by one, never copied as a whole. (In
+bfloat16 the files go beyond the standard, whose Conv takes it from opset 22 on: TensorRT and OpenVINO do not mind.)
 """
 
 from __future__ import annotations

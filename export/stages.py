@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows: two builds of one folder at a time are not noticed
     fcntl = None
 
-STATE = "stages.json"
+STATE, LOCK = "stages.json", "lock"
 
 
 class Stages:
@@ -37,18 +37,20 @@ class Stages:
     def __enter__(self) -> Stages:
         try:
             self.work.mkdir(exist_ok=True)
-            self._lock = (self.work / "lock").open("w")
+            self._lock = (self.work / LOCK).open("w")
         except OSError as error:
             raise InputError(f"--out: cannot write {self.work}: {error.strerror}") from error
         try:
             if fcntl is not None:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise InputError(f"--out: another build is writing {self.work}") from error
         found = self._read()
         if not self._resume:
             self._clear()
         elif found is not None and found["settings"] != self.state["settings"]:
+            self._lock.close()
             raise InputError(
                 f"--resume: {self.work} is of a build with other options; expected the same command"
             )
@@ -57,6 +59,8 @@ class Stages:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self.state["stages"]:  # nothing to go on with
+            shutil.rmtree(self.work, ignore_errors=True)
         self._lock.close()
 
     def done(self, name: str) -> dict | None:
@@ -98,29 +102,32 @@ class Stages:
 
     def publish(self, folder: Path, keep: list[str]) -> None:
         """Give the work folder its name, with the files to keep and the manifest; another one there is replaced."""
-        kept = {self.work / file for file in (*keep, NAME)}
+        kept = {self.work / file for file in (*keep, NAME, LOCK)}
         for path in sorted(self.work.rglob("*"), reverse=True):
             if path.is_file() and path not in kept:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        old = self.work.with_name(f"{self.work.name}.old")
+        folder, old = folder.resolve(), self.work.with_name(f"{self.work.name}.old")
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a build that was killed right here
             os.replace(folder, old)
         os.replace(self.work, folder)
+        (folder / LOCK).unlink()  # the last of all: until now no other build could begin
         shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> dict | None:
         try:
-            return json.loads((self.work / STATE).read_text("utf-8"))
+            found = json.loads((self.work / STATE).read_text("utf-8"))
         except (OSError, ValueError):
             return None
+        return found if isinstance(found, dict) and set(found) == set(self.state) else None
 
     def _clear(self) -> None:
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "lock":
+            elif path.name != LOCK:
                 path.unlink()
 
 

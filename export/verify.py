@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import InputError
+from runtime.images import check_writable
 from runtime.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
 from runtime.options import Parser
 from runtime.profile import Axis, Port, Profile
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         rows = []
+        if options.json:
+            check_writable(options.json, "--json")
         for row in verify(
             options.folder,
             options.model,
@@ -114,6 +117,9 @@ def verify(
     except InputError as error:
         say(f"only the ONNX files are compared: {error}")
         runs_here = False
+    for name in only:
+        if name not in manifest.engines:
+            raise InputError(f"--graphs {name}: expected some of {', '.join(manifest.engines)}")
     graphs = {name: spec for name, spec in manifest.engines.items() if not only or name in only}
     modules = _modules(manifest, graphs, source, device, allow_pickle)
     for name, spec in graphs.items():

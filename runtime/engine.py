@@ -144,10 +144,12 @@ def check_device(manifest: Manifest, device: torch.device) -> None:
         )
     if not manifest.compute_capabilities:
         return
+    name = torch.cuda.get_device_name(device)
+    if manifest.gpu not in (None, name):
+        raise InputError(f"engine: gpu {manifest.gpu}, this one is {name}; {manifest.rebuild}")
     found = ".".join(map(str, torch.cuda.get_device_capability(device)))
     if found not in manifest.compute_capabilities:
         built = ", ".join(manifest.compute_capabilities)
         raise InputError(
-            f"engine: compute_capabilities {built}, this GPU ({torch.cuda.get_device_name(device)}) has {found}; "
-            f"{manifest.rebuild}"
+            f"engine: compute_capabilities {built}, this GPU ({name}) has {found}; {manifest.rebuild}"
         )

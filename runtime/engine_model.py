@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +59,12 @@ class EngineVAE:
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         height, width = (factor * side for side in latents.shape[2:])
-        return (self.engine({"latents": latents}, items=len(latents), height=height, width=width)["pixels"],)
+        largest = self.engine.profile.range("items")[2]
+        parts = [
+            self.engine({"latents": part}, items=len(part), height=height, width=width)["pixels"]
+            for part in latents.split(largest)
+        ]
+        return (torch.cat(parts),)
 
 
 class EngineAdapter:
@@ -95,13 +99,13 @@ def load_engines(
     device: torch.device,
     *,
     source: str | Path | None = None,
-    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    loras: Sequence[LoraSource] = (),
     **options,
 ) -> tuple[Model, EngineDenoiser, dict[str, EngineAdapter]]:
     """The parts of a pipeline from an engine folder; parts that were not compiled are loaded with torch.
 
     source: the model to load those from, by default the one that was compiled; its weights must be those that were
-    compiled. weights: of a part, in place of those it was built with. options: of `loading.load_model`.
+    compiled. loras: put into all parts, the compiled ones too. options: of `loading.load_model`.
 
     Raises InputError, naming the field of the manifest that does not match, or what is missing here.
     """
@@ -111,10 +115,13 @@ def load_engines(
     if "unet" not in manifest.engines:
         raise InputError(f"engine {folder}: it has no unet; {manifest.rebuild}")
     whole = all(part in manifest.engines for part in PARTS)
+    weights = refitted(manifest, folder, source, loras, **options) if loras else {}
     torch_model = load_source(manifest, device, source, **options) if source or not whole else None
+    if torch_model is not None and loras:
+        torch_model = _load(manifest, device, source, loras, **options)
 
     def engine(name: str) -> Engine:
-        return open_engine(manifest, folder, name, device, (weights or {}).get(PARTS.get(name, name)))
+        return open_engine(manifest, folder, name, device, weights.get(PARTS.get(name, name)))
 
     encoders = [
         EngineTextEncoder(engine(name)) if name in manifest.engines else torch_model.text_encoders[i]
@@ -142,24 +149,22 @@ def engine_device(folder: str | Path) -> str:
     return "cuda" if target is not None and target.gpu else "cpu"
 
 
-def refitted(folder: str | Path, loras: Sequence[LoraSource], **options) -> dict[str, dict[str, Tensor]]:
+def refitted(
+    manifest: Manifest, folder: Path, source: str | Path | None, loras: Sequence[LoraSource], **options
+) -> dict[str, dict[str, Tensor]]:
     """The weights that change when `loras` are fused into the compiled model: part -> graph's name of it -> weight."""
-    manifest = read_manifest(folder)
     if not manifest.refit:
         raise InputError(
             f"lora: the engines in {folder} were built without --refit; {manifest.rebuild} --refit"
         )
-    given, dtype = dict(manifest.model), DTYPES[manifest.precision]
-    fused = [tuple(lora) for lora in given["loras"]]
-    load = functools.partial(load_model, given["source"], dtype=dtype, vae=given["vae"], **options)
-    base = load(loras=fused)
-    check_weights(manifest, base)
+    cpu = torch.device("cpu")
+    base = load_source(manifest, cpu, source, **options)
     before = {
         part: {name: hash_tensor(w) for name, w in module.named_parameters()} for part, module in _parts(base)
     }
     del base  # before the second copy is loaded
     changed = {}
-    for part, module in _parts(load(loras=[*fused, *loras])):
+    for part, module in _parts(_load(manifest, cpu, source, loras, **options)):
         new = {name: w for name, w in module.named_parameters() if hash_tensor(w) != before[part][name]}
         changed[part] = {f"{GRAPHS[part]}.{name}": weight.detach() for name, weight in new.items()}
     return changed
@@ -169,17 +174,27 @@ def load_source(
     manifest: Manifest, device: torch.device, source: str | Path | None = None, **options
 ) -> Model:
     """The model that was compiled, in torch, from `source` where it was moved; InputError where its weights differ."""
+    model = _load(manifest, device, source, **options)
+    check_weights(manifest, model)
+    return model
+
+
+def _load(
+    manifest: Manifest,
+    device: torch.device,
+    source: str | Path | None,
+    loras: Sequence[LoraSource] = (),
+    **options,
+) -> Model:
     given = dict(manifest.model)
-    model = load_model(
+    return load_model(
         source or given["source"],
         device=device,
         dtype=DTYPES[manifest.precision],
         vae=given["vae"],
-        loras=[tuple(lora) for lora in given["loras"]],
+        loras=[*(tuple(lora) for lora in given["loras"]), *loras],
         **options,
     )
-    check_weights(manifest, model)
-    return model
 
 
 def model_weights(model: Model) -> dict[str, str]:

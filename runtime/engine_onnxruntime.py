@@ -48,11 +48,7 @@ def open_engine(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    if weights:
-        values = _stored(path, weights)
-        options.add_external_initializers(
-            list(values), [ort.OrtValue.ortvalue_from_numpy(v) for v in values.values()]
-        )
+    model, kept = _exchange(path, weights, options) if weights else (str(path), [])
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in ort.get_available_providers():
         raise InputError(
@@ -60,20 +56,37 @@ def open_engine(
         )
     providers = [(provider, {"device_id": device.index or 0})] if device.type == "cuda" else [provider]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exceptions have no common class
         raise InputError(f"engine {path}: ONNX Runtime cannot open it: {first_line(error)}") from error
-    return OnnxRuntimeEngine(spec, manifest, device, session)
+    engine = OnnxRuntimeEngine(spec, manifest, device, session)
+    engine.kept = kept  # the session uses this memory without owning it
+    return engine
 
 
-def _stored(path: Path, weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The weights under the names and in the layouts of the ONNX file: a linear layer's is stored transposed."""
+def _exchange(
+    path: Path, weights: Mapping[str, Tensor], options: ort.SessionOptions
+) -> tuple[bytes, list[np.ndarray]]:
+    """The ONNX file with other weights, where they are in the file itself; those beside it go into `options`.
+
+    A linear layer's weight is stored transposed. Also returns what must live as long as the session.
+    """
     import onnx
 
-    names = {tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer}
-    return {
-        stored: (tensor.T if stored != name else tensor).contiguous().numpy()
-        for name, tensor in weights.items()
-        for stored in (name, f"{name}.T")
-        if stored in names
-    }
+    model = onnx.load(path, load_external_data=False)
+    beside: dict[str, np.ndarray] = {}
+    for stored in model.graph.initializer:
+        name = stored.name.removesuffix(".T")
+        if name not in weights:
+            continue
+        tensor = weights[name].T if stored.name != name else weights[name]
+        array = tensor.contiguous().cpu().numpy()
+        if stored.data_location == onnx.TensorProto.EXTERNAL:
+            beside[stored.name] = array
+        else:
+            stored.CopyFrom(onnx.numpy_helper.from_array(array, stored.name))
+    if beside:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in beside.values()]
+        options.add_external_initializers(list(beside), values)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return model.SerializeToString(), list(beside.values())

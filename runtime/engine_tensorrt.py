@@ -2,7 +2,7 @@
 
 An engine's scratch memory is one buffer for all its sizes, since they never run at the same time. TensorRT's calls are
 captured in a CUDA graph for each size, all in one memory pool; TensorRT for RTX compiles its kernels at the first calls
-of a size, keeps them in a cache of its own, and captures graphs itself.
+of a size, and captures graphs itself.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class TensorRTEngine(Engine):
     def __init__(self, spec: EngineSpec, manifest: Manifest, device: torch.device, trt, engine):
         super().__init__(spec, manifest.profile, device)
         self.trt, self.engine = trt, engine
-        self.scratch = torch.empty(0, dtype=torch.uint8, device=device)
+        # enough for the largest size; TensorRT asks for that much whatever size it runs
+        self.scratch = torch.empty(engine.device_memory_size_v2, dtype=torch.uint8, device=device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._contexts = []  # captured graphs use them without owning them
         self.config = engine.create_runtime_config() if is_rtx(trt) else None
         if self.config is not None:
             self.config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -43,19 +45,14 @@ class TensorRTEngine(Engine):
                 raise InputError(f"engine: TensorRT refuses {name} of {tuple(tensor.shape)}")
         for name, tensor in {**inputs, **outputs}.items():
             context.set_tensor_address(name, tensor.data_ptr())
-        size = context.update_device_memory_size_for_shapes()
-        if size > self.scratch.numel():  # graphs captured so far keep the old buffer
-            self.scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
-        scratch = self.scratch
-        context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        context.set_device_memory(self.scratch.data_ptr(), self.scratch.numel())
+        self._contexts.append(context)
 
         def enqueue() -> None:
             if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
                 raise RuntimeError("TensorRT could not run the engine: its message is above")
 
-        if self.config is not None:
-            return _holding(enqueue, scratch)
-        return self._captured(_holding(enqueue, scratch))
+        return enqueue if self.config is not None else self._captured(enqueue)
 
     def _context(self):
         if self.config is not None:
@@ -74,12 +71,6 @@ class TensorRTEngine(Engine):
         with torch.cuda.graph(graph, pool=self.pool):
             enqueue()
         return graph.replay
-
-
-def _holding(run: Callable[[], None], *kept: Tensor) -> Callable[[], None]:
-    """`run`, keeping the memory alive whose address it uses."""
-    run.kept = kept
-    return run
 
 
 def open_engine(

@@ -170,7 +170,12 @@ def known_adapters(options: argparse.Namespace) -> Collection[str]:
             raise InputError(
                 f"--{name} with --engine: it is fixed when the engines are built; expected without it"
             )
-    return adapter_names(read_manifest(options.engine))
+    manifest = read_manifest(options.engine)
+    sizes = {
+        name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None
+    }
+    manifest.profile.check({**sizes, "rows": options.images * (1 + (options.guidance > 1))})
+    return adapter_names(manifest)
 
 
 def _paths(name: str, given: dict, folder: Path | None) -> dict[str, str]:

@@ -22,6 +22,13 @@ NAME = "manifest.json"
 FORMAT = 1
 ADAPTER = "adapter_"  # an adapter's engine is called adapter_<its name>
 CHUNK = 2**24  # bytes hashed at once
+KINDS = {  # the JSON type of each field
+    **dict.fromkeys(("target", "precision", "command", "date"), str),
+    **dict.fromkeys(("profile", "engines", "model", "adapters", "versions", "files", "stages"), dict),
+    "compute_capabilities": list,
+    "gpu": (str, type(None)),
+    "refit": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class EngineSpec:
     """One compiled graph. Paths are relative to the folder, the first of `files` is the one to open.
 
     dtype: of its arithmetic. weights: hash of the weights it was made from. onnx: its ONNX file, where it was kept.
-    layers: what the compiler made of it, read back from the engine: a count for each precision.
+    layers: how many layers compute in each precision, read back from what was compiled (of TensorRT, from the strongly
+    typed network, whose types an engine keeps: opening one takes a GPU).
     """
 
     files: tuple[str, ...]
@@ -47,8 +55,9 @@ class Manifest:
 
     model: source, vae, loras of the model, its sample_size, force_zeros_for_empty_prompt, and `weights`, a hash for
     each of its parts. adapters: the source of each. compute_capabilities: of the GPUs it was built for, none for a
-    CPU. refit: whether weights can be exchanged. files: size and sha256 of every file. stages: seconds, peak memory and
-    bytes written of each step of the build. command: what built it.
+    CPU. gpu: the one it was built on, where it runs on no other kind. refit: whether weights can be exchanged. files:
+    size and sha256 of every file. stages: seconds, peak memory and bytes written of each step of the build. command:
+    what built it.
     """
 
     target: str
@@ -58,6 +67,7 @@ class Manifest:
     model: Mapping[str, object]
     adapters: Mapping[str, str]
     compute_capabilities: tuple[str, ...]
+    gpu: str | None
     refit: bool
     versions: Mapping[str, str]
     files: Mapping[str, Mapping[str, object]]
@@ -90,6 +100,10 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         given = {field.name: data[field.name] for field in fields(Manifest)}
+        for name, kind in KINDS.items():
+            if not isinstance(given[name], kind):
+                expected = getattr(kind, "__name__", "str")
+                raise TypeError(f"{name} is a {type(given[name]).__name__}, expected a {expected}")
         given["profile"] = parse_profile(given["profile"])
         given["engines"] = {name: parse_spec(spec) for name, spec in given["engines"].items()}
         given["compute_capabilities"] = tuple(given["compute_capabilities"])
@@ -133,6 +147,8 @@ def check_versions(manifest: Manifest, found: Mapping[str, str], exact: bool) ->
         built = manifest.versions.get(name)
         if built == version or (not exact and built is not None and _number(built) <= _number(version)):
             continue
+        if built is None:
+            raise InputError(f"engine: versions has no {name}; {manifest.rebuild}")
         expected = built if exact else f"{built} or later"
         raise InputError(
             f"engine: built with {name} {built}, here is {version}; install {expected}, or {manifest.rebuild}"
@@ -156,7 +172,11 @@ def encode(value):
 
 def parse_profile(data: Mapping) -> Profile:
     """The inverse of `encode` for a profile."""
-    return Profile(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    ranges = {key: tuple(value) for key, value in data.items() if key != "guidance"}
+    for key, value in ranges.items():
+        if [type(size) for size in value] != [int] * 3:
+            raise ValueError(f"{key} {list(value)}, expected three sizes")
+    return Profile(**{**data, **ranges})
 
 
 def parse_spec(data: Mapping) -> EngineSpec:

@@ -20,7 +20,7 @@ from kernels import ops
 from runtime import loading
 from runtime.adapter import Control, embedded_adapters, load_adapter
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
-from runtime.engine_model import EngineAdapter, engine_device, load_engines, refitted
+from runtime.engine_model import EngineAdapter, engine_device, load_engines
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model
 from runtime.lora import LoraSource
@@ -135,8 +135,7 @@ class LocalControlPipeline:
         check_backend(backend)
         device = _device(device or engine_device(folder))
         options |= {"allow_pickle": allow_pickle}
-        weights = refitted(folder, loras, **options) if loras else None
-        loaded, denoiser, own = load_engines(folder, device, source=model, weights=weights, **options)
+        loaded, denoiser, own = load_engines(folder, device, source=model, loras=loras, **options)
         others = _load_adapters(adapters or {}, device, denoiser.dtype, allow_pickle)
         return cls(loaded, {**own, **others}, backend, denoiser)
 

@@ -16,6 +16,7 @@ from export.graph import export_onnx
 from export.wrapper import Component, make_components
 from runtime.adapter import load_adapter
 from runtime.loading import DTYPES, Model, load_model
+from runtime.manifest import read_manifest
 from runtime.profile import Port, Profile
 from tests import saved_model
 from tests.tiny import make_adapter
@@ -64,20 +65,44 @@ def graph(name: str, precision: str = "fp32", profile: Profile = PROFILE) -> Pat
     return path
 
 
-@cache
 def folder(target: str, components: tuple[str, ...] = COMPONENTS) -> Path:
     """An engine folder in fp32 for the sizes of `PROFILE`: not to be changed.
 
     The first one exports its graphs, which takes the longest; the others have copies of them.
     """
+    return _folder(target, components)
+
+
+@cache
+def _folder(target: str, components: tuple[str, ...]) -> Path:
     path = Path(_DIRECTORY.name) / f"{target} {' '.join(components)}"
-    sizes = {"batch": PROFILE.images, "height": PROFILE.height, "width": PROFILE.width}
-    arguments = [part for name, size in sizes.items() for part in (f"--{name}", ":".join(map(str, size)))]
-    arguments += ["--model", str(saved_model.folder()), "--adapter", f"canny={adapter()}"]
-    arguments += ["--target", target, "--precision", "fp32", "--components", ",".join(components)]
+    arguments = ["--model", str(saved_model.folder()), "--adapter", f"canny={adapter()}"]
+    arguments += ["--precision", "fp32", "--components", ",".join(components), *sizes_arguments(PROFILE)]
+    first = (target, components) == (TARGETS[0], COMPONENTS)
+    return build(path, "--target", target, *arguments, graphs=None if first else folder(TARGETS[0]))
+
+
+def sizes_arguments(profile: Profile) -> list[str]:
+    """The profile's sizes as the command line takes them."""
+    sizes = {"--batch": profile.images, "--height": profile.height, "--width": profile.width}
+    return [part for name, size in sizes.items() for part in (name, ":".join(map(str, size)))]
+
+
+def build(path: Path, *arguments: str, graphs: Path | None = None) -> Path:
+    """Build an engine folder with the command line.
+
+    graphs: a folder of the same model, precision and sizes whose graphs are copied instead of exported again.
+    """
+
+    def copy_graph(component: Component, profile: Profile, to: Path, progress=None) -> None:
+        manifest = read_manifest(graphs)
+        assert profile == manifest.profile
+        for file in (name for name in manifest.files if Path(name).name.startswith(to.name)):
+            shutil.copy(graphs / file, to.with_name(Path(file).name))
+
     with pytest.MonkeyPatch.context() as patch:
-        if (target, components) != (TARGETS[0], COMPONENTS):
-            patch.setattr(builder, "export_onnx", _copy_graph)
+        if graphs is not None:
+            patch.setattr(builder, "export_onnx", copy_graph)
         assert build_engine.main([*arguments, "--out", str(path)]) == 0
     return path
 
@@ -85,12 +110,6 @@ def folder(target: str, components: tuple[str, ...] = COMPONENTS) -> Path:
 def copy_folder(target: str, to: Path, components: tuple[str, ...] = COMPONENTS) -> Path:
     """A copy of the folder that a test may spoil."""
     return shutil.copytree(folder(target, components), to / "engines")
-
-
-def _copy_graph(component: Component, profile: Profile, path: Path, progress=None) -> None:
-    assert profile == PROFILE
-    for suffix in (".onnx", ".onnx.data"):
-        shutil.copy(graph(component.name).with_suffix(suffix), path.with_suffix(suffix))
 
 
 def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:

@@ -113,7 +113,10 @@ def test_no_cast_in_fp32():
 
 @pytest.mark.parametrize("name", [name for name in engines.ENGINES if name != "adapter_canny"])
 def test_attention_is_spelled_mul_transpose_matmul_softmax_matmul(name):
-    """The pattern that TensorRT fuses: the scale on q, k transposed, nothing between Softmax and the second MatMul."""
+    """The pattern that TensorRT fuses: the scale on q, k transposed, nothing between Softmax and the second MatMul.
+
+    k's Transpose is one with that of its heads: (B, S, heads, C) -> (B, heads, C, S).
+    """
     model, made = loaded(name), makers(loaded(name))
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
@@ -135,7 +138,7 @@ def test_attention_is_spelled_mul_transpose_matmul_softmax_matmul(name):
         query, key = (made[value] for value in scores.input)
         assert (query.op_type, key.op_type) == ("Mul", "Transpose")
         assert numpy_helper.to_array(stored[query.input[1]]).size == 1
-        assert list(attribute(key, "perm")) == [0, 1, 3, 2]
+        assert list(attribute(key, "perm")) == [0, 2, 3, 1]
         users = [node.op_type for node in model.graph.node if softmax.output[0] in node.input]
         assert users == ["MatMul"]
 
@@ -208,12 +211,12 @@ def test_a_static_profile_gives_static_sizes():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("sizes", [{"height": 32, "width": 96}, {"height": 96, "width": 64}], ids=str)
-def test_pixel_unshuffle(channels, sizes, colour_adapter):
+@pytest.mark.parametrize(("height", "width"), [(32, 96), (96, 64)], ids=["32 x 96", "96 x 64"])
+def test_pixel_unshuffle(channels, height, width, colour_adapter):
     """To the bit, with the adapter's own weights behind it."""
     adapter, source = (make_adapter(), engines.graph("adapter_canny")) if channels == 1 else colour_adapter
     component = adapter_component("adapter", adapter)
-    given = engines.random_inputs(component.inputs, sizes)
+    given = engines.random_inputs(component.inputs, {"height": height, "width": width})
     model = onnx.load(source)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     unshuffled = onnx.helper.make_tensor_value_info(first.input[0], TensorProto.FLOAT, None)
