@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -57,7 +57,14 @@ def export_onnx(
         callback=report,
         max_workers=2,
     )
+    release(model.graph.initializers.values())
     onnx.checker.check_model(str(path))
+
+
+def release(values: Iterable[ir.Value]) -> None:
+    """Let go of the weights: onnxscript's rules, as long-lived as the process, keep the graph they matched last."""
+    for value in values:
+        value.const_value = None
 
 
 def trace(component: Component, profile: Profile) -> torch.export.ExportedProgram:
@@ -188,6 +195,8 @@ def transpose_weights(model: ir.Model) -> None:
         graph.register_initializer(stored)
         node.outputs[0].replace_all_uses_with(stored)
         graph.remove(node, safe=True)
+        if not weight.uses():
+            release([weight])
     passes.RemoveUnusedNodesPass()(model)
 
 

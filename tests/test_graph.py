@@ -1,6 +1,8 @@
 """The exported ONNX files: their names and sizes, their weights, how attention and norms are spelled, exact values."""
 
 import copy
+import gc
+import weakref
 from collections import Counter
 from functools import cache
 
@@ -11,9 +13,10 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from export.graph import export_onnx
-from export.wrapper import AdapterGraph, adapter_component
+from export.wrapper import AdapterGraph, adapter_component, make_components
+from runtime.loading import load_model
 from runtime.unet_blocks import Attention
-from tests import engines
+from tests import engines, saved_model
 from tests.tiny import make_adapter
 
 FLOATS = {
@@ -251,3 +254,19 @@ def test_the_graph_of_an_adapter_gates_each_level():
     assert not made["level_1"].any()
     assert not made["level_2"].any()
     assert made["level_3"].any()
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_decoder"])
+def test_an_export_lets_go_of_the_weights(name, tmp_path):
+    """A full-size model must be out of memory before the engines are compiled."""
+    model = load_model(saved_model.folder())
+    module = next(make_components(model, {}, [name]))
+    weights = {key: weakref.ref(weight) for key, weight in module.module.named_parameters()}
+    path = tmp_path / "graph.onnx"
+    export_onnx(module, engines.STATIC, path)
+    del model, module
+    gc.collect()
+    written = {x.name.removesuffix(".T") for x in onnx.load(path, load_external_data=False).graph.initializer}
+    alive = [key for key, weight in weights.items() if key in written and weight() is not None]
+    assert written & set(weights)
+    assert not alive
