@@ -18,8 +18,8 @@ GIB = 2**30
 # Peak memory of compiling over the size of the weights, and on top of it; measured with SDXL's UNet in fp16
 # (benchmarks/results/cpu/export.csv).
 MEMORY = {
-    "tensorrt": (3.5, 1 * GIB),
-    "tensorrt-rtx": (3.5, 1 * GIB),
+    "tensorrt": (3.7, GIB),
+    "tensorrt-rtx": (3.7, GIB),
     "openvino": (3.0, GIB),
     "onnxruntime": (0.0, 0),
 }
