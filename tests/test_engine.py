@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from runtime import engine_openvino
 from runtime.engine import TARGETS, Engine, check_folder, open_engine, package_version
 from runtime.errors import InputError
 from runtime.loading import DTYPES
@@ -242,3 +243,16 @@ def test_a_file_that_is_no_engine(target, tmp_path):
     with pytest.raises(InputError, match=r"engine .*unet\.(onnx|xml): .* cannot open it: ") as caught:
         open_engine(manifest(target), folder, "unet", CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_openvino_model_is_compiled_once_for_all_sizes(monkeypatch):
+    """A copy of its weights for every size would not fit into memory."""
+    monkeypatch.setattr(engine_openvino, "SMALL", 0)
+    component, engine = engines.component("unet"), opened("openvino", "unet")
+    compiled = set()
+    for index in range(3):
+        sizes = engines.sizes_of(component, index)
+        inputs = engines.random_inputs(component.inputs, sizes, index)
+        engines.assert_near(engine(inputs, **sizes), engines.run_torch(component, inputs))
+        compiled.add(id(engine._any_size))
+    assert len(compiled) == 1
