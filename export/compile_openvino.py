@@ -10,7 +10,7 @@ import openvino as ov
 import torch
 
 from export.compile import Compiled
-from runtime.engine_openvino import settings
+from runtime.engine_openvino import settings, the_core
 from runtime.errors import InputError
 from runtime.files import replacing
 from runtime.weights import first_line
@@ -25,7 +25,7 @@ def build(source: Path, path: Path, dtype: torch.dtype) -> Compiled:
 
     source: the ONNX file. dtype: of its arithmetic. Raises InputError where OpenVINO refuses it.
     """
-    core = ov.Core()
+    core = the_core()
     try:
         ov.save_model(core.read_model(source), path, compress_to_fp16=False)
         keep_precise(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def open_engine(
     """See `runtime.engine.open_engine`."""
     if device.type != "cpu":
         raise InputError(f"engine: target openvino runs on the CPU, got {device}; expected --device cpu")
-    core = ov.Core()
+    core = the_core()
     try:
         model = core.read_model(path)
         replace_weights(model, weights)
@@ -69,6 +70,16 @@ def open_engine(
         return OpenVinoEngine(spec, manifest, core, model, small=weight <= SMALL)
     except RuntimeError as error:
         raise InputError(f"engine {path}: OpenVINO cannot open it: {first_line(error)}") from error
+
+
+@cache
+def the_core() -> ov.Core:
+    """The process's only one, never freed.
+
+    OpenVINO's CPU plugin sets the stack that signal handlers run on. With several of them alive at a time, freeing one
+    after another leaves it pointing at memory that is gone, and the next Ctrl-C is a segmentation fault (2026.4).
+    """
+    return ov.Core()
 
 
 def settings(core: ov.Core, dtype: torch.dtype) -> dict[str, object]:

@@ -1,5 +1,8 @@
 """Engines on ONNX Runtime and OpenVINO: the same values as torch's, memory bound once, and what is refused."""
 
+import gc
+import os
+import signal
 import sys
 from dataclasses import replace
 from functools import cache
@@ -256,3 +259,20 @@ def test_a_large_openvino_model_is_compiled_once_for_all_sizes(monkeypatch):
         engines.assert_near(engine(inputs, **sizes), engines.run_torch(component, inputs))
         compiled.add(id(engine._any_size))
     assert len(compiled) == 1
+
+
+def test_a_signal_after_openvino_engines_came_and_went():
+    """Several of OpenVINO's cores leave a freed stack for signal handlers behind: Ctrl-C would be a crash."""
+    for _ in range(3):
+        held = [opened("openvino", name) for name in ("vae_decoder", "text_encoder")]
+        held[0].bind(items=1, height=64, width=64)
+        held[1].bind(items=1)
+        held.clear()
+        gc.collect()
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received
