@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        build(options, "python -m export.build_engine " + shlex.join(arguments))
+        again = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
+        build(options, "python -m export.build_engine " + shlex.join([*again, "--overwrite"]))
     except InputError as error:
         _say(f"error: {error}")
         return 2

@@ -25,10 +25,19 @@ from export.stages import Stages
 from export.wrapper import Component, make_components
 from runtime.adapter import check_adapter, embedded_adapters, load_adapter
 from runtime.engine import TARGETS, package_version
-from runtime.engine_model import CONFIGS, model_weights
+from runtime.engine_model import model_weights
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model, load_model
-from runtime.manifest import NAME, EngineSpec, Manifest, encode, parse_profile, parse_spec, write_manifest
+from runtime.manifest import (
+    CONFIGS,
+    NAME,
+    EngineSpec,
+    Manifest,
+    encode,
+    parse_profile,
+    parse_spec,
+    write_manifest,
+)
 from runtime.region import SIZE_MULTIPLE
 from runtime.report import versions
 from runtime.weights import weights_digest
@@ -83,7 +92,8 @@ def build_folder(
 def _build(
     settings: BuildSettings, folder: Path, command: str, resume: bool, force: bool, say: Say
 ) -> Manifest:
-    facts = {**asdict(settings), "versions": {**versions(), **package_version(settings.compiler.target)}}
+    found = {**versions(), **package_version(settings.compiler.target), "gpu": _gpu(settings)}
+    facts = {**asdict(settings), "versions": found}
     with Stages(folder, facts, resume) as stages:
         plan = make_graphs(settings, stages, force, say)
         specs = compile_graphs(settings, stages, plan, say)
@@ -267,6 +277,11 @@ def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say
     return specs
 
 
+def _gpu(settings: BuildSettings) -> str | None:
+    """The GPU whose kind the engines run on, where they run on no other."""
+    return torch.cuda.get_device_name() if settings.compiler.target == "tensorrt" else None
+
+
 def _manifest(
     settings: BuildSettings, stages: Stages, plan: Plan, specs: dict[str, EngineSpec], command: str
 ) -> Manifest:
@@ -287,7 +302,7 @@ def _manifest(
         model=plan.model,
         adapters=plan.adapters,
         compute_capabilities=compiler.capabilities,
-        gpu=torch.cuda.get_device_name() if compiler.target == "tensorrt" else None,
+        gpu=_gpu(settings),
         refit=compiler.refit or TARGETS[compiler.target].portable,
         versions={**versions(), **package_version(compiler.target), "torch": torch.__version__},
         files=files,

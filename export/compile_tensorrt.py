@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,7 +83,7 @@ def build(
     network, parser = parse(trt, builder, logger, source)  # the parser owns the weights
     config = _config(trt, builder, inputs, profile, options)
     config.progress_monitor = monitor = _monitor(trt, progress)
-    with _TimingCache(trt, config, options.timing_cache):
+    with _TimingCache(trt, config, options.timing_cache), _interrupts(monitor):
         data = builder.build_serialized_network(network, config)
     if monitor.cancelled is not None:
         raise monitor.cancelled
@@ -146,6 +150,19 @@ def timing_cache_path(trt) -> Path:
     return cache / "localcontrol" / "timing" / f"{name}-tensorrt-{trt.__version__}.cache"
 
 
+@contextmanager
+def _interrupts(monitor) -> Iterator[None]:
+    """Ctrl-C is noted and stops the build at its next step: raised in a callback, TensorRT's C++ would swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: setattr(monitor, "cancelled", KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _TimingCache:
     """TensorRT's measurements, read before a build and kept after it; TensorRT for RTX measures nothing."""
 
@@ -156,7 +173,11 @@ class _TimingCache:
         if self.path is not None:
             known = self.path.read_bytes() if self.path.is_file() else b""
             self.cache = self.config.create_timing_cache(known)
-            self.config.set_timing_cache(self.cache, ignore_mismatch=True)
+            if not self.config.set_timing_cache(
+                self.cache, ignore_mismatch=False
+            ):  # of another GPU or version
+                self.cache = self.config.create_timing_cache(b"")
+                self.config.set_timing_cache(self.cache, ignore_mismatch=False)
 
     def __exit__(self, *_) -> None:
         if self.path is not None:
@@ -206,7 +227,7 @@ def _monitor(trt, progress: Progress | None):
             try:
                 if progress is not None:
                     progress(phase, step, self.steps[phase])
-            except BaseException as error:  # KeyboardInterrupt must not be lost in TensorRT's C++
+            except BaseException as error:  # it would be lost in TensorRT's C++
                 self.cancelled = error
 
     return Monitor()

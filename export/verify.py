@@ -101,16 +101,17 @@ def verify(
     """A row for each output, size, input and runtime; see `main`.
 
     source: where the model is, by default where it was compiled from. only: some of the graphs. smallest: only at the
-    smallest size. Raises InputError where the folder is not whole,
-    the model has other weights, or nothing can be compared here.
+    smallest size. Raises InputError where the folder is not whole, the model has other weights, or nothing can be
+    compared here.
     """
-    from runtime.engine import check_folder
+    from runtime.engine import check_contents, check_folder
     from runtime.engine_model import engine_device
 
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     kind = engine_device(folder)
     device = torch.device(kind if kind == "cpu" or torch.cuda.is_available() else "cpu")
+    check_contents(manifest, folder)
     try:
         check_folder(manifest, folder, device)
         runs_here = True
@@ -124,6 +125,10 @@ def verify(
     modules = _modules(manifest, graphs, source, device, allow_pickle)
     for name, spec in graphs.items():
         runs = dict(_runs(manifest, folder, name, device, runs_here))
+        if not runs:
+            raise InputError(
+                f"{name}: nothing to compare here: its engine cannot run, nor ONNX Runtime its ONNX file"
+            )
         limit = TOLERANCES[spec.dtype] if tolerance is None else tolerance
         for sizes, label, inputs in _cases(manifest.profile, spec, name, smallest):
             truth = _run_torch(modules[name], spec, inputs, device)

@@ -73,6 +73,7 @@ class EngineDenoiser:
         self.engine, self.dtype, self.device = engine, dtype, engine.device
         self._ports = {port.name: port for port in engine.spec.inputs}
         self._levels = [name for name in self._ports if name.startswith("level_")]
+        self._owners: dict[int, object] = {}  # of the tensors of each size: the run whose inputs are in them
 
     @property
     def latent_channels(self) -> int:
@@ -102,11 +103,12 @@ class EngineDenoiser:
         _, sums = torch.unique(strengths, dim=0, return_inverse=True)
         sums, timesteps = sums.tolist(), timesteps.to(self.device, torch.float32)
         gated = {key: control.gated(sums.index(key)) for key in set(sums)} if control is not None else {}
-        filled: list[int] = []  # of the inputs, the control that is in them
+        run, filled = object(), [-1]  # filled: which control is in the inputs
 
         def step(sample: Tensor, index: int) -> Tensor:
             bound = self._bind(sample)
-            if not filled:
+            if self._owners.get(id(bound)) is not run:  # the first step, or another run came in between
+                self._owners[id(bound)], filled[:] = run, [-1]
                 for name, tensor in constant.items():
                     bound.inputs[name].copy_(tensor)
             if filled != [sums[index]]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.manifest import EngineSpec, Manifest, check_files, check_versions
-from runtime.profile import Profile
+from runtime.manifest import CONFIGS, EngineSpec, Manifest, check_files, check_versions
+from runtime.profile import Port, Profile
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,17 @@ class Engine(ABC):
         key = tuple(sorted(sizes.items()))
         if key not in self._bindings:
             self.profile.check(sizes)
-            inputs, outputs = (
-                {
-                    port.name: torch.zeros(port.sized(sizes), dtype=port.dtype, device=self.device)
-                    for port in ports
-                }
-                for ports in (self.spec.inputs, self.spec.outputs)
-            )
+            with torch.inference_mode(False):  # they are used in and outside of it
+                inputs, outputs = (
+                    self._allocate(ports, sizes) for ports in (self.spec.inputs, self.spec.outputs)
+                )
             self._bindings[key] = Binding(inputs, outputs, self._bind(inputs, outputs))
         return self._bindings[key]
+
+    def _allocate(self, ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        return {
+            port.name: torch.zeros(port.sized(sizes), dtype=port.dtype, device=self.device) for port in ports
+        }
 
     def __call__(self, inputs: Mapping[str, Tensor], **sizes: int) -> dict[str, Tensor]:
         """Copy in, run, copy out."""
@@ -121,7 +123,13 @@ def check_folder(manifest: Manifest, folder: Path, device: torch.device) -> None
         )
     check_device(manifest, device)
     check_versions(manifest, package_version(manifest.target), exact=not target.portable)
-    check_files(manifest, folder, [file for spec in manifest.engines.values() for file in spec.files])
+    check_contents(manifest, folder)
+
+
+def check_contents(manifest: Manifest, folder: Path) -> None:
+    """InputError unless every file that a pipeline needs is whole and unchanged: engines and the model's configs."""
+    used = [file for spec in manifest.engines.values() for file in spec.files]
+    check_files(manifest, folder, used + [file for file in manifest.files if file.startswith(f"{CONFIGS}/")])
 
 
 def package_version(target: str) -> dict[str, str]:

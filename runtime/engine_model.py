@@ -19,10 +19,9 @@ from runtime.engine import TARGETS, Engine, check_folder, open_engine
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model, load_model
 from runtime.lora import LoraSource
-from runtime.manifest import ADAPTER, Manifest, read_manifest
+from runtime.manifest import ADAPTER, CONFIGS, Manifest, read_manifest
 from runtime.weights import hash_tensor, read_json, weights_digest
 
-CONFIGS = "model"  # the subfolder with tokenizers, scheduler and the VAE's config
 GRAPHS = {
     "unet": "unet",
     "vae": "vae",

@@ -59,6 +59,10 @@ def open_engine(
         session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exceptions have no common class
         raise InputError(f"engine {path}: ONNX Runtime cannot open it: {first_line(error)}") from error
+    if provider not in session.get_providers():  # it goes on without one whose libraries are missing
+        raise InputError(
+            f"engine: ONNX Runtime could not start its {provider}; expected CUDA and cuDNN, or a CPU"
+        )
     engine = OnnxRuntimeEngine(spec, manifest, device, session)
     engine.kept = kept  # the session uses this memory without owning it
     return engine

@@ -41,12 +41,17 @@ class OpenVinoEngine(Engine):
 
     def _compiled(self, inputs: Mapping[str, Tensor]) -> ov.CompiledModel:
         options = settings(self.core, self.spec.dtype)
-        if not self.small:
-            self._any_size = self._any_size or self.core.compile_model(self.model, "CPU", options)
-            return self._any_size
-        model = self.model.clone()
-        model.reshape({name: list(tensor.shape) for name, tensor in inputs.items()})
-        return self.core.compile_model(model, "CPU", options)
+        try:
+            if not self.small:
+                self._any_size = self._any_size or self.core.compile_model(self.model, "CPU", options)
+                return self._any_size
+            model = self.model.clone()
+            model.reshape({name: list(tensor.shape) for name, tensor in inputs.items()})
+            return self.core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise InputError(
+                f"engine: OpenVINO cannot compile {self.spec.files[0]}: {first_line(error)}"
+            ) from error
 
 
 def shared(tensor: Tensor) -> ov.Tensor:

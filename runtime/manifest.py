@@ -20,6 +20,7 @@ from runtime.weights import read_json
 
 NAME = "manifest.json"
 FORMAT = 1
+CONFIGS = "model"  # the subfolder with tokenizers, scheduler and the VAE's config
 ADAPTER = "adapter_"  # an adapter's engine is called adapter_<its name>
 CHUNK = 2**24  # bytes hashed at once
 KINDS = {  # the JSON type of each field

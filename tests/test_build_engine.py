@@ -155,7 +155,7 @@ def test_a_build(monkeypatch, capsys):
     assert manifest.refit and manifest.compute_capabilities == ()
     assert {"onnxruntime", "torch", "localcontrol"} <= set(manifest.versions)
     assert set(manifest.stages) == {"model", "onnx text_encoder", "engine text_encoder"}
-    assert shlex.split(manifest.command)[3:] == arguments("--components", "text_encoder")
+    assert shlex.split(manifest.command)[3:] == [*arguments("--components", "text_encoder"), "--overwrite"]
     opened = engine.open_engine(manifest, OUT, "text_encoder", torch.device("cpu"))
     component = engines.component("text_encoder")
     given = engines.random_inputs(component.inputs, {"items": 1})

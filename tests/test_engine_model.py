@@ -355,3 +355,30 @@ def test_a_lora_that_does_not_fit(tmp_path):
         LocalControlPipeline.from_engine(
             engines.folder("onnxruntime"), loras=[tmp_path / "nowhere.safetensors"]
         )
+
+
+@pytest.mark.parametrize("target", engines.TARGETS)
+def test_a_run_within_a_run_leaves_the_outer_one_alone(target):
+    """Both fill the same tensors of the engine."""
+    pipe = engine_pipe(target)
+    call_outer = {"steps": 4, "seed": 1, "height": 64, "width": 64}
+    alone = pipe(PROMPT, **call_outer).latents
+
+    def interrupt(done: int, steps: int) -> None:
+        if done == 2:
+            pipe("a blue star", [Region(condition())], steps=2, seed=9, height=64, width=64)
+
+    assert torch.equal(pipe(PROMPT, **call_outer, progress=interrupt).latents, alone)
+
+
+def test_decoding_outside_of_a_call():
+    result = call(engine_pipe("onnxruntime"))
+    assert engine_pipe("onnxruntime").decode(result.latents).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "vae/config.json"])
+def test_an_edited_config_is_refused(name, tmp_path):
+    folder = engines.copy_folder("onnxruntime", tmp_path)
+    edit_json(folder / "model" / name, edited=True)
+    with pytest.raises(InputError, match=rf"model/{name} .*; rebuild it: "):
+        LocalControlPipeline.from_engine(folder)

@@ -82,3 +82,11 @@ def test_bad_input_is_one_line(arguments, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if line.startswith("error: ")]) == 1
     assert lines[-1].startswith("error: ")
+
+
+def test_a_damaged_engine_does_not_pass(tmp_path, capsys):
+    folder = engines.copy_folder("openvino", tmp_path)
+    path = folder / "engines" / "vae_decoder.bin"
+    path.write_bytes(b"edit" + path.read_bytes()[4:])
+    assert verify.main([str(folder), "--graphs", "vae_decoder"]) == 2
+    assert "vae_decoder.bin was edited" in capsys.readouterr().err
