@@ -27,7 +27,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "webdataset>=1"],
-    "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7", "psutil>=7"],
+    "export": ["onnx>=1.19", "onnx-ir>=1.1", "onnxruntime>=1.23", "onnxscript>=0.7", "psutil>=7"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
     "xformers": ["xformers>=0.0.35"],
@@ -41,6 +41,7 @@ EXTRAS = {
         "kornia>=0.8.2",
         "matplotlib>=3.10",
         "onnx>=1.19",
+        "onnx-ir>=1.1",
         "onnxruntime>=1.23",
         "onnxscript>=0.7",
         "openvino>=2025.4",
