@@ -12,10 +12,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from runtime.command_line import Parser, add_model_sources, exit_code, say
 from runtime.errors import InputError
-from runtime.options import Parser, adapter_sources, lora_sources
+from runtime.options import adapter_sources, lora_sources
 
-CANCELLED = 130  # the shell's code for an interrupt
 TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
 EXAMPLES = """\
@@ -32,16 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        again = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
-        build(options, "python -m export.build_engine " + shlex.join([*again, "--overwrite"]))
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted; the same command with --resume goes on")
-        return CANCELLED
-    return 0
+    again = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
+    command = "python -m export.build_engine " + shlex.join([*again, "--overwrite"])
+    return exit_code(lambda: build(options, command), "interrupted; the same command with --resume goes on")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,22 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_model(group) -> None:
     group.add_argument("--model", default="embedded", help="as in runtime.generate (default embedded)")
-    group.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=PATH", help="a T2I-Adapter; may be repeated"
-    )
-    group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
-    group.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="fused in; may be repeated"
-    )
-    group.add_argument(
-        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single file when offline"
-    )
-    group.add_argument(
-        "--config", metavar="FOLDER", help="diffusers' configs, for a single file of another shape"
-    )
-    group.add_argument(
-        "--allow-pickle", action="store_true", help="also read .bin and .ckpt files (tensors only)"
-    )
+    add_model_sources(group)
     group.add_argument(
         "--components",
         default=",".join(COMPONENTS[:-1]),
@@ -175,7 +153,7 @@ def build(options: argparse.Namespace, command: str) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
         force=options.force,
-        say=_say,
+        say=say,
     )
 
 
@@ -195,10 +173,6 @@ def _check_packages() -> None:
             raise InputError(
                 f"export needs the package {package}; install it: pip install 'localcontrol[export]'"
             ) from error
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import replacing
+from runtime.files import replacing, sync
 from runtime.manifest import NAME, file_entry
 
 try:
@@ -80,7 +80,7 @@ class Stages:
     def finish(self, name: str, data: dict, files: list[Path], cost: Mapping[str, float]) -> None:
         """Note that a stage is whole: its files, what later ones need of it, and what it took."""
         for path in files:
-            _sync(path)
+            sync(path)
         entries = {str(path.relative_to(self.work)): file_entry(path) for path in files}
         self.state["stages"][name] = {"data": data, "files": entries, "cost": dict(cost)}
         self._checked.add(name)
@@ -129,8 +129,3 @@ class Stages:
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

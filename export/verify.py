@@ -6,6 +6,7 @@ usual and largest sizes it was built for, and prints how far the outputs are apa
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from runtime.command_line import Parser, exit_code, say
 from runtime.errors import InputError
 from runtime.images import check_writable
 from runtime.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
-from runtime.options import Parser
 from runtime.profile import Axis, Port, Profile
 from runtime.report import write_json
 
@@ -58,26 +59,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the table here")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        rows = []
-        if options.json:
-            check_writable(options.json, "--json")
-        for row in verify(
-            options.folder,
-            options.model,
-            options.tolerance,
-            options.allow_pickle,
-            options.graphs,
-            options.smallest,
-            _say,
-        ):
-            rows.append(row)
-            print(format_row(row), flush=True)
-        if options.json:
-            write_json({"rows": [asdict(row) for row in rows]}, options.json, "--json")
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
+    return exit_code(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Print every row as it is found; 1 where an output is too far from torch's."""
+    if options.json:
+        check_writable(options.json, "--json")
+    rows = []
+    for row in verify(
+        options.folder,
+        options.model,
+        options.tolerance,
+        options.allow_pickle,
+        options.graphs,
+        options.smallest,
+        say,
+    ):
+        rows.append(row)
+        print(format_row(row), flush=True)
+    if options.json:
+        write_json({"rows": [asdict(row) for row in rows]}, options.json, "--json")
     failed = [row for row in rows if not row.passed]
     print(f"{len(rows) - len(failed)} of {len(rows)} within tolerance")
     return int(bool(failed) or not rows)
@@ -241,10 +243,6 @@ def _run_torch(
 ) -> dict[str, Tensor]:
     outputs = module(*(inputs[port.name].to(device) for port in spec.inputs))
     return {port.name: tensor for port, tensor in zip(spec.outputs, outputs, strict=True)}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -42,15 +42,15 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for entry in (*partial.rglob("*"), partial):
-            _sync(entry)
+            sync(entry)
         os.replace(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk."""
     if os.name == "nt" and path.is_dir():  # cannot be opened there
         return

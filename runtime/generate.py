@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import kernels
+from runtime.command_line import exit_code, say
 from runtime.errors import InputError
 from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline, Region, Result
-
-CANCELLED = 130  # the shell's code for an interrupt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,18 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     # Before its import: it tells of parts that are not used here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.showwarning = lambda message, *_, **__: _say(" ".join(f"warning: {message}".split()))
-            generate(options)
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return CANCELLED
-    return 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.showwarning = lambda message, *_, **__: say(" ".join(f"warning: {message}".split()))
+        return exit_code(lambda: generate(options))
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -236,10 +227,10 @@ def save(
         own = settings | {"seed": result.seed + i}
         text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in own.items()}
         save_png(image, path, text)
-        _say(f"saved {path} (seed {own['seed']})")
+        say(f"saved {path} (seed {own['seed']})")
     if options.sheet:
         save_png(make_sheet(result.images, regions, options.prompt, result.seed), options.sheet)
-        _say(f"saved {options.sheet}")
+        say(f"saved {options.sheet}")
     if options.report:
         # without the pipeline's own total: this one is the whole run's
         stages = {stage: value for stage, value in seconds.items() if stage != "total"}
@@ -254,7 +245,7 @@ def save(
             "settings": settings,
         }
         write_json(report, options.report)
-        _say(f"saved {options.report}")
+        say(f"saved {options.report}")
 
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
@@ -286,12 +277,8 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
     }
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _say_stage(stage: str, seconds: float, note: str = "") -> None:
-    _say(f"{stage:8} {seconds:6.2f} s  {note}".rstrip())
+    say(f"{stage:8} {seconds:6.2f} s  {note}".rstrip())
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from runtime.command_line import Parser, add_model_sources
 from runtime.errors import InputError
 
 EXAMPLES = """\
@@ -23,12 +24,6 @@ examples:
       --region condition=tree.jpg,preprocess=canny,mask=right.png --out cottage.png
 """
 REGION_KEYS = "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess"
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage's page."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -119,26 +114,7 @@ def _add_model(group) -> None:
         help="run on the engines that python -m export.build_engine wrote; --model is then only needed for parts "
         "that were not compiled, --adapter adds adapters, --lora needs engines built with --refit",
     )
-    group.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="a T2I-Adapter for SDXL: folder, file or hub id, and the name regions call it by; may be repeated",
-    )
-    group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
-    group.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="fused at load; may be repeated"
-    )
-    group.add_argument(
-        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single file when offline"
-    )
-    group.add_argument(
-        "--config", metavar="FOLDER", help="diffusers' configs, for a single file of another shape"
-    )
-    group.add_argument(
-        "--allow-pickle", action="store_true", help="also read .bin and .ckpt files (tensors only)"
-    )
+    add_model_sources(group)
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     group.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 or fp16 on a GPU, fp32 on a CPU"

@@ -154,6 +154,7 @@ class LocalControlPipeline:
         scheduler: str | SchedulerMixin | None = None,
         latents: Tensor | None = None,
         *,
+        mask_resize: str = "area",
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Generate.
@@ -163,7 +164,8 @@ class LocalControlPipeline:
         guidance: classifier-free guidance; 1 or less runs without. seed: of the first image, image i takes seed + i;
         drawn and reported where None. scheduler: see `sampler.SCHEDULERS`; the model's own by default.
         latents: initial N(0, 1) noise, (B, C, height / 8, width / 8), instead of the seed's.
-        progress: called with (steps done, steps) after every denoising step.
+        mask_resize: how masks come to the size of each level, see `masks.mask_pyramid`: "area", or "nearest" as in the
+        original method. progress: called with (steps done, steps) after every denoising step.
 
         Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
         """
@@ -187,7 +189,7 @@ class LocalControlPipeline:
                 text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
                 _check_finite(text, "text", self.dtype)
             with _timed(timings, "adapter", self.device):
-                control = self._control(packed, len(timesteps))
+                control = self._control(packed, len(timesteps), mask_resize)
             with _timed(timings, "denoise", self.device):
                 ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
                 ids = ids.expand(len(text), -1).to(self.dtype)
@@ -231,7 +233,7 @@ class LocalControlPipeline:
             raise InputError("latents: NaN or infinite values, expected N(0, 1) noise")
         return latents.to(self.device, torch.float32)
 
-    def _control(self, packed, steps: int) -> Control | None:
+    def _control(self, packed, steps: int, mask_resize: str) -> Control | None:
         control = Control.build(
             packed,
             self.adapters,
@@ -239,6 +241,7 @@ class LocalControlPipeline:
             device=self.device,
             dtype=self.dtype,
             channels=self.denoiser.control_channels,
+            mode=mask_resize,
         )
         for feature in (f for level in (control.features if control else ()) for f in level):
             _check_finite(feature, "adapter", self.dtype)

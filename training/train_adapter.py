@@ -24,9 +24,9 @@ from accelerate import Accelerator
 from diffusers import T2IAdapter
 
 from runtime.adapter import check_adapter, load_adapter
+from runtime.command_line import Parser, exit_code, say
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model, load_model
-from runtime.options import Parser
 from training import checkpoint
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data import open_source
@@ -51,17 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            train(with_preset(given.pop("preset", "masked-sobel"), given))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+            return exit_code(lambda: train(with_preset(given.pop("preset", "masked-sobel"), given)))
     except Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
+        say(str(stopped))
         return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 130
-    return 0
 
 
 def train(config: TrainConfig) -> None:

@@ -1,0 +1,59 @@
+"""What the command lines share: one line for bad input, exit codes, and the options that say which model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from runtime.errors import InputError
+
+CANCELLED = 130  # the shell's code for an interrupt
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage's page."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """That of `work`: what it returns, 0 for None; 2 for bad input, in one line on stderr; 130 after an interrupt."""
+    try:
+        return work() or 0
+    except InputError as error:
+        say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say(interrupted)
+        return CANCELLED
+
+
+def say(line: str) -> None:
+    """For the user, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def add_model_sources(group) -> None:
+    """What a model and its adapters are loaded from, beside --model itself."""
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a T2I-Adapter for SDXL: folder, file or hub id, and the name regions call it by; may be repeated",
+    )
+    group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="fused in; may be repeated"
+    )
+    group.add_argument(
+        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single file when offline"
+    )
+    group.add_argument(
+        "--config", metavar="FOLDER", help="diffusers' configs, for a single file of another shape"
+    )
+    group.add_argument(
+        "--allow-pickle", action="store_true", help="also read .bin and .ckpt files (tensors only)"
+    )
