@@ -3,18 +3,24 @@
 import dataclasses
 import errno
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from runtime.adapter import EMBEDDED
+from runtime.conditions import preprocess
 from runtime.errors import InputError
 from tests.training_runs import make_scenes, train
 from training import checkpoint, trainer
 from training.checkpoint import WEIGHTS, newest
+from training.config import TrainConfig
+from training.metrics import lfmse_canny, lfmse_sobel
 from training.step import LossOf
 from training.stores import Entry
 from training.trainer import split
+from training.validate import compare
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +137,7 @@ def test_full_disk_keeps_the_last_checkpoint(scenes, tmp_path, monkeypatch, caps
     assert train(scenes, tmp_path) == 0
 
 
-def test_sheets_and_edge_errors_while_it_trains(scenes, tmp_path):
-    from PIL import Image
+def test_sheets_and_lfmse_while_it_trains(scenes, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = "--validate-every=3", "--validation-steps=2", "--tracker=tensorboard"
@@ -143,9 +148,20 @@ def test_sheets_and_edge_errors_while_it_trains(scenes, tmp_path):
         assert sheet.width > 900 and sheet.height > 600  # two rows of four panels
     log = EventAccumulator(str(tmp_path / "logs"))
     log.Reload()
-    assert {"loss/noise", "loss/z0", "lr", "edge_error/inside", "edge_error/outside"} <= set(
-        log.Tags()["scalars"]
-    )
+    lfmse = {f"lfmse/{name}" for name in ("inside", "outside", "total", "outside_wanted")}
+    assert {"loss/noise", "loss/z0", "lr"} | lfmse <= set(log.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("condition", "lfmse"), [("canny", lfmse_canny), ("sobel", lfmse_sobel), ("sketch", lfmse_canny)]
+)
+def test_a_picture_is_compared_by_its_own_condition(condition, lfmse):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    made = np.asarray(preprocess(condition, image).convert("L"))
+    wanted, mask = np.roll(made, 9, axis=1), np.zeros((64, 96), np.float32)
+    mask[:, :40] = 1
+    tensors = torch.from_numpy(wanted)[None] / 255, torch.from_numpy(mask)[None]
+    assert compare(image, *tensors, TrainConfig(condition=condition)) == lfmse(made, wanted, mask)
 
 
 def test_samples_held_out_do_not_depend_on_their_order():

@@ -103,6 +103,8 @@ class Rows(Dataset):
         latents = self.stores.latents.get(key)
         mean, std = latents["mean"].float(), latents["std"].float()
         drop = rng.random() < config.prompt_drop
+        # before the mask, which draws more or fewer numbers: methods with other masks see the same timesteps
+        t = timestep(float(rng.random()), self.timesteps, config.timesteps)
         text = self.stores.text.get(text_key("" if drop else entry.caption))
         condition, mask = self.control(entry, key, rng)
         return {
@@ -113,7 +115,7 @@ class Rows(Dataset):
             "text": text["states"],
             "pooled": text["pooled"],
             "time_ids": latents["ids"].float(),
-            "t": torch.tensor(timestep(float(rng.random()), self.timesteps, config.timesteps)),
+            "t": torch.tensor(t),
         }
 
     def control(self, entry: Entry, key: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

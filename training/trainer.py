@@ -179,7 +179,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def validate(self) -> None:
-        """The sheet and edge errors of the weights that would be saved now."""
+        """The sheet and LFMSE of the weights that would be saved now."""
         weights = self._final_weights()
         if self.accelerator.is_main_process:
             adapter = adapter_with(self.adapter_config, weights, self.model)

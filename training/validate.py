@@ -1,4 +1,4 @@
-"""What the adapter draws while it is trained: held-out samples as a sheet, and their edge errors."""
+"""What the adapter draws while it is trained: held-out samples as a sheet, and their LFMSE."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runtime.quiet import quiet
 from runtime.region import Region
 from runtime.sheet import make_sheet
 from training.config import TrainConfig
-from training.metrics import EdgeError, edge_error
+from training.metrics import LFMSE, lfmse_canny, lfmse_sobel
 from training.rows import Rows
 from training.stores import Entry, row_key
 
@@ -36,14 +36,14 @@ class Validation:
         self.model, self.rows, self.held_out, self.config = model, rows, held_out, config
 
     def run(self, adapter: T2IAdapter, path: Path) -> dict[str, float]:
-        """Write the sheet of this adapter, in eval mode and of the model's dtype; returns mean edge errors."""
+        """Write the sheet of this adapter, in eval mode and of the model's dtype; returns mean LFMSEs."""
         pipe = LocalControlPipeline(self.model, {NAME: adapter}, self.config.backend)
         sheets, errors = [], []
         for i, entry in enumerate(self.held_out):
             condition, mask = self._control(entry, i)
             image = draw(pipe, entry, condition, mask, self.config, seed=i)
             errors.append(compare(image, condition, mask, self.config))
-            said = f"{entry.caption} | edge error inside {errors[-1].inside:.5f}, outside {errors[-1].outside:.5f}"
+            said = f"{entry.caption} | LFMSE inside {errors[-1].inside:.5f}, outside {errors[-1].outside:.5f}"
             sheets.append(make_sheet([image], [Region(condition[None], mask[None], NAME)], said, i))
         save_png(stack(sheets), path)
         return mean_errors(errors)
@@ -59,28 +59,36 @@ def draw(
     pipe: LocalControlPipeline, entry: Entry, condition: Tensor, mask: Tensor, config: TrainConfig, seed: int
 ) -> Image.Image:
     """The picture that the run's method makes of a condition (C, H, W) and a mask (1, H, W)."""
-    region = {
-        "features": lambda: Region(condition[None], mask[None], NAME),
-        "input": lambda: Region((condition * mask)[None], None, NAME),
-        "everywhere": lambda: Region(condition[None], None, NAME),
-    }[config.control]()
+    region = control_region(config.control, condition, mask, NAME)
     height, width = entry.bucket
-    steps = config.validation_steps
-    return pipe(entry.caption, [region], height=height, width=width, seed=seed, steps=steps).images[0]
+    settings = {"steps": config.validation_steps, "mask_resize": config.mask_resize}
+    return pipe(entry.caption, [region], height=height, width=width, seed=seed, **settings).images[0]
 
 
-def compare(image: Image.Image, condition: Tensor, mask: Tensor, config: TrainConfig) -> EdgeError:
+def control_region(control: str, condition: Tensor, mask: Tensor, adapter: str, **fields) -> Region:
+    """A condition (C, H, W) and a mask (1, H, W) as a method takes them; see `TrainConfig.control`.
+
+    fields: more of the Region's.
+    """
+    if control == "features":
+        return Region(condition[None], mask[None], adapter, **fields)
+    shown = condition * mask if control == "input" else condition
+    return Region(shown[None], None, adapter, **fields)
+
+
+def compare(image: Image.Image, condition: Tensor, mask: Tensor, config: TrainConfig) -> LFMSE:
     """Of the picture's own condition against the one asked for."""
     made = np.asarray(preprocess(config.condition, image).convert("L"))
     wanted = (condition.mean(0) * 255).round().byte().numpy()
-    return edge_error(made, wanted, mask[0].numpy())
+    lfmse = lfmse_sobel if config.condition == "sobel" else lfmse_canny
+    return lfmse(made, wanted, mask[0].numpy())
 
 
-def mean_errors(errors: list[EdgeError]) -> dict[str, float]:
+def mean_errors(errors: list[LFMSE]) -> dict[str, float]:
     """Means over the pictures, without those where the mask left nothing."""
-    names = [field.name for field in dataclasses.fields(EdgeError)]
+    names = [field.name for field in dataclasses.fields(LFMSE)]
     values = {name: [getattr(e, name) for e in errors if not math.isnan(getattr(e, name))] for name in names}
-    return {f"edge_error/{name}": float(np.mean(found)) for name, found in values.items() if found}
+    return {f"lfmse/{name}": float(np.mean(found)) for name, found in values.items() if found}
 
 
 def stack(sheets: list[Image.Image]) -> Image.Image:

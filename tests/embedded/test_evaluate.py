@@ -5,13 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.embedded.evaluate import (
-    HELD_OUT_SEED,
-    colour_shares,
-    edge_error,
-    held_out_scenes,
-    shows,
-)
+from training.embedded.evaluate import HELD_OUT_SEED, colour_shares, held_out_scenes, shows
 from training.embedded.world import BACKGROUNDS, COLOURS, HELD_OUT, Scene, Thing, render, sample_scene
 
 SCENES = [sample_scene(60_000_000 + i) for i in range(60)] + held_out_scenes(60)
@@ -50,27 +44,3 @@ def test_grey_noise_and_blur_show_nothing():
 def test_held_out_scenes_are_no_training_scenes():
     assert HELD_OUT_SEED > 10_000_000 + 1_000_000
     assert all((s.things[0].shape, s.things[0].colour) in HELD_OUT for s in held_out_scenes(50))
-
-
-def test_edge_error_is_told_apart_inside_and_outside():
-    wanted, mask = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.float32)
-    mask[:, :64] = 1
-    wanted[:, 20] = 255
-    assert edge_error(wanted, wanted, mask) == (0, 0)
-    moved = np.roll(wanted, 3, axis=1)
-    gone = np.zeros_like(wanted)
-    near, far = edge_error(moved, wanted, mask)[0], edge_error(gone, wanted, mask)[0]
-    assert 0 < near < far / 3  # a line a few pixels off counts as near
-    extra = wanted.copy()
-    extra[:, 110] = 255
-    inside, outside = edge_error(extra, wanted, mask)
-    assert inside == 0
-    assert outside > 0.001
-
-
-def test_edge_error_of_a_known_step():
-    """All edges against none: the blurred difference is 1 everywhere."""
-    full, none = np.full((64, 64), 255, np.uint8), np.zeros((64, 64), np.uint8)
-    mask = np.zeros((64, 64), np.float32)
-    mask[:32] = 1
-    assert edge_error(full, none, mask) == pytest.approx((1.0, 1.0))

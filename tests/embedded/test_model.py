@@ -14,8 +14,9 @@ from runtime.adapter import EMBEDDED as ADAPTERS
 from runtime.loading import EMBEDDED
 from runtime.masks import box
 from tests.tolerances import relative_rms
-from training.embedded.evaluate import edge_error, edges, held_out_scenes, prompt_score, vae_psnr
+from training.embedded.evaluate import edges, held_out_scenes, prompt_score, vae_psnr
 from training.embedded.world import render
+from training.metrics import lfmse_canny
 
 
 @cache
@@ -122,7 +123,8 @@ def test_control_holds_inside_the_mask_and_leaves_the_rest_alone():
         wanted = condition(i)
         for name, regions in (("free", []), ("masked", [Region(wanted, mask=mask)])):
             made = edges(np.asarray(pipe()(scene.caption, regions, seed=i).images[0]))
-            errors[name].append(edge_error(made, wanted, mask[0, 0].numpy()))
+            error = lfmse_canny(made, wanted, mask[0, 0].numpy())
+            errors[name].append((error.inside, error.outside_wanted))
     free, masked = (np.mean(errors[name], axis=0) for name in ("free", "masked"))
     assert masked[0] < 0.8 * free[0]
     assert masked[1] > 0.7 * free[1]

@@ -17,6 +17,7 @@ from training.embedded.base import edges
 from training.embedded.stage import DEVICE
 from training.embedded.vae import SIZE, to_pixels
 from training.embedded.world import BACKGROUNDS, COLOURS, Scene, render, sample_scene
+from training.metrics import lfmse_canny
 
 HELD_OUT_SEED = 50_000_000  # scenes that no stage has seen, each with a held-out pair of shape and colour
 COLOUR_SHARE = 0.008  # of the picture's pixels: a third of the smallest shape
@@ -74,7 +75,7 @@ def prompt_score(
 
 @dataclass
 class ControlScore:
-    """Edge error (LFMSE, lower is better) against the condition on the masked and on the other half."""
+    """LFMSE (lower is better) against the condition on the masked half, and on the other, which is free of it."""
 
     inside: float
     outside: float
@@ -89,18 +90,9 @@ def control_scores(pipe: LocalControlPipeline, count: int = 48) -> dict[str, Con
         condition = edges(render(scene, SIZE))
         for name, options in settings.items():
             image = pipe(scene.caption, [Region(condition, **options)], seed=i).images[0]
-            errors[name].append(edge_error(edges(np.asarray(image)), condition, mask[0, 0].numpy()))
+            error = lfmse_canny(edges(np.asarray(image)), condition, mask[0, 0].numpy())
+            errors[name].append((error.inside, error.outside_wanted))
     return {name: ControlScore(*np.mean(pairs, axis=0).tolist()) for name, pairs in errors.items()}
-
-
-def edge_error(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """LFMSE inside and outside the mask: both edge maps (H, W) uint8 blurred (Gaussian 11 x 11, sigma 5) and
-    reduced 8 times, so that an edge a few pixels off still counts as near; mean squared difference in [0, 1]."""
-    maps = [cv2.GaussianBlur(e.astype(np.float32) / 255, (11, 11), 5) for e in (made, wanted)]
-    height, width = mask.shape[0] // 8, mask.shape[1] // 8
-    small = [cv2.resize(m, (width, height), interpolation=cv2.INTER_AREA) for m in (*maps, mask)]
-    squared, inside = (small[0] - small[1]) ** 2, small[2]
-    return float(np.average(squared, weights=inside)), float(np.average(squared, weights=1 - inside))
 
 
 def _palette() -> list[tuple[str, tuple[int, int, int]]]:
