@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint static engines bench-cpu bench-export bench-gpu clean
+.PHONY: help demo test lint static engines bench-cpu bench-export bench-gpu quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
@@ -18,6 +18,8 @@ help:
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
+	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
+	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
 	@echo "make bench-gpu  time the kernels and a training step on this machine's GPU"
 	@echo "make clean  remove .venv, out/ and caches"
 
@@ -52,6 +54,12 @@ bench-cpu: $(ENGINES)
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.graphs
+
+quality: $(INSTALLED)
+	$(BIN)/python -m benchmarks.quality --count 70 --curves
+
+ablation: out/engines-openvino-fp32
+	$(BIN)/python -m benchmarks.quality.ablation --engine $<
 
 # In the environment at hand, which has a CUDA build of torch: there the kernels' tests run them compiled.
 bench-gpu:

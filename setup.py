@@ -35,6 +35,7 @@ EXTRAS = {
     "openvino": ["openvino>=2025.4"],
     "app": ["gradio>=6"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
+    "quality": ["matplotlib>=3.10", "scikit-image>=0.25", "torchmetrics>=1.8"],
     "dev": [
         "datasets>=4",
         "hypothesis>=6.150",
@@ -52,6 +53,7 @@ EXTRAS = {
         "scikit-image>=0.25",
         "tensorboard>=2.19",
         'tensorrt-rtx>=1.5; sys_platform == "linux" and platform_machine == "x86_64"',  # builds without a GPU
+        "torchmetrics>=1.8",
         "webdataset>=1",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
     ],

@@ -1,146 +1,186 @@
-"""python -m benchmarks.presets [--steps 600] [--seeds 0 1] [--work out/presets]
+"""python -m benchmarks.quality.ablation [--seeds 0 1 2] [--training-steps 400] [--engine folder] [--out folder]
 
-Trains an adapter of the embedded model with every preset, from the same random weights for the same steps, and
-measures edge errors inside and outside the mask on held-out scenes: presets.csv, and its loss curves as a plot.
-
-All take the same data, batch, learning rate and schedule; "paper" keeps its own recipe but for steps and batch. Every
-adapter is used as it was trained: "global" without a mask, "masked-input" with the condition blanked outside the mask,
-the others with gated features. "none" is the model without control. Stop it at any moment and run it again.
+Trains an adapter of the embedded model with every variant of the method and measures them on the same held-out scenes,
+masks and seeds. All start from the same random weights and see the same samples, prompts, noise and timesteps in the
+same order, at the same batch, learning rate and schedule: only the variant differs. Stop it at any moment and run it
+again: what is done stays. Writes to <out>: ablation.csv, differences.csv, ablation.md, ablation.png, leakage.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from benchmarks.measure import environment, results_folder, write_rows
-from benchmarks.plot import plot_presets
-from runtime import LocalControlPipeline, Region
-from runtime.images import to_tensor
+from benchmarks.quality import plots
+from benchmarks.quality.ablation_report import write_report
+from benchmarks.quality.bootstrap import Estimate, paired
+from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, evaluate, summary
+from benchmarks.quality.samples import Sample, held_out_samples
+from runtime.command_line import Parser, exit_code
+from runtime.pipeline import LocalControlPipeline
 from runtime.report import write_json
 from training import train_adapter
-from training.config import PRESETS, TrainConfig, with_preset
-from training.embedded.base import edges
-from training.embedded.evaluate import held_out_scenes
+from training.config import METHODS, TrainConfig
 from training.embedded.scenes import write_scenes
-from training.embedded.vae import SIZE
-from training.embedded.world import Scene, render
-from training.masks import random_mask
-from training.metrics import EdgeError
-from training.stores import Entry
-from training.validate import NAME, compare, draw, mean_errors
+from training.validate import NAME
 
-SCENES, HELD_OUT, BATCH = 4000, 48, 32
-SAME = {
-    "batch": BATCH, "accumulate": 1, "adapter_blocks": 1, "validate_every": 0, "save_every": 200, "keep": 1,
-    "dtype": "bf16", "workers": 1,
+SCENES = 4000
+SETTINGS = {
+    "batch": 32, "accumulate": 1, "adapter_blocks": 1, "dtype": "bf16", "workers": 1, "validate_every": 0,
+    "save_every": 200, "keep": 1, "lr": 1e-3, "lr_schedule": "cosine", "warmup": 50, "beta2": 0.99, "ema": 0.99,
 }  # fmt: skip
-TUNED = {"lr": 1e-3, "lr_schedule": "cosine", "warmup": 50, "beta2": 0.99, "ema": 0.99}
-MASKS = TrainConfig(
-    mask_shapes=("box", "circle"), mask_count=1, mask_min_area=0.15, mask_soft=0.0, mask_full=0.0
-)
+LATE = {"z0_schedule": "step_range", "z0_from": 500}  # the noisier half, where the picture is laid out
+
+# name -> what differs. The weights of the z0 terms: 0.1 is the paper's, which here is under 1 % of the noise loss.
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "global": METHODS["global"],
+    "masked input": METHODS["masked-input"],
+    "masked features": METHODS["masked-features"],
+    "masked features, nearest": METHODS["masked-features"] | {"mask_resize": "nearest"},
+    "+ z0 MSE 0.1": METHODS["masked-z0"] | {"z0_weight": 0.1},
+    "+ Sobel z0 0.1": METHODS["masked-sobel"] | {"z0_weight": 0.1},
+    "+ Sobel z0 1": METHODS["masked-sobel"] | {"z0_weight": 1.0},
+    "+ Sobel z0 10": METHODS["masked-sobel"] | {"z0_weight": 10.0},
+    "+ Sobel z0 100": METHODS["masked-sobel"] | {"z0_weight": 100.0},
+    "+ Sobel z0 10, late steps": METHODS["masked-sobel"] | {"z0_weight": 10.0} | LATE,
+    "+ Sobel z0 10, time": METHODS["masked-sobel"] | {"z0_weight": 10.0, "z0_schedule": "time"},
+    "+ Laplacian z0 10": METHODS["masked-laplacian"] | {"z0_weight": 10.0},
+}
+
+BASE = "masked features"  # what the others are compared with
+COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "seam")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.presets", description=__doc__.split("\n\n")[1]
-    )
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--work", type=Path, default=Path("out/presets"), help="data, cache, runs")
-    args = parser.parse_args(argv)
-    rows = [measured("none", 0, args.work, None)]
-    for seed in args.seeds:
-        for preset in args.presets:
-            config = configuration(preset, seed, args.steps, args.work)
-            trained(config, args.work)
-            rows.append(measured(preset, seed, args.work, config))
-            print({k: v for k, v in rows[-1].items() if k.startswith(("preset", "seed", "edge"))}, flush=True)
-            write_rows(results_folder() / "presets.csv", rows)
-    curves = {f"{r['preset']} {r['seed']}": loss_curves(Path(r["run"])) for r in rows[1:]}
-    for row in rows:
-        row.pop("run")
-    write_rows(results_folder() / "presets.csv", rows)
-    plot_presets(rows, curves, results_folder() / "presets.png")
-    return 0
+def configuration(variant: str, seed: int, steps: int, work: Path) -> TrainConfig:
+    """How a variant is trained, in a folder of `work`."""
+    name = "".join(c if c.isalnum() or c == "." else "-" for c in variant).strip("-")
+    paths = {"data": str(work / "scenes"), "cache": str(work / "cache")}
+    run = {"out": str(work / f"{name}-{steps}-{seed}"), "steps": steps, "seed": seed}
+    return TrainConfig(**{**SETTINGS, **VARIANTS[variant], **paths, **run})
 
 
-def configuration(preset: str, seed: int, steps: int, work: Path) -> TrainConfig:
-    recipe = {} if preset == "paper" else TUNED
-    paths = {
-        "data": str(work / "scenes"),
-        "cache": str(work / "cache"),
-        "out": str(work / f"{preset}-{steps}-{seed}"),
-    }
-    return with_preset(preset, {**SAME, **recipe, **paths, "steps": steps, "seed": seed})
-
-
-def trained(config: TrainConfig, work: Path) -> None:
-    """Train, or go on, or do nothing where the run is done."""
-    if not (work / "scenes" / f"{SCENES - 1:06d}.txt").exists():
-        write_scenes(work / "scenes", SCENES)
+def trained(config: TrainConfig) -> Path:
+    """The folder of the adapter: trained, or gone on with, or as it is where it is done."""
+    if not (Path(config.data) / f"{SCENES - 1:06d}.txt").exists():
+        write_scenes(Path(config.data), SCENES)
     if not (Path(config.out) / "training.json").exists():
         train_adapter.train(config)
+    return Path(config.out)
 
 
-def measured(preset: str, seed: int, work: Path, config: TrainConfig | None) -> dict:
-    """The row of one adapter; kept beside it, so that it is drawn with once."""
-    folder = work / "none" if config is None else Path(config.out)
-    kept = folder / "edge-errors.json"
-    if not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        errors = held_out_errors(folder, config)
-        write_json(errors, kept)
-    errors = json.loads(kept.read_text())
-    values = {name.replace("edge_error/", "edge_error_"): round(value, 6) for name, value in errors.items()}
-    settings = {"steps": config.steps if config else 0, "batch": config.batch if config else 0}
-    return {
-        "preset": preset,
-        "seed": seed,
-        **settings,
-        **values,
-        "scenes": HELD_OUT,
-        "run": str(folder),
-        **environment(),
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.quality.ablation", description=__doc__.partition("\n\n")[2])
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
+    )
+    parser.add_argument("--training-steps", type=int, default=400, help="steps of 32 (default 400)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--count", type=int, default=32, help="held-out scenes (default 32)")
+    parser.add_argument(
+        "--engine", metavar="FOLDER", help="draw with the embedded model compiled by export.build_engine"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/ablation"), help="data, runs (default out/ablation)"
+    )
+    parser.add_argument("--out", type=Path, default=results_folder() / "ablation", help="default %(default)s")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options), "interrupted: run it again to go on")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and measure what is not done yet, then write the tables."""
+    samples = make_samples(options.count)
+    free: dict = {}
+    rows = {"no control": measured(options, None, samples, free)}
+    for variant in options.variants:
+        rows[variant] = []
+        for seed in options.seeds:
+            config = configuration(variant, seed, options.training_steps, options.work)
+            trained(config)
+            rows[variant] += [{"seed": seed, **row} for row in measured(options, config, samples, free)]
+            print(f"{variant}, seed {seed}: measured", flush=True)
+    stamp = {"training_steps": options.training_steps, "batch": SETTINGS["batch"], **environment()}
+    overall = {variant: without_seed(found) for variant, found in rows.items()}
+    write_rows(options.out / "ablation.csv", [row | stamp for row in table(rows)])
+    against = differences(rows)
+    write_rows(options.out / "differences.csv", [row | stamp for row in against])
+    plots.dots(overall, options.out / "ablation.png")
+    curves = {
+        name: overall[name] for name in ("global", "masked input", BASE, "+ Sobel z0 1") if name in overall
     }
+    curves = {name: [e[f"leakage_{near}px"] for near in LEAKAGE_BINS] for name, e in curves.items()}
+    plots.leakage_curves(curves, LEAKAGE_BINS, options.out / "leakage.png")
+    write_report(options.out / "ablation.md", overall, against, len(rows[variant]), BASE, stamp)
 
 
-def held_out_errors(folder: Path, config: TrainConfig | None) -> dict[str, float]:
-    """Held-out scenes drawn with this run's adapter, or without control."""
-    pipe = LocalControlPipeline.from_pretrained("embedded", None if config is None else {NAME: str(folder)})
-    drawn: list[EdgeError] = []
-    for i, scene in enumerate(held_out_scenes(HELD_OUT)):
-        condition, mask = control(scene, i)
-        entry = Entry("", "", scene.caption, (SIZE, SIZE))
-        if config is None:
-            image = pipe(scene.caption, [Region(condition[None], mask[None], scale=0.0)], seed=i).images[0]
+def make_samples(count: int) -> list[Sample]:
+    """Every scene with its three masks, and once more with the random one and without a prompt."""
+    prompted = list(held_out_samples(count))
+    silent = [dataclasses.replace(s, prompt="") for s in prompted if s.mask_kind == "random"]
+    return prompted + silent
+
+
+def measured(options, config: TrainConfig | None, samples: Sequence[Sample], free: dict) -> list[dict]:
+    """A row a picture of one adapter, or of no control; kept beside the adapter, so that it draws them once."""
+    folder = options.work / "none" if config is None else Path(config.out)
+    kept = folder / f"measures-{options.count}.json"
+    if not kept.exists():
+        adapters = None if config is None else {NAME: folder}
+        if options.engine:
+            pipe = LocalControlPipeline.from_engine(options.engine, adapters)
         else:
-            image = draw(pipe, entry, condition, mask, config, seed=i)
-        drawn.append(compare(image, condition, mask, config or MASKS))
-    return mean_errors(drawn)
+            pipe = LocalControlPipeline.from_pretrained("embedded", adapters)
+        control, resize = ("none", "area") if config is None else (config.control, config.mask_resize)
+        drawer = Drawer(pipe, NAME, control, resize, free=free)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json({"rows": list(evaluate(drawer, samples))}, kept)
+    return json.loads(kept.read_text("utf-8"))["rows"]
 
 
-def control(scene: Scene, i: int) -> tuple[Tensor, Tensor]:
-    """The scene's edges (1, H, W) and a mask (1, H, W): the same ones for every preset."""
-    condition = to_tensor(Image.fromarray(edges(render(scene, SIZE))))[0]
-    return condition, random_mask(np.random.default_rng([7, i]), SIZE, SIZE, MASKS)[0]
+def table(rows: Mapping[str, Sequence[dict]]) -> list[dict]:
+    """A row for each variant, kind of mask, with and without prompt: each figure's mean and interval."""
+    lines = []
+    for variant, found in rows.items():
+        for mask, prompted in dict.fromkeys((row["mask"], row["prompted"]) for row in found):
+            part = [row for row in found if (row["mask"], row["prompted"]) == (mask, prompted)]
+            for name, estimate in without_seed(part).items():
+                where = {"variant": variant, "mask": mask, "prompt": "yes" if prompted else "no"}
+                lines.append({**where, "figure": name, **vars(estimate)})
+    return lines
 
 
-def loss_curves(run: Path) -> dict[str, list[list[float]]]:
-    """Each logged loss of a run as [step, value] pairs."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def differences(rows: Mapping[str, Sequence[dict]], base: str = BASE) -> list[dict]:
+    """Each variant's figures minus those of `base`, picture by picture: mean, interval, and the mean of each seed."""
+    if base not in rows:
+        return []
+    lines = []
+    for variant, found in rows.items():
+        if variant in (base, "no control"):
+            continue
+        pairs = list(zip(found, rows[base], strict=True))
+        groups = np.array([row["number"] for row, _ in pairs])
+        for name in COMPARED:
+            ours, theirs = (np.array([pair[i][name] for pair in pairs], float) for i in (0, 1))
+            seeds = np.array([row["seed"] for row, _ in pairs])
+            by_seed = [float(np.nanmean((ours - theirs)[seeds == seed])) for seed in np.unique(seeds)]
+            spread = {"seeds": " ".join(f"{value:.6f}" for value in by_seed)}
+            lines.append(
+                {"variant": variant, "figure": name, **vars(paired(ours, theirs, groups=groups)), **spread}
+            )
+    return lines
 
-    log = EventAccumulator(str(run / "logs"), size_guidance={"scalars": 0})
-    log.Reload()
-    tags = [tag for tag in log.Tags()["scalars"] if tag.startswith("loss/")]
-    return {tag: [[e.step, round(e.value, 6)] for e in log.Scalars(tag)] for tag in tags}
+
+def without_seed(rows: Sequence[dict]) -> dict[str, Estimate]:
+    return summary([{name: value for name, value in row.items() if name != "seed"} for row in rows])
 
 
 if __name__ == "__main__":

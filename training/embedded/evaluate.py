@@ -24,6 +24,8 @@ COLOUR_SHARE = 0.008  # of the picture's pixels: a third of the smallest shape
 BACKGROUND_SHARE = 0.3
 NEAREST = 60.0  # in CIE Lab: a pixel further than this from every known colour counts as none
 
+NAMES = [*COLOURS, *BACKGROUNDS]
+
 
 def held_out_scenes(count: int) -> list[Scene]:
     return [sample_scene(HELD_OUT_SEED + i, held_out=True) for i in range(count)]
@@ -41,16 +43,21 @@ def vae_psnr(vae: AutoencoderKL, count: int = 200) -> float:
     return float(np.mean(values))
 
 
-def colour_shares(image: np.ndarray) -> dict[str, float]:
-    """Share of the pixels of (H, W, 3) uint8 ``image`` nearest to each colour and background, in CIE Lab."""
+def colour_map(image: np.ndarray) -> np.ndarray:
+    """(H, W) of the number, in COLOURS then BACKGROUNDS, of the one that each pixel of (H, W, 3) uint8 ``image`` is
+    nearest to in CIE Lab; -1 where it is far from all."""
     names, centres = zip(*_palette(), strict=True)
     pixels = _lab(image.reshape(-1, 3))
     distance = np.linalg.norm(pixels[:, None] - _lab(np.array(centres))[None], axis=2)
-    nearest = np.where(distance.min(1) < NEAREST, distance.argmin(1), len(names))
-    shares = dict.fromkeys([*COLOURS, *BACKGROUNDS], 0.0)
-    for i, name in enumerate(names):
-        shares[name] += float(np.mean(nearest == i))
-    return shares
+    numbers = np.array([NAMES.index(name) for name in names])
+    nearest = np.where(distance.min(1) < NEAREST, numbers[distance.argmin(1)], -1)
+    return nearest.reshape(image.shape[:2])
+
+
+def colour_shares(image: np.ndarray) -> dict[str, float]:
+    """Share of the pixels of (H, W, 3) uint8 ``image`` that are of each colour and background."""
+    found = colour_map(image)
+    return {name: float(np.mean(found == i)) for i, name in enumerate(NAMES)}
 
 
 def shows(image: np.ndarray, scene: Scene) -> bool:

@@ -141,14 +141,14 @@ def render(scene: Scene, size: int = 128) -> np.ndarray:
     blend = np.clip(y + 0.12 * wave + rng.uniform(-0.1, 0.1), 0, 1)[..., None]
     image = (1 - blend) * np.float32(top) + blend * np.float32(bottom)
     for thing in scene.things:
-        coverage = _coverage(thing, size)[..., None]
+        share = coverage(thing, size)[..., None]
         light = 1 + 0.35 * ((thing.x - x) + (thing.y - y))[..., None]  # from the upper left
         tint = np.float32(COLOURS[thing.colour]) + rng.uniform(-8, 8, 3).astype(np.float32)
-        image += coverage * (tint * light - image)
+        image += share * (tint * light - image)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
-def _coverage(thing: Thing, size: int) -> np.ndarray:
+def coverage(thing: Thing, size: int) -> np.ndarray:
     """Share of every pixel that the shape covers, (size, size) float32 in [0, 1]."""
     c, s = np.cos(thing.turn), np.sin(thing.turn)
     big, bits = size * _SUPERSAMPLE, 4  # fixed-point coordinates with 4 fractional bits

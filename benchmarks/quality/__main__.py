@@ -1,0 +1,180 @@
+"""python -m benchmarks.quality [--model M] [--adapter NAME=PATH] [--data folder] [--count 48] [--curves] [--out folder]
+
+Draws pictures with a control inside masks and measures two things: that it is followed inside, and that outside the
+picture is as free as without control. Samples are held-out scenes of the embedded model's world, or --data, a folder of
+pictures with a prompt beside each (name.txt). Writes to <out>: pictures.csv, a row a picture; summary.csv, means with
+95 % intervals; report.md with sheet.png and leakage.png; with --curves also curves.csv and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.measure import environment, results_folder, write_rows
+from benchmarks.quality import curves, distribution, plots, report
+from benchmarks.quality.bootstrap import Estimate, interval
+from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, summary
+from benchmarks.quality.samples import MASK_KINDS, Sample, folder_samples, held_out_samples
+from runtime.command_line import Parser, exit_code
+from runtime.errors import InputError
+from runtime.options import adapter_sources
+from runtime.pipeline import LocalControlPipeline
+
+SHEET_ROWS, CURVE_SAMPLES, DIVERSITY_SAMPLES, DIVERSITY_SEEDS = 8, 16, 8, range(6)
+Shown = tuple[Sample, np.ndarray, np.ndarray]  # with its picture, and the one without control
+TITLES = ("condition in the mask", "with control", "without", "difference x 4")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    options = make_parser().parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m benchmarks.quality", description=__doc__.partition("\n\n")[2])
+    model = parser.add_argument_group("what draws")
+    model.add_argument(
+        "--model", default="embedded", help="what runtime.generate's --model takes (default embedded)"
+    )
+    model.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=PATH", help="as for runtime.generate"
+    )
+    model.add_argument("--engine", metavar="FOLDER", help="run the model on engines of export.build_engine")
+    model.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as for runtime.generate")
+    model.add_argument(
+        "--control",
+        choices=("features", "input", "everywhere"),
+        default="features",
+        help="what the mask gates",
+    )
+    model.add_argument("--mask-resize", choices=("area", "nearest"), default="area")
+    model.add_argument("--steps", type=int, default=30)
+    samples = parser.add_argument_group("what is drawn")
+    samples.add_argument("--data", metavar="FOLDER", help="pictures and prompts; default: held-out scenes")
+    samples.add_argument(
+        "--conditions", metavar="FOLDER", help="ready conditions, named as the pictures in --data"
+    )
+    samples.add_argument("--masks-from", metavar="FOLDER", help="masks, named as the pictures in --data")
+    samples.add_argument("--condition", default="canny", help="what the conditions are (default canny)")
+    samples.add_argument("--masks", nargs="+", choices=MASK_KINDS, default=list(MASK_KINDS))
+    samples.add_argument(
+        "--size", type=int, help="pixels of a --data picture's side (default: the model's own)"
+    )
+    samples.add_argument("--count", type=int, default=48, help="scenes or pictures (default 48)")
+    samples.add_argument("--without-prompt", action="store_true", help="draw from the condition alone")
+    more = parser.add_argument_group("more measures")
+    more.add_argument(
+        "--curves", action="store_true", help="against strength, start and end; diversity over seeds"
+    )
+    more.add_argument("--fid-weights", metavar="FILE", help="FID with torch-fidelity's Inception weights")
+    more.add_argument("--clip", metavar="FOLDER", help="CLIPScore with a CLIP model")
+    parser.add_argument("--out", type=Path, default=results_folder() / "quality", help="default %(default)s")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw, measure, write."""
+    if options.count < 1:
+        raise InputError(f"count {options.count}: expected 1 or more")
+    networks = load_networks(options)
+    drawer = make_drawer(options)
+    samples = make_samples(options, drawer.pipe)
+    shown: list[Shown] = []
+    vae = drawer.pipe.model.vae if isinstance(drawer.pipe.model.vae, AutoencoderKL) else None  # not an engine
+    bar = tqdm(samples, desc="pictures", mininterval=5)
+    rows = list(evaluate(drawer, bar, options.condition, vae, keep=lambda *drawn: shown.append(drawn)))
+    found = summary(rows) | whole_set(shown, *networks)
+    stamp = {"model": options.model, "control": options.control, "steps": options.steps, **environment()}
+    if options.curves:
+        found |= spread(drawer, samples)
+        write_curves(options, drawer, samples, stamp)
+    write_rows(options.out / "pictures.csv", rows)
+    write_rows(options.out / "summary.csv", [{"figure": k, **vars(e), **stamp} for k, e in found.items()])
+    leakage = [found[f"leakage_{near}px"] for near in LEAKAGE_BINS]
+    plots.leakage_curves({"with control": leakage}, LEAKAGE_BINS, options.out / "leakage.png")
+    strips = [
+        (s.prompt or "(no prompt)", report.strip(s, image, free)) for s, image, free in shown[:SHEET_ROWS]
+    ]
+    plots.sheet(strips, TITLES, options.out / "sheet.png")
+    report.write(options.out / "report.md", found, stamp, len(rows), options.curves)
+    print(f"{len(rows)} pictures: {options.out / 'report.md'}")
+
+
+def load_networks(options: argparse.Namespace) -> tuple[nn.Module | None, Path | None]:
+    """Inception for FID, and CLIP's folder, where they are asked for; InputError before anything is drawn."""
+    inception = distribution.inception(Path(options.fid_weights)) if options.fid_weights else None
+    clip = Path(options.clip) if options.clip else None
+    if clip:
+        distribution.clip_score([], [], clip)  # loads it
+    return inception, clip
+
+
+def write_curves(options: argparse.Namespace, drawer: Drawer, samples: list[Sample], stamp: dict) -> None:
+    """Against strength, start and end: of one kind of mask."""
+    of_one_kind = [s for s in samples if s.mask_kind == samples[0].mask_kind][:CURVE_SAMPLES]
+    points = list(curves.sweep(drawer, of_one_kind, options.condition))
+    write_rows(options.out / "curves.csv", [{**point, **stamp} for point in points])
+    plots.sweeps(points, options.out / "curves.png")
+
+
+def make_drawer(options: argparse.Namespace) -> Drawer:
+    """The pipeline, and which adapter draws: the first one given, or the model's canny."""
+    adapters = adapter_sources(options.adapter)
+    if options.engine:
+        pipe = LocalControlPipeline.from_engine(options.engine, adapters)
+    else:
+        pipe = LocalControlPipeline.from_pretrained(options.model, adapters, dtype=options.dtype)
+    return Drawer(pipe, next(iter(adapters), "canny"), options.control, options.mask_resize, options.steps)
+
+
+def make_samples(options: argparse.Namespace, pipe: LocalControlPipeline) -> list[Sample]:
+    if options.data:
+        found = folder_samples(
+            options.data,
+            options.size or pipe.default_size,
+            options.count,
+            options.masks,
+            condition=options.condition,
+            conditions=options.conditions,
+            masks_from=options.masks_from,
+        )
+    elif options.conditions or options.masks_from or options.size:
+        raise InputError(
+            "conditions, masks-from and size belong to --data; expected a folder of pictures there"
+        )
+    else:
+        found = held_out_samples(options.count, options.masks, options.condition)
+    return [dataclasses.replace(s, prompt="") if options.without_prompt else s for s in found]
+
+
+def whole_set(shown: list[Shown], inception: nn.Module | None, clip: Path | None) -> dict[str, Estimate]:
+    """What takes all pictures at once: FID to the real pictures, CLIPScore."""
+    found, images = {}, [image for _, image, _ in shown]
+    if inception is not None:
+        real = {s.number: s.picture for s, _, _ in shown if s.picture is not None}
+        value = distribution.fid(list(real.values()), images, inception)
+        found["fid"] = Estimate(value, float("nan"), float("nan"), len(images))  # one figure of the whole set
+    if clip is not None:
+        scores = distribution.clip_score(images, [s.prompt for s, _, _ in shown], clip)
+        found["clip_score"] = interval(np.array(scores), groups=np.array([s.number for s, _, _ in shown]))
+    return found
+
+
+def spread(drawer: Drawer, samples: list[Sample]) -> dict[str, Estimate]:
+    """Diversity over seeds, outside the mask and inside, with control and without."""
+    rows = list(diversity(drawer, list(islice(samples, DIVERSITY_SAMPLES)), DIVERSITY_SEEDS))
+    return {f"diversity_{name}": e for name, e in summary(rows).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The ablation in Markdown: every variant's figures, and what differs from masked features alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.quality.bootstrap import Estimate
+from benchmarks.quality.report import MEANINGS, number
+from runtime.files import replacing
+
+
+def write_report(
+    path: Path,
+    overall: Mapping[str, Mapping[str, Estimate]],
+    against: Sequence[Mapping],
+    pictures: int,
+    base: str,
+    stamp: Mapping,
+) -> None:
+    """overall: variant -> figure -> estimate over all masks. against: `ablation.differences`. pictures: a variant's."""
+    names = list(dict.fromkeys(row["figure"] for row in against)) or ["lfmse_inside"]
+    facts = ", ".join(f"{key} {value}" for key, value in stamp.items())
+    lines = ["# Ablation on the embedded world", "", f"{pictures} pictures a variant; {facts}.", ""]
+    lines += ["Means with 95 % bootstrap intervals over scenes, over all masks, with and without prompt.", ""]
+    lines += [f"- `{name}`: {MEANINGS[name][0]}; better: {MEANINGS[name][1]}." for name in names]
+    lines += ["", "| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for variant, found in overall.items():
+        lines.append(f"| {variant} | " + " | ".join(_cell(found[name]) for name in names) + " |")
+    lines += ["", "![the same, drawn](ablation.png)", ""]
+    lines += [
+        f"## Against {base}",
+        "",
+        "Picture by picture: the same scene, mask, seed and training seed.",
+        "",
+    ]
+    lines += [
+        "| variant | figure | difference | 95 % interval | each training seed | |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_difference(row) for row in against]
+    lines += ["", "![leakage by distance](leakage.png)"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _cell(e: Estimate) -> str:
+    return f"{number(e.mean)} ({number(e.low)} to {number(e.high)})"
+
+
+def _difference(row: Mapping) -> str:
+    """One line; a difference counts where its interval leaves 0 out and all training seeds agree on its sign."""
+    seeds = [float(value) for value in row["seeds"].split()]
+    agree = all(value > 0 for value in seeds) or all(value < 0 for value in seeds)
+    counts = agree and (row["low"] > 0 or row["high"] < 0)
+    said = f"{'higher' if row['mean'] > 0 else 'lower'}" if counts else "no difference told"
+    interval = f"{number(row['low'])} to {number(row['high'])}"
+    each = ", ".join(map(number, seeds))
+    return f"| {row['variant']} | {row['figure']} | {number(row['mean'])} | {interval} | {each} | {said} |"
