@@ -3,7 +3,7 @@
 Trains an adapter of the embedded model with every variant of the method and measures them on the same held-out scenes,
 masks and seeds. All start from the same random weights and see the same samples, prompts, noise and timesteps in the
 same order, at the same batch, learning rate and schedule: only the variant differs. Stop it at any moment and run it
-again: what is done stays. Writes to <out>: ablation.csv, differences.csv, ablation.md, ablation.png, leakage.png.
+again: what is done stays. Writes to <out>: ablation.csv, differences.csv, tradeoff.csv, their plots, ablation.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
 }
 
 BASE = "masked features"  # what the others are compared with
-COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "seam")
+TRADED, SCALES = ("masked input", BASE), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+TRADED_FIGURES, ENDS = ("lfmse_inside", "leakage"), ("mean", "low", "high")
+COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "injected_outside", "seam")
 
 
 def configuration(variant: str, seed: int, steps: int, work: Path) -> TrainConfig:
@@ -119,6 +122,9 @@ def run(options: argparse.Namespace) -> None:
     }
     curves = {name: [e[f"leakage_{near}px"] for near in LEAKAGE_BINS] for name, e in curves.items()}
     plots.leakage_curves(curves, LEAKAGE_BINS, options.out / "leakage.png")
+    points = tradeoff(options, samples, free)
+    write_rows(options.out / "tradeoff.csv", [point | stamp for point in points])
+    plots.tradeoff(points, options.out / "tradeoff.png")
     write_report(options.out / "ablation.md", overall, against, len(rows[variant]), BASE, stamp)
 
 
@@ -134,16 +140,42 @@ def measured(options, config: TrainConfig | None, samples: Sequence[Sample], fre
     folder = options.work / "none" if config is None else Path(config.out)
     kept = folder / f"measures-{options.count}.json"
     if not kept.exists():
-        adapters = None if config is None else {NAME: folder}
-        if options.engine:
-            pipe = LocalControlPipeline.from_engine(options.engine, adapters)
-        else:
-            pipe = LocalControlPipeline.from_pretrained("embedded", adapters)
-        control, resize = ("none", "area") if config is None else (config.control, config.mask_resize)
-        drawer = Drawer(pipe, NAME, control, resize, free=free)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json({"rows": list(evaluate(drawer, samples))}, kept)
+        rows = list(evaluate(make_drawer(options, config, free), samples))
+        write_json({"rows": rows}, kept)
     return json.loads(kept.read_text("utf-8"))["rows"]
+
+
+def make_drawer(options, config: TrainConfig | None, free: dict) -> Drawer:
+    """Of a trained adapter, used as its method uses it; None: without control."""
+    adapters = None if config is None else {NAME: config.out}
+    if options.engine:
+        pipe = LocalControlPipeline.from_engine(options.engine, adapters)
+    else:
+        pipe = LocalControlPipeline.from_pretrained("embedded", adapters)
+    control, resize = ("none", "area") if config is None else (config.control, config.mask_resize)
+    return Drawer(pipe, NAME, control, resize, free=free)
+
+
+def tradeoff(options, samples: Sequence[Sample], free: dict) -> list[dict]:
+    """How much leaks at each strength, and how closely that strength follows, of TRADED with each training seed.
+
+    At one strength a method that follows less also leaks less; this tells which leaks less where both follow alike.
+    """
+    kept = options.work / f"tradeoff-{options.count}.json"
+    if not kept.exists():
+        chosen = [s for s in samples if s.mask_kind == "random" and s.prompt]
+        points = []
+        for variant, scale in product(TRADED, SCALES):
+            rows = []
+            for seed in options.seeds:
+                config = configuration(variant, seed, options.training_steps, options.work)
+                rows += evaluate(make_drawer(options, config, free), chosen, scale=scale)
+            found = summary(rows)
+            ends = {f"{name}_{end}": getattr(found[name], end) for name in TRADED_FIGURES for end in ENDS}
+            points.append({"variant": variant, "scale": scale, **ends, "n": len(rows)})
+        write_json({"points": points}, kept)
+    return json.loads(kept.read_text("utf-8"))["points"]
 
 
 def table(rows: Mapping[str, Sequence[dict]]) -> list[dict]:

@@ -40,6 +40,8 @@ def write_report(
     ]
     lines += [_difference(row) for row in against]
     lines += ["", "![leakage by distance](leakage.png)"]
+    lines += ["", "Leakage against how closely the control is followed, at several strengths:"]
+    lines += ["", "![leakage against following](tradeoff.png)"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text("\n".join(lines) + "\n", "utf-8")

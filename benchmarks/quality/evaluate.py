@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -13,9 +14,11 @@ from benchmarks.quality import locality
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.distribution import feature_distance, vae_features
 from benchmarks.quality.samples import Sample
+from runtime.adapter import Control
 from runtime.conditions import preprocess
+from runtime.masks import mask_pyramid
 from runtime.pipeline import LocalControlPipeline
-from runtime.region import Region
+from runtime.region import Region, pack
 from training.embedded.shapes import adherence
 from training.metrics import diffcc, lfmse_canny, lfmse_sobel
 from training.validate import control_region
@@ -55,6 +58,29 @@ class Drawer:
             self.free[key] = self._draw(sample, [], seed)
         return self.free[key]
 
+    @torch.inference_mode()
+    def injected_outside(self, sample: Sample) -> float:
+        """What is added to the UNet where the mask is 0, over what is where it is 1: RMS of the gated features of all
+        levels. This path of leakage does not depend on what the UNet makes of it; NaN without an inside or outside."""
+        if self.control == "none":
+            return 0.0
+        shown = control_region(self.control, sample.condition, sample.mask, self.adapter)
+        levels = Control.build(
+            pack([shown], *sample.mask.shape[1:]),
+            self.pipe.adapters,
+            1,
+            device=self.pipe.device,
+            dtype=self.pipe.dtype,
+            channels=self.pipe.denoiser.control_channels,
+            mode=self.mask_resize,
+        ).gated(0)
+        masks = mask_pyramid(sample.mask[None], [tuple(level.shape[2:]) for level in levels])
+        outside, inside = (
+            torch.cat([g.square()[(m == value).expand_as(g)] for g, m in zip(levels, masks, strict=True)])
+            for value in (0, 1)
+        )
+        return float((outside.mean() / inside.mean()).sqrt())
+
     def _draw(self, sample: Sample, regions: list[Region], seed: int) -> np.ndarray:
         height, width = sample.mask.shape[1:]
         size = {"height": height, "width": width}
@@ -83,6 +109,7 @@ def evaluate(
         if keep is not None:
             keep(sample, image, free)
         row = {"number": sample.number, "mask": sample.mask_kind, "prompted": bool(sample.prompt)}
+        row["injected_outside"] = drawer.injected_outside(sample)
         yield row | measure(image, free, sample, condition, features)
 
 

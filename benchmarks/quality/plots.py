@@ -64,6 +64,23 @@ def leakage_curves(curves: Mapping[str, Sequence[Estimate]], nearest: Sequence[i
     _save(figure, path)
 
 
+def tradeoff(points: Sequence[Mapping], path: Path) -> None:
+    """Leakage against LFMSE inside, a line a method over its strengths; see `ablation.tradeoff`."""
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for colour, variant in zip(PALETTE, dict.fromkeys(point["variant"] for point in points), strict=False):
+        own = [point for point in points if point["variant"] == variant]
+        x, y = ([point[f"{name}_mean"] for point in own] for name in ("lfmse_inside", "leakage"))
+        axis.plot(x, y, "o-", color=colour, label=variant, markersize=4)
+        for point, at in zip(own, zip(x, y, strict=True), strict=True):
+            axis.annotate(f"{point['scale']:g}", at, textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axis.set_xlabel("LFMSE inside: to the left follows better")
+    axis.set_ylabel("leakage, grey levels")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, title="numbers: strength", title_fontsize=8)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def sweeps(rows: Sequence[Mapping], path: Path) -> None:
     """Panels of what `curves.sweep` measured: a row for each figure, a column for each field of the region."""
     fields, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("field", "figure"))

@@ -28,6 +28,7 @@ MEANINGS = {  # figure -> (what it is, which way is better)
     "f1": ("of both", "higher"),
     "ssim": ("SSIM of the picture's own condition to the one asked for, inside", "higher"),
     "leakage": ("difference to the free picture of the same seed outside, grey levels", "lower"),
+    "injected_outside": ("control added to the UNet outside the mask, over inside, RMS", "0"),
     "seam": ("gradient across the mask's border, beyond the free picture's, grey levels a px", "0"),
     "perceptual": ("distance to the free picture outside, of the VAE's features, as LPIPS", "lower"),
     "colours": ("things asked for whose colour is shown", "higher"),

@@ -79,3 +79,20 @@ def test_measures_are_kept_beside_the_adapter(tmp_path, monkeypatch):
     first, again = (ablation.measured(options, config, [], {}) for _ in range(2))
     assert first == again == [row(0)] and len(drawn) == 1
     assert json.loads((tmp_path / "masked-features-10-0" / "measures-1.json").read_text())["rows"] == first
+
+
+def test_the_tradeoff_draws_both_methods_at_every_strength_and_keeps_it(tmp_path, monkeypatch):
+    drawn = []
+
+    def evaluate(config, samples, scale):
+        drawn.append((config.control, config.seed, scale, len(samples)))
+        return [row(s.number, lfmse_inside=scale, leakage=2 * scale) for s in samples]
+
+    monkeypatch.setattr(ablation, "make_drawer", lambda options, config, free: config)
+    monkeypatch.setattr(ablation, "evaluate", evaluate)
+    options = types.SimpleNamespace(work=tmp_path, count=2, seeds=[0, 1], training_steps=10)
+    points, again = (ablation.tradeoff(options, make_samples(2), {}) for _ in range(2))
+    assert points == again and len(drawn) == 2 * 2 * len(ablation.SCALES)
+    assert {control for control, *_ in drawn} == {"input", "features"} and all(n == 2 for *_, n in drawn)
+    assert [p["scale"] for p in points] == 2 * list(ablation.SCALES)
+    assert all(p["lfmse_inside_mean"] == p["scale"] and p["leakage_high"] == 2 * p["scale"] for p in points)

@@ -120,6 +120,13 @@ def test_rows_and_their_summary():
     assert {f"leakage_{near}px" for near in LEAKAGE_BINS} <= found.keys()
 
 
+def test_nothing_is_injected_outside_by_masked_features_alone():
+    sample = samples()[0]
+    assert drawer().injected_outside(sample) == 0 == drawer(control="none").injected_outside(sample)
+    assert drawer(control="input").injected_outside(sample) > 0.05
+    assert drawer(control="everywhere").injected_outside(sample) > 0.1
+
+
 def test_diversity_of_one_picture_drawn_twice_is_none():
     rows = list(diversity(drawer(), samples()[:1], [3, 3]))
     assert rows[0]["controlled_outside"] == 0 == rows[0]["free_inside"]
