@@ -1,6 +1,7 @@
 """What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
 
 import csv
+import os
 import re
 import statistics
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from runtime.errors import InputError
 from runtime.files import replacing
 from runtime.report import commit, device_name
 
@@ -59,6 +61,13 @@ def results_folder() -> Path:
     if not torch.cuda.is_available():
         return RESULTS / "cpu"
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+
+
+def check_out(folder: Path) -> None:
+    """InputError where results cannot be written there; before anything is measured."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(f"out {folder}: {there} is no folder that can be written to")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

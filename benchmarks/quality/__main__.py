@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.measure import environment, results_folder, write_rows
+from benchmarks.measure import check_out, environment, results_folder, write_rows
 from benchmarks.quality import curves, distribution, plots, report
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, summary
@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
     """Draw, measure, write."""
     if options.count < 1:
         raise InputError(f"count {options.count}: expected 1 or more")
+    check_out(options.out)
     networks = load_networks(options)
     drawer = make_drawer(options)
     samples = make_samples(options, drawer.pipe)

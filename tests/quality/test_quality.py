@@ -61,6 +61,13 @@ def test_a_users_folder_is_measured_without_prompts(tmp_path):
     assert row["prompted"] == "False" and row["mask"] == "centre" and "shapes" not in row
 
 
+def test_a_file_in_the_way_is_found_before_drawing(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert quality.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert "is no folder that can be written to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
