@@ -40,7 +40,7 @@ SETTINGS = {
 }  # fmt: skip
 LATE = {"z0_schedule": "step_range", "z0_from": 500}  # the noisier half, where the picture is laid out
 
-# name -> what differs. The weights of the z0 terms: 0.1 is the paper's, which here is under 1 % of the noise loss.
+# name -> what differs. The weights of the z0 terms: 0.1 is the paper's, which here is 1 % of the noise loss.
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "global": METHODS["global"],
     "masked input": METHODS["masked-input"],
