@@ -58,6 +58,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
 
 BASE = "masked features"  # what the others are compared with
 TRADED, SCALES = ("masked input", BASE), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+DRAWN = ("global", "masked input", BASE, "+ Sobel z0 100", "+ Laplacian z0 10")  # curves of leakage
 TRADED_FIGURES, ENDS = ("lfmse_inside", "leakage"), ("mean", "low", "high")
 COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "injected_outside", "seam")
 
@@ -113,19 +114,21 @@ def run(options: argparse.Namespace) -> None:
             print(f"{variant}, seed {seed}: measured", flush=True)
     stamp = {"training_steps": options.training_steps, "batch": SETTINGS["batch"], **environment()}
     overall = {variant: without_seed(found) for variant, found in rows.items()}
-    write_rows(options.out / "ablation.csv", [row | stamp for row in table(rows)])
+    by_mask = table(rows)
+    write_rows(options.out / "ablation.csv", [row | stamp for row in by_mask])
     against = differences(rows)
     write_rows(options.out / "differences.csv", [row | stamp for row in against])
     plots.dots(overall, options.out / "ablation.png")
     curves = {
-        name: overall[name] for name in ("global", "masked input", BASE, "+ Sobel z0 1") if name in overall
+        name: [overall[name][f"leakage_{near}px"] for near in LEAKAGE_BINS]
+        for name in DRAWN
+        if name in overall
     }
-    curves = {name: [e[f"leakage_{near}px"] for near in LEAKAGE_BINS] for name, e in curves.items()}
     plots.leakage_curves(curves, LEAKAGE_BINS, options.out / "leakage.png")
     points = tradeoff(options, samples, free)
     write_rows(options.out / "tradeoff.csv", [point | stamp for point in points])
     plots.tradeoff(points, options.out / "tradeoff.png")
-    write_report(options.out / "ablation.md", overall, against, len(rows[variant]), BASE, stamp)
+    write_report(options.out / "ablation.md", overall, by_mask, against, len(rows[variant]), BASE, stamp)
 
 
 def make_samples(count: int) -> list[Sample]:

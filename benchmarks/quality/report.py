@@ -25,7 +25,7 @@ MEANINGS = {  # figure -> (what it is, which way is better)
     "hallucinated_outside": ("DiffCC: share of the outside with edges", "as without control"),
     "precision": ("edges inside that were asked for, within 1.5 px", "higher"),
     "recall": ("edges asked for that are there, within 1.5 px", "higher"),
-    "f1": ("of both", "higher"),
+    "f1": ("edges inside: F1 of precision and recall within 1.5 px", "higher"),
     "ssim": ("SSIM of the picture's own condition to the one asked for, inside", "higher"),
     "leakage": ("difference to the free picture of the same seed outside, grey levels", "lower"),
     "injected_outside": ("control added to the UNet outside the mask, over inside, RMS", "0"),
@@ -67,8 +67,8 @@ def write(path: Path, found: Mapping[str, Estimate], stamp: Mapping, pictures: i
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    """Three significant digits; no negative zero."""
+    return f"{value + 0.0:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def strip(sample: Sample, image: np.ndarray, free: np.ndarray) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ def test_every_figure_that_is_measured_has_a_meaning():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0012345, "0.00123"), (12.345, "12.3"), (1234.5, "1234"), (0, "0")]
+    ("value", "text"), [(0.0012345, "0.00123"), (12.345, "12.3"), (1234.5, "1234"), (-0.0, "0")]
 )
 def test_three_digits(value, text):
     assert report.number(value) == text
@@ -51,11 +51,20 @@ def test_a_difference_counts_where_all_seeds_agree_and_the_interval_leaves_zero_
 
     against = [row(0.1, 0.3, "0.1 0.2 0.3"), row(-0.1, 0.3, "0.1 0.2 0.3"), row(0.1, 0.3, "-0.1 0.2 0.5")]
     overall = {name: {"f1": Estimate(0.5, 0.4, 0.6, 9)} for name in ("no control", "v")}
-    write_report(tmp_path / "a.md", overall, against, 9, "base", STAMP)
-    lines = [line for line in (tmp_path / "a.md").read_text().splitlines() if line.startswith("| v | f1")]
-    assert [line.split("|")[-2].strip() for line in lines] == [
-        "higher",
-        "no difference told",
-        "no difference told",
+    of_masks = [
+        {
+            "variant": "v",
+            "mask": "half",
+            "prompt": prompt,
+            "figure": "lfmse_inside",
+            **vars(Estimate(*figures)),
+        }
+        for prompt, figures in {"yes": (0.1, 0.05, 0.2, 5), "no": (0.3, 0.2, 0.4, 4)}.items()
     ]
-    assert "| no control | 0.5 (0.4 to 0.6) |" in (tmp_path / "a.md").read_text()
+    write_report(tmp_path / "a.md", overall, of_masks, against, 9, "base", STAMP)
+    text = (tmp_path / "a.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| v | f1")]
+    assert [line.split("|")[-2].strip() for line in lines] == ["higher", "not clear", "not clear"]
+    assert "| no control | 0.5 (0.4 to 0.6) |" in text
+    assert "| variant | half | half, no prompt |" in text
+    assert "| v | 0.1 (0.05 to 0.2) | 0.3 (0.2 to 0.4) |" in text

@@ -17,7 +17,7 @@ from training.embedded.vae import SIZE
 from training.embedded.world import sample_scene
 from training.group_norm import use_quick_group_norm
 
-STEPS, BATCH = 2_000, 32
+STEPS, BATCH = 8_000, 32
 # The variant of `benchmarks.quality.ablation` that follows best inside the mask: a linear filter keeps the sign of an
 # edge, which the Sobel magnitude, the original's, loses.
 EDGES, LAMBDA = "laplacian", 10.0

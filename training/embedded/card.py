@@ -104,7 +104,7 @@ and measured without a download. It knows nothing else. Licence: Apache-2.0, lik
 |---|---|---|---|
 | autoencoder | scenes of 2 to 5 objects, a new one every time | {m["steps"]["vae"]:,} x {vae_stage.BATCH} | {minutes["vae"]:.0f} |
 | UNet and text encoders, v prediction | {base_stage.SCENES:,} captioned scenes | {m["steps"]["base"]:,} x {base_stage.BATCH} | {minutes["base"]:.0f} |
-| canny adapter: masked features, {adapter_stage.EDGES} z0 loss, weight {adapter_stage.LAMBDA:g} | the same, random masks | {m["steps"]["adapter"]:,} x {adapter_stage.BATCH} | {minutes["adapter"]:.0f} |
+| canny adapter: masked features, {adapter_stage.EDGES.capitalize()} z0 loss, weight {adapter_stage.LAMBDA:g} | the same, random masks | {m["steps"]["adapter"]:,} x {adapter_stage.BATCH} | {minutes["adapter"]:.0f} |
 
 On {m["device"]}, bf16 autocast, torch {m["versions"]["torch"]}, diffusers {m["versions"]["diffusers"]}.
 
