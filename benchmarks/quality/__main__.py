@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from itertools import islice
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.measure import check_out, environment, results_folder, write_rows
 from benchmarks.quality import curves, distribution, plots, report
 from benchmarks.quality.bootstrap import Estimate, interval
-from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, summary
+from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, measure, summary
 from benchmarks.quality.samples import MASK_KINDS, Sample, folder_samples, held_out_samples
 from runtime.command_line import Parser, exit_code
 from runtime.errors import InputError
@@ -95,19 +95,17 @@ def run(options: argparse.Namespace) -> None:
     bar = tqdm(samples, desc="pictures", mininterval=5)
     rows = list(evaluate(drawer, bar, options.condition, vae, keep=lambda *drawn: shown.append(drawn)))
     found = summary(rows) | whole_set(shown, *networks)
+    free = summary([{"number": s.number} | measure(free, free, s, options.condition) for s, _, free in shown])
     stamp = {"model": options.model, "control": options.control, "steps": options.steps, **environment()}
     if options.curves:
-        found |= spread(drawer, samples)
-        write_curves(options, drawer, samples, stamp)
+        of_one_kind = [s for s in samples if s.mask_kind == samples[0].mask_kind]
+        found |= spread(drawer, of_one_kind)
+        free |= spread(drawer.free_picture, of_one_kind)
+        write_curves(options.out, curves.sweep(drawer, of_one_kind[:CURVE_SAMPLES], options.condition), stamp)
     write_rows(options.out / "pictures.csv", rows)
-    write_rows(options.out / "summary.csv", [{"figure": k, **vars(e), **stamp} for k, e in found.items()])
-    leakage = [found[f"leakage_{near}px"] for near in LEAKAGE_BINS]
-    plots.leakage_curves({"with control": leakage}, LEAKAGE_BINS, options.out / "leakage.png")
-    strips = [
-        (s.prompt or "(no prompt)", report.strip(s, image, free)) for s, image, free in shown[:SHEET_ROWS]
-    ]
-    plots.sheet(strips, TITLES, options.out / "sheet.png")
-    report.write(options.out / "report.md", found, stamp, len(rows), options.curves)
+    write_summary(options.out, {"with control": found, "without": free}, stamp)
+    write_sheet(options.out / "sheet.png", shown)
+    report.write(options.out / "report.md", found, free, stamp, len(rows), options.curves)
     print(f"{len(rows)} pictures: {options.out / 'report.md'}")
 
 
@@ -120,12 +118,28 @@ def load_networks(options: argparse.Namespace) -> tuple[nn.Module | None, Path |
     return inception, clip
 
 
-def write_curves(options: argparse.Namespace, drawer: Drawer, samples: list[Sample], stamp: dict) -> None:
-    """Against strength, start and end: of one kind of mask."""
-    of_one_kind = [s for s in samples if s.mask_kind == samples[0].mask_kind][:CURVE_SAMPLES]
-    points = list(curves.sweep(drawer, of_one_kind, options.condition))
-    write_rows(options.out / "curves.csv", [{**point, **stamp} for point in points])
-    plots.sweeps(points, options.out / "curves.png")
+def write_curves(out: Path, points: Iterable[dict], stamp: dict) -> None:
+    """Against strength, start and end; see `curves.sweep`."""
+    points = list(points)
+    write_rows(out / "curves.csv", [point | stamp for point in points])
+    plots.sweeps(points, out / "curves.png")
+
+
+def write_summary(out: Path, figures: dict[str, dict[str, Estimate]], stamp: dict) -> None:
+    """Means and intervals; figures: of which pictures -> figure -> estimate."""
+    lines = [
+        {"pictures": p, "figure": k, **vars(e)} for p, found in figures.items() for k, e in found.items()
+    ]
+    write_rows(out / "summary.csv", [line | stamp for line in lines])
+    leakage = [figures["with control"][f"leakage_{near}px"] for near in LEAKAGE_BINS]
+    plots.leakage_curves({"with control": leakage}, LEAKAGE_BINS, out / "leakage.png")
+
+
+def write_sheet(path: Path, shown: list[Shown]) -> None:
+    """Some of the samples, spaced: not one scene with all its masks."""
+    rows = min(SHEET_ROWS, len(shown))
+    spaced = [shown[i * len(shown) // rows] for i in range(rows)]
+    plots.sheet([(s.prompt or "(no prompt)", report.strip(s, *both)) for s, *both in spaced], TITLES, path)
 
 
 def make_drawer(options: argparse.Namespace) -> Drawer:
@@ -171,10 +185,9 @@ def whole_set(shown: list[Shown], inception: nn.Module | None, clip: Path | None
     return found
 
 
-def spread(drawer: Drawer, samples: list[Sample]) -> dict[str, Estimate]:
-    """Diversity over seeds, outside the mask and inside, with control and without."""
-    rows = list(diversity(drawer, list(islice(samples, DIVERSITY_SAMPLES)), DIVERSITY_SEEDS))
-    return {f"diversity_{name}": e for name, e in summary(rows).items()}
+def spread(draw: Callable[[Sample, int], np.ndarray], samples: list[Sample]) -> dict[str, Estimate]:
+    """Diversity over seeds, outside the mask and inside."""
+    return summary(list(diversity(draw, samples[:DIVERSITY_SAMPLES], DIVERSITY_SEEDS)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.quality.bootstrap import Estimate
-from benchmarks.quality.report import MEANINGS, number
+from benchmarks.quality.report import MEANINGS, cell, number
 from runtime.files import replacing
 
 
@@ -28,7 +28,7 @@ def write_report(
     lines += [f"- `{name}`: {MEANINGS[name][0]}; better: {MEANINGS[name][1]}." for name in names]
     lines += ["", "| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant, found in overall.items():
-        lines.append(f"| {variant} | " + " | ".join(_cell(found[name]) for name in names) + " |")
+        lines.append(f"| {variant} | " + " | ".join(cell(found[name]) for name in names) + " |")
     lines += ["", "![the same, drawn](ablation.png)", ""]
     lines += _by_mask(by_mask, "lfmse_inside")
     lines += [
@@ -59,7 +59,7 @@ def _by_mask(rows: Sequence[Mapping], figure: str) -> list[str]:
     lines += ["|---" * (len(columns) + 1) + "|"]
     for variant in variants:
         cells = (
-            _cell(Estimate(*(found[variant, c][k] for k in ("mean", "low", "high", "n")))) for c in columns
+            cell(Estimate(*(found[variant, c][k] for k in ("mean", "low", "high", "n")))) for c in columns
         )
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -67,10 +67,6 @@ def _by_mask(rows: Sequence[Mapping], figure: str) -> list[str]:
 
 def _where(row: Mapping) -> str:
     return row["mask"] + ("" if row["prompt"] == "yes" else ", no prompt")
-
-
-def _cell(e: Estimate) -> str:
-    return f"{number(e.mean)} ({number(e.low)} to {number(e.high)})"
 
 
 def _difference(row: Mapping) -> str:

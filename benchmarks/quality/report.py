@@ -34,29 +34,35 @@ MEANINGS = {  # figure -> (what it is, which way is better)
     "colours": ("things asked for whose colour is shown", "higher"),
     "shapes": ("things asked for that are shown in shape and colour", "higher"),
     "background": ("pictures on the background asked for", "higher"),
-    "diversity_controlled_outside": (
-        "difference between seeds outside, with control, grey levels",
-        "as free",
+    "diversity_outside": (
+        "difference between pictures of several seeds outside, grey levels",
+        "as without control",
     ),
-    "diversity_free_outside": ("the same without control", ""),
-    "diversity_controlled_inside": ("difference between seeds inside, with control", "lower"),
-    "diversity_free_inside": ("the same without control", ""),
+    "diversity_inside": ("the same inside", "lower"),
     "fid": ("FID of the pictures to the real ones", "lower"),
     "clip_score": ("CLIPScore of picture and prompt", "higher"),
 }
 
 
-def write(path: Path, found: Mapping[str, Estimate], stamp: Mapping, pictures: int, curves: bool) -> None:
-    """The table of all figures, and the pictures that lie beside it."""
+def write(
+    path: Path,
+    found: Mapping[str, Estimate],
+    free: Mapping[str, Estimate],
+    stamp: Mapping,
+    pictures: int,
+    curves: bool,
+) -> None:
+    """The table of all figures, and the pictures that lie beside it. free: figures of the pictures without control."""
     facts = ", ".join(f"{key} {value}" for key, value in stamp.items())
     lines = ["# How local the control is", "", f"{pictures} pictures; {facts}.", ""]
     lines += ["Means with bootstrap 95 % intervals over scenes; n is the number of values behind each.", ""]
-    lines += ["| figure | mean | 95 % interval | n | better | what it is |", "|---|---|---|---|---|---|"]
+    lines += ["| figure | with control | without | n | better | what it is |", "|---|---|---|---|---|---|"]
     for name, (meaning, better) in MEANINGS.items():
         if name in found:
-            e = found[name]
-            low_high = f"{number(e.low)} to {number(e.high)}" if np.isfinite(e.low) else ""
-            lines.append(f"| {name} | {number(e.mean)} | {low_high} | {e.n} | {better} | {meaning} |")
+            without = cell(free[name]) if name in free else ""
+            lines.append(
+                f"| {name} | {cell(found[name])} | {without} | {found[name].n} | {better} | {meaning} |"
+            )
     lines += ["", "![difference to the free picture by distance from the mask](leakage.png)"]
     lines += ["", "![condition, with control, without control, difference](sheet.png)"]
     if curves:
@@ -64,6 +70,11 @@ def write(path: Path, found: Mapping[str, Estimate], stamp: Mapping, pictures: i
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def cell(e: Estimate) -> str:
+    """The mean, and its interval where it has one."""
+    return number(e.mean) + (f" ({number(e.low)} to {number(e.high)})" if np.isfinite(e.low) else "")
 
 
 def number(value: float) -> str:

@@ -1,5 +1,6 @@
 """benchmarks.quality.ablation: what the variants differ in, what they are compared by, and the committed table."""
 
+import csv
 import json
 import types
 
@@ -96,3 +97,16 @@ def test_the_tradeoff_draws_both_methods_at_every_strength_and_keeps_it(tmp_path
     assert {control for control, *_ in drawn} == {"input", "features"} and all(n == 2 for *_, n in drawn)
     assert [p["scale"] for p in points] == 2 * list(ablation.SCALES)
     assert all(p["lfmse_inside_mean"] == p["scale"] and p["leakage_high"] == 2 * p["scale"] for p in points)
+
+
+def test_the_committed_table_has_every_variant_and_seed():
+    folder = ablation.results_folder().parent / "cpu" / "ablation"
+    with (folder / "ablation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["variant"] for r in rows} == {"no control", *VARIANTS}
+    kinds = {(r["mask"], r["prompt"]) for r in rows}
+    assert kinds == {("random", "yes"), ("centre", "yes"), ("half", "yes"), ("random", "no")}
+    with (folder / "differences.csv").open(newline="") as file:
+        against = list(csv.DictReader(file))
+    assert {r["variant"] for r in against} == set(VARIANTS) - {BASE}
+    assert all(len(r["seeds"].split()) >= 3 for r in against)

@@ -129,8 +129,8 @@ def test_nothing_is_injected_outside_by_masked_features_alone():
 
 def test_diversity_of_one_picture_drawn_twice_is_none():
     rows = list(diversity(drawer(), samples()[:1], [3, 3]))
-    assert rows[0]["controlled_outside"] == 0 == rows[0]["free_inside"]
-    assert next(diversity(drawer(), samples()[:1], [3, 4]))["free_outside"] > 0
+    assert rows[0]["diversity_outside"] == 0 == rows[0]["diversity_inside"]
+    assert next(diversity(drawer().free_picture, samples()[:1], [3, 4]))["diversity_outside"] > 0
 
 
 def test_a_sweep_has_a_row_for_every_value_and_figure(monkeypatch):

@@ -5,6 +5,7 @@ import csv
 import pytest
 from PIL import Image
 
+from benchmarks.measure import results_folder
 from benchmarks.quality import __main__ as quality
 from tests.quality.test_samples import picture
 
@@ -38,16 +39,21 @@ def test_a_run_writes_tables_pictures_and_a_report(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("2 pictures: ")
     out = tmp_path / "new"
     assert [row["number"] for row in read(out / "pictures.csv")] == ["0", "1"]
-    found = {row["figure"]: row for row in read(out / "summary.csv")}
+    found, free = (
+        {row["figure"]: row for row in read(out / "summary.csv") if row["pictures"] == pictures}
+        for pictures in ("with control", "without")
+    )
     assert found["lfmse_inside"]["n"] == "2" and found["leakage"]["device"] and found["leakage"]["commit"]
-    assert {"perceptual", "shapes", "diversity_controlled_outside", "diversity_free_outside"} <= found.keys()
+    assert {"perceptual", "shapes", "diversity_outside"} <= found.keys()
+    assert float(free["leakage"]["mean"]) == 0 < float(free["lfmse_inside"]["mean"])
+    assert float(free["diversity_outside"]["mean"]) > 0
     assert {(r["field"], r["value"]) for r in read(out / "curves.csv")} == {
         ("scale", "0.0"), ("scale", "1.0"), ("end", "0.5"), ("end", "1.0")
     }  # fmt: skip
     report = (out / "report.md").read_text()
     for name in ("leakage.png", "sheet.png", "curves.png"):
         assert f"]({name})" in report and min(Image.open(out / name).size) > 100
-    assert f"| lfmse_inside | {float(found['lfmse_inside']['mean']):.3g} |" in report
+    assert f"| lfmse_inside | {float(found['lfmse_inside']['mean']):.3g} (" in report
 
 
 def test_a_users_folder_is_measured_without_prompts(tmp_path):
@@ -83,3 +89,9 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, capsys):
     assert quality.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and said in lines[0] and not (tmp_path / "out").exists()
+
+
+def test_the_committed_report_is_of_200_pictures_or_more():
+    folder = results_folder().parent / "cpu" / "quality"
+    assert len(read(folder / "pictures.csv")) >= 200
+    assert all((folder / name).exists() for name in ("report.md", "sheet.png", "leakage.png", "curves.png"))

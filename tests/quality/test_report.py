@@ -14,9 +14,10 @@ STAMP = {"device": "a processor", "commit": "abc"}
 
 def test_figures_are_listed_with_their_meaning(tmp_path):
     found = {"lfmse_inside": Estimate(0.00123, 0.001, 0.0015, 12), "fid": Estimate(81.2, np.nan, np.nan, 12)}
-    report.write(tmp_path / "new" / "report.md", found, STAMP, 12, curves=False)
+    free = {"lfmse_inside": Estimate(0.004, 0.003, 0.005, 12)}
+    report.write(tmp_path / "new" / "report.md", found, free, STAMP, 12, curves=False)
     text = (tmp_path / "new" / "report.md").read_text()
-    assert "| lfmse_inside | 0.00123 | 0.001 to 0.0015 | 12 | lower |" in text
+    assert "| lfmse_inside | 0.00123 (0.001 to 0.0015) | 0.004 (0.003 to 0.005) | 12 | lower |" in text
     assert "| fid | 81.2 |  | 12 |" in text and "nan" not in text
     assert "12 pictures; device a processor, commit abc." in text and "curves.png" not in text
 
