@@ -1,31 +1,64 @@
-"""python -m benchmarks.latency [--model embedded] [--adapter folder] [--engine folder ...] [--steps 30] [--out folder]
+"""python -m benchmarks.latency [--model embedded] [--adapter folder] [--engine folder ...] [--batch 1 8] [--size 128]
 
-One picture with a masked control, end to end: this runtime, in torch and on engines, and diffusers'
+One picture with a masked control, end to end and stage by stage: this runtime, in torch and on engines, and diffusers'
 StableDiffusionXLAdapterPipeline on the same weights, prompt, noise and scheduler, in one process and in turn. Writes
-<out>/latency.csv.
+<out>/latency.csv and latency.png.
 
 diffusers has no mask; it gets the same control everywhere, which is not more work.
 """
 
 import argparse
+import statistics
+import time
+from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
+from benchmarks import latency_plot
+from benchmarks.measure import (
+    environment,
+    interleave,
+    matmul_rate,
+    percentiles,
+    results_folder,
+    write_rows,
+)
 from runtime import LocalControlPipeline, Region
 from runtime.loading import DTYPES, EMBEDDED
 from runtime.manifest import read_manifest
 from runtime.masks import box
 
 PROMPT = "a yellow star and a blue circle at night"
+STAGES = ("text", "adapter", "denoise", "decode")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    rows = []
+    for dtype in options.dtype:
+        adapters = {"canny": options.adapter} if options.adapter else None
+        ours = {"localcontrol": LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)}
+        for folder in options.engine:
+            manifest = read_manifest(folder)
+            if manifest.precision == dtype:
+                ours[f"localcontrol {manifest.target}"] = LocalControlPipeline.from_engine(folder)
+        peak = matmul_rate(DTYPES[dtype], ours["localcontrol"].device)
+        for size in options.size or [ours["localcontrol"].default_size]:
+            for batch in options.batch:
+                rows += measure(ours, dtype, batch, size, peak, options)
+    write_rows(options.out / "latency.csv", rows)
+    latency_plot.draw(rows, options.out / "latency.png")
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=__doc__.split("\n\n")[1]
+        prog="python -m benchmarks.latency", description=__doc__.partition("\n\n")[2]
     )
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
     parser.add_argument(
@@ -41,61 +74,101 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--size", type=int, help="pixels, square (default: the model's own)")
+    parser.add_argument("--size", type=int, nargs="+", help="pixels, square (default: the model's own)")
+    parser.add_argument("--compile", action="store_true", help="diffusers with torch.compile too (a minute)")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
-    options = parser.parse_args(arguments)
-    rows = []
-    for dtype in options.dtype:
-        adapters = {"canny": options.adapter} if options.adapter else None
-        ours = {"localcontrol": LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)}
-        for folder in options.engine:
-            manifest = read_manifest(folder)
-            if manifest.precision == dtype:
-                ours[f"localcontrol {manifest.target}"] = LocalControlPipeline.from_engine(folder)
-        for batch in options.batch:
-            rows += measure(ours, dtype, batch, options)
-    write_rows(options.out / "latency.csv", rows)
+    return parser
 
 
 def measure(
-    ours: dict[str, LocalControlPipeline], dtype: str, batch: int, options: argparse.Namespace
+    ours: dict[str, LocalControlPipeline], dtype: str, batch: int, size: int, peak: float, options
 ) -> list[dict]:
-    """One row for each runtime: percentiles of the time, and its median over that of ours in torch."""
+    """One row for each runtime.
+
+    p20, p50, p80: of a call's time; first: of the first call at this size, which may compile. Of ours also the median
+    of each stage, and of one step. tflops: the arithmetic of a call (text and control once) over p50; peak_share: of
+    `matmul_rate`. times_ours: p50 over that of ours in torch.
+    """
     torch_pipe = ours["localcontrol"]
-    size = options.size or torch_pipe.default_size
     condition = (torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)) > 0.95).float()
     region = Region(condition, mask=box(size, size, (0, 0, size // 2, size)))
     call = {"height": size, "width": size}
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in ours}
 
-    def run(pipe: LocalControlPipeline) -> None:
-        pipe(
-            PROMPT, [region], steps=options.steps, seed=0, images_per_prompt=batch, scheduler="euler", **call
-        )
+    def run(name: str) -> None:
+        options_of_call = {"seed": 0, "images_per_prompt": batch, "scheduler": "euler", **call}
+        stages[name].append(ours[name](PROMPT, [region], steps=options.steps, **options_of_call).timings)
 
-    runs = {name: partial(run, pipe) for name, pipe in ours.items()}
-    for layout, memory_format in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
-        theirs = diffusers_pipeline(torch_pipe, options, dtype, memory_format)
-        generators = [torch.Generator().manual_seed(i) for i in range(batch)]
-        runs[f"diffusers{layout}"] = lambda pipe=theirs, generators=generators: pipe(
-            PROMPT,
-            image=condition,
-            num_inference_steps=options.steps,
-            num_images_per_prompt=batch,
-            generator=generators,
-            **call,
-        )
+    runs = {name: partial(run, name) for name in ours}
+    runs |= diffusers_runs(torch_pipe, options, dtype, batch, condition, call)
+    first: dict[str, float] = {}
+    for name, first_run in runs.items():
+        start = time.perf_counter()
+        first_run()
+        first[name] = time.perf_counter() - start
+    work = flops(runs["localcontrol"])
     figures = {name: percentiles(times) for name, times in interleave(runs, options.repeats).items()}
-    own = figures["localcontrol"]["p50_ms"]
-    rows = []
+    own, rows = figures["localcontrol"]["p50_ms"], []
     for name, figure in figures.items():
-        ratio = round(figure["p50_ms"] / own, 3)
-        print(
-            f"{dtype} batch {batch} {name:24} {figure['p50_ms']:9.1f} ms, {ratio:.2f} x localcontrol's time"
-        )
+        rate = work / figure["p50_ms"] / 1e9
+        print(f"{dtype} batch {batch} {name:32} {figure['p50_ms']:9.1f} ms, {rate:.3f} TFLOP/s", flush=True)
         what = {"model": options.model, "dtype": dtype, "batch": batch, "size": size, "steps": options.steps}
-        rows.append({"runtime": name, **what, **figure, "times_ours": ratio, **environment()})
+        of_peak = {
+            "tflops": round(rate, 4),
+            "peak_tflops": round(peak, 3),
+            "peak_share": round(rate / peak, 3),
+        }
+        ratio = {"times_ours": round(figure["p50_ms"] / own, 3), "first_ms": round(first[name] * 1e3, 1)}
+        parts = stage_medians(stages.get(name, [])[-options.repeats :], options.steps)
+        rows.append({"runtime": name, **what, **figure, **ratio, **parts, **of_peak, **versions()})
     return rows
+
+
+def stage_medians(timings: list[dict[str, float]], steps: int) -> dict[str, float | str]:
+    """Milliseconds of each stage and of one step; empty for a pipeline that does not tell."""
+    medians = {s: round(statistics.median(t[s] for t in timings) * 1e3, 3) if timings else "" for s in STAGES}
+    step = round(medians["denoise"] / steps, 3) if timings else ""
+    return {f"{stage}_ms": value for stage, value in medians.items()} | {"step_ms": step}
+
+
+def flops(run: Callable[[], None]) -> int:
+    """Of one call in torch: convolutions and matrix products, attention's too."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def versions() -> dict[str, str]:
+    """`environment`, and the versions of what runs engines here."""
+    found = {}
+    for package in ("openvino", "onnxruntime"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return environment() | found
+
+
+def diffusers_runs(
+    ours: LocalControlPipeline, options, dtype: str, batch: int, condition: torch.Tensor, call: dict
+) -> dict[str, Callable[[], None]]:
+    """diffusers' pipeline in both layouts, and compiled where that is asked for."""
+    layouts = {"diffusers": torch.contiguous_format, "diffusers channels_last": torch.channels_last}
+    pipes = {name: diffusers_pipeline(ours, options, dtype, layout) for name, layout in layouts.items()}
+    if options.compile:
+        compiled = diffusers_pipeline(ours, options, dtype, torch.channels_last)
+        compiled.unet.compile()
+        compiled.vae.decode = torch.compile(compiled.vae.decode)
+        pipes["diffusers channels_last compiled"] = compiled
+    generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+    given = {
+        "num_inference_steps": options.steps,
+        "num_images_per_prompt": batch,
+        "generator": generators,
+        **call,
+    }
+    return {name: partial(pipe, PROMPT, image=condition, **given) for name, pipe in pipes.items()}
 
 
 def diffusers_pipeline(ours, options, dtype: str, memory_format) -> StableDiffusionXLAdapterPipeline:

@@ -44,6 +44,16 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{10 * (i + 1)}_ms": round(cuts[i] * 1e3, 3) for i in (1, 4, 7)}
 
 
+def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """TFLOP/s of the best square matrix product here: what the arithmetic of `dtype` is compared with."""
+    best = 0.0
+    for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        times = interleave({"matmul": lambda a=a, b=b: a @ b}, repeats)["matmul"]
+        best = max(best, 2 * side**3 / min(times) / 1e12)
+    return best
+
+
 def environment() -> dict[str, str]:
     """What the figures were measured with."""
     return {

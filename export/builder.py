@@ -40,6 +40,7 @@ from runtime.manifest import (
 )
 from runtime.region import SIZE_MULTIPLE
 from runtime.report import versions
+from runtime.unet_once import save_once_per_image
 from runtime.weights import weights_digest
 
 Say = Callable[[str], None]
@@ -150,7 +151,8 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
     check_room(settings, plan, stages, force, say)
-    stages.finish("model", asdict(plan), _save_configs(model, stages.work / CONFIGS), cost)
+    configs = _save_configs(model, settings.components, stages.work / CONFIGS)
+    stages.finish("model", asdict(plan), configs, cost)
     for component in components:
         if stages.done(f"onnx {component.name}") is None:
             path = stages.work / "onnx" / f"{component.name}.onnx"
@@ -240,12 +242,14 @@ def check_room(settings: BuildSettings, plan: Plan, stages: Stages, force: bool,
             )
 
 
-def _save_configs(model: Model, folder: Path) -> list[Path]:
-    """What a pipeline needs besides the engines: tokenizers, scheduler, the VAE's config."""
+def _save_configs(model: Model, components: tuple[str, ...], folder: Path) -> list[Path]:
+    """What a pipeline needs besides the engines: tokenizers, scheduler, the VAE's config, the UNet's part in torch."""
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), model.tokenizers, strict=True):
         tokenizer.save_pretrained(folder / name)
     model.scheduler.save_pretrained(folder / "scheduler")
     model.vae.save_config(folder / "vae")
+    if "unet" in components:
+        save_once_per_image(model.unet, folder / "unet")
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 

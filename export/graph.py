@@ -77,7 +77,7 @@ def trace(component: Component, profile: Profile) -> torch.export.ExportedProgra
         return torch.export.export(component.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
 
 
-VARIADIC = ("level_", "mask_")  # inputs that the graphs' modules take as *arguments
+VARIADIC = ("key_", "value_", "level_", "mask_")  # inputs that the graphs' modules take as *arguments
 
 
 def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.Model:

@@ -132,7 +132,7 @@ def verify(
                 f"{name}: nothing to compare here: its engine cannot run, nor ONNX Runtime its ONNX file"
             )
         limit = TOLERANCES[spec.dtype] if tolerance is None else tolerance
-        for sizes, label, inputs in _cases(manifest.profile, spec, name, smallest):
+        for sizes, label, inputs in _cases(manifest.profile, spec, name, modules[name], smallest):
             truth = _run_torch(modules[name], spec, inputs, device)
             for against, run in runs.items():
                 outputs = run(inputs, sizes)
@@ -196,25 +196,27 @@ def _caller(engine) -> Run:
 
 
 def _cases(
-    profile: Profile, spec: EngineSpec, name: str, smallest: bool
+    profile: Profile, spec: EngineSpec, name: str, module: nn.Module, smallest: bool
 ) -> Iterator[tuple[dict[str, int], str, dict[str, Tensor]]]:
     """Inputs at each size of the profile: timesteps, masks and strengths vary from one to the next."""
     axes = dict.fromkeys(size.name for port in spec.inputs for size in port.shape if isinstance(size, Axis))
     sizes = [{axis: profile.range(axis)[i] for axis in axes} for i in range(1 if smallest else 3)]
     for i, size in enumerate(sizes):
         if size not in sizes[:i]:
-            for label, inputs in _variants(spec, name, size, seed=i):
+            for label, inputs in _variants(spec, name, module, size, seed=i):
                 yield size, label, inputs
 
 
 def _variants(
-    spec: EngineSpec, name: str, sizes: Mapping[str, int], seed: int
+    spec: EngineSpec, name: str, module: nn.Module, sizes: Mapping[str, int], seed: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(seed)
     inputs = {port.name: _random(port, sizes, generator) for port in spec.inputs}
     if name == "unet":
-        for timestep in TIMESTEPS:
-            inputs["timestep"].fill_(timestep)
+        times, constant = _constant_inputs(module.unet, *inputs["key_0"].shape[0:3:2], generator)
+        inputs |= constant
+        for timestep, time in zip(TIMESTEPS, times, strict=True):
+            inputs["time"] = time
             yield f"timestep {timestep:.0f}", inputs
         quiet = {key: torch.zeros_like(t) if key.startswith("level_") else t for key, t in inputs.items()}
         yield "no control", quiet
@@ -226,12 +228,26 @@ def _variants(
         yield "", inputs
 
 
+@torch.inference_mode()
+def _constant_inputs(
+    unet: nn.Module, rows: int, tokens: int, generator: torch.Generator
+) -> tuple[Tensor, dict]:
+    """Of random prompts: what the UNet takes at each of `TIMESTEPS`, and at all."""
+    from runtime.denoiser import constant_inputs
+
+    config, device = unet.config, unet.conv_in.weight.device
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    text = torch.randn(rows, tokens, config.cross_attention_dim, generator=generator)
+    ids = torch.tensor([[512.0, 768.0, 0.0, 16.0, 1024.0, 1024.0]]).expand(rows, -1)
+    given = torch.tensor(TIMESTEPS), text, torch.randn(rows, pooled, generator=generator), ids
+    times, constant = constant_inputs(unet, *(x.to(device) for x in given))
+    return times.cpu(), {name: x.cpu() for name, x in constant.items()}
+
+
 def _random(port: Port, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
     shape = port.sized(sizes)
     if port.dtype == torch.int64:
         return torch.randint(0, 40, shape, generator=generator)  # token ids of any vocabulary
-    if port.name == "time_ids":
-        return torch.tensor([[512.0, 768.0, 0.0, 16.0, 1024.0, 1024.0]]).expand(shape).contiguous()
     unit = port.name.startswith(("mask_", "condition", "strengths"))
     draw = torch.rand if unit else torch.randn
     return draw(shape, generator=generator).to(port.dtype)

@@ -2,7 +2,8 @@
 
 The control is two graphs. `adapter` turns a condition, its masks and strengths into four gated feature maps, once per
 image and region; `unet` takes their sum at every step, zeros where no control acts. So masks, strengths, the steps at
-which a region acts, the adapter and the number of regions change without a rebuild.
+which a region acts, the adapter and the number of regions change without a rebuild. What the UNet computes once per
+image (time projections, keys and values of the text) stays in torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from runtime.loading import Model
 from runtime.profile import Axis, Port
 from runtime.text import encode_ids
 from runtime.unet import UNet
+from runtime.unet_blocks import Resnet, TransformerBlock
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,20 @@ class AdapterGraph(nn.Module):
 
 
 class UNetGraph(nn.Module):
-    """A whole denoising step in one call: what `TorchDenoiser` computes once per image is part of it."""
+    """What a denoising step computes anew. What is known before the first one comes in: `denoiser.constant_inputs`."""
 
     def __init__(self, unet: UNet):
         super().__init__()
         self.unet = unet
+        self.widths = [m.time_emb_proj.out_features for m in unet.modules() if isinstance(m, Resnet)]
+        self.attentions = [m.attn2 for m in unet.modules() if isinstance(m, TransformerBlock)]
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        pooled: Tensor,
-        time_ids: Tensor,
-        *levels: Tensor,
-    ) -> tuple[Tensor, ...]:
-        unet, dtype = self.unet, self.unet.conv_in.weight.dtype
-        time = [projection[0] for projection in unet.embed_time(timestep, pooled, time_ids)]
-        return (unet(sample.to(dtype), time, unet.project_text(text), levels).float(),)
+    def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """rest: key and value of each cross-attention, then the levels of control."""
+        count = 2 * len(self.attentions)
+        text, levels = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
+        sample = sample.to(self.unet.conv_in.weight.dtype)
+        return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
 
 
 class VAEDecoderGraph(nn.Module):
@@ -147,19 +145,20 @@ def _levels(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
 def _unet(name: str, model: Model) -> Component:
     unet, rows = model.unet, Axis("rows")
     config, dtype = unet.config, unet.conv_in.weight.dtype
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    tokens = model.tokenizers[0].model_max_length
-    latents = _pixels(_vae_factor(model))
+    graph, latents, tokens = (
+        UNetGraph(unet),
+        _pixels(_vae_factor(model)),
+        model.tokenizers[0].model_max_length,
+    )
+    text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
     inputs = (
         Port("sample", torch.float32, (rows, config.in_channels, *latents)),
-        Port("timestep", torch.float32, (1,)),
-        Port("text", dtype, (rows, tokens, config.cross_attention_dim)),
-        Port("pooled", dtype, (rows, pooled)),
-        Port("time_ids", torch.float32, (rows, 6)),
+        Port("time", dtype, (rows, sum(graph.widths))),
+        *(Port(f"{kind}_{i}", dtype, shape) for i, shape in enumerate(text) for kind in ("key", "value")),
         *_levels(config.control_channels, dtype),
     )
     prediction = Port("prediction", torch.float32, (rows, config.out_channels, *latents))
-    return Component(name, UNetGraph(unet), inputs, (prediction,))
+    return Component(name, graph, inputs, (prediction,))
 
 
 def _vae_decoder(name: str, model: Model) -> Component:

@@ -11,7 +11,7 @@ from runtime.adapter import Control
 from runtime.engine import Binding, Engine
 from runtime.unet import UNet
 
-# (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32
+# (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
 Step = Callable[[Tensor, int], Tensor]
 
 
@@ -55,8 +55,9 @@ class TorchDenoiser:
         ]
 
         def step(sample: Tensor, index: int) -> Tensor:
-            at = control.at(index) if control is not None else None
-            return self.unet(sample.to(dtype), [t[index] for t in time], keys_values, at).float()
+            at, rows = control.at(index) if control is not None else None, len(sample)
+            text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
+            return self.unet(sample.to(dtype), [t[index, -rows:] for t in time], text, at).float()
 
         return step
 
@@ -65,12 +66,30 @@ def _repeat(tensor: Tensor, times: int, dim: int = 0) -> Tensor:
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=dim)
 
 
+def constant_inputs(
+    unet: UNet, timesteps: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a compiled UNet takes that is known before the first step.
+
+    Returns the time projections of all resnets side by side, (T, P, sum of C), of which a step takes one row, and the
+    keys and values of every cross-attention by the names of their inputs. Arguments: see `TorchDenoiser.prepare`.
+    """
+    time = torch.cat(unet.embed_time(timesteps, pooled, time_ids), dim=-1)
+    pairs = unet.project_text(text.to(unet.conv_in.weight.dtype))
+    return time, {
+        f"{kind}_{i}": x
+        for i, pair in enumerate(pairs)
+        for kind, x in zip(("key", "value"), pair, strict=True)
+    }
+
+
 class EngineDenoiser:
     """SDXL's UNet as a compiled engine: one call a step, its inputs filled in place."""
 
-    def __init__(self, engine: Engine, dtype: torch.dtype):
-        """dtype: of text and control."""
-        self.engine, self.dtype, self.device = engine, dtype, engine.device
+    def __init__(self, engine: Engine, unet: UNet):
+        """unet: only its `once_per_image` parameters are used, in torch; the engine has the others."""
+        self.engine, self.unet, self.device = engine, unet, engine.device
+        self.dtype = unet.conv_in.weight.dtype
         self._ports = {port.name: port for port in engine.spec.inputs}
         self._levels = [name for name in self._ports if name.startswith("level_")]
         self._owners: dict[int, object] = {}  # of the tensors of each size: the run whose inputs are in them
@@ -97,26 +116,27 @@ class EngineDenoiser:
         repeat: int,
     ) -> Step:
         """See `TorchDenoiser.prepare`. The control of a step is summed once for all steps at which it is the same."""
-        constant = {"text": text, "pooled": pooled, "time_ids": time_ids}
+        time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
+        time = _repeat(time, repeat, dim=1)
         constant = {name: _repeat(tensor, repeat) for name, tensor in constant.items()}
         strengths = torch.zeros(len(timesteps), 1) if control is None else control.strengths.flatten(1)
         _, sums = torch.unique(strengths, dim=0, return_inverse=True)
-        sums, timesteps = sums.tolist(), timesteps.to(self.device, torch.float32)
+        sums = sums.tolist()
         gated = {key: control.gated(sums.index(key)) for key in set(sums)} if control is not None else {}
-        run, filled = object(), [-1]  # filled: which control is in the inputs
+        run, filled = object(), {}  # filled: which control is in the inputs of each binding
 
         def step(sample: Tensor, index: int) -> Tensor:
-            bound = self._bind(sample)
+            bound, rows = self._bind(sample), len(sample)
             if self._owners.get(id(bound)) is not run:  # the first step, or another run came in between
-                self._owners[id(bound)], filled[:] = run, [-1]
+                self._owners[id(bound)], filled[id(bound)] = run, None
                 for name, tensor in constant.items():
-                    bound.inputs[name].copy_(tensor)
-            if filled != [sums[index]]:
+                    bound.inputs[name].copy_(tensor[-rows:])
+            if filled[id(bound)] != sums[index]:
                 for i, name in enumerate(self._levels):
                     bound.inputs[name].copy_(gated[sums[index]][i] if gated else torch.zeros(()))
-                filled[:] = [sums[index]]
+                filled[id(bound)] = sums[index]
             bound.inputs["sample"].copy_(sample)
-            bound.inputs["timestep"].copy_(timesteps[index : index + 1])
+            bound.inputs["time"].copy_(time[index, -rows:])
             bound.run()
             return bound.outputs["prediction"].clone()  # the next step writes the same memory
 

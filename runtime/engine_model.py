@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from runtime.loading import DTYPES, Model, load_model
 from runtime.lora import LoraSource
 from runtime.manifest import ADAPTER, CONFIGS, Manifest, read_manifest
+from runtime.unet_once import load_once_per_image
 from runtime.weights import hash_tensor, read_json, weights_digest
 
 GRAPHS = {
@@ -134,7 +135,9 @@ def load_engines(
         vae = torch_model.vae
     model = _model(manifest, folder / CONFIGS, tuple(encoders), vae)
     adapters = {name: EngineAdapter(engine(ADAPTER + name)) for name in adapter_names(manifest)}
-    return model, EngineDenoiser(engine("unet"), DTYPES[manifest.precision]), adapters
+    exchanged = {name.removeprefix("unet."): w for name, w in weights.get("unet", {}).items()}
+    unet = load_once_per_image(folder / CONFIGS / "unet", device, DTYPES[manifest.precision], exchanged)
+    return model, EngineDenoiser(engine("unet"), unet), adapters
 
 
 def adapter_names(manifest: Manifest) -> list[str]:

@@ -126,7 +126,7 @@ def check_files(fields, outputs: dict[Path, str]) -> None:
 def check_settings(options: argparse.Namespace, fields) -> None:
     """What else can be known to be wrong before the model is loaded."""
     from runtime.adapter import check_name
-    from runtime.pipeline import check_call
+    from runtime.checks import check_call
     from runtime.region import Region, check_size
     from runtime.sampler import check_name as check_scheduler
 
@@ -140,6 +140,7 @@ def check_settings(options: argparse.Namespace, fields) -> None:
         options.guidance,
         options.seed,
         options.images,
+        options.guidance_range,
     )
     check_scheduler(options.scheduler)
     own = known_adapters(options)
@@ -207,6 +208,7 @@ def run(pipe: LocalControlPipeline, regions: list[Region], options: argparse.Nam
             options.seed,
             options.images,
             options.scheduler,
+            guidance_range=tuple(options.guidance_range),
             progress=progress,
         )
     for stage in ("text", "adapter", "denoise", "decode"):
@@ -260,6 +262,7 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,
+        "guidance_range": list(options.guidance_range),
         "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,
         "width": width,

@@ -19,8 +19,10 @@ from runtime.report import write_json
 from runtime.weights import read_json
 
 NAME = "manifest.json"
-FORMAT = 1
-CONFIGS = "model"  # the subfolder with tokenizers, scheduler and the VAE's config
+FORMAT = 2
+CONFIGS = (
+    "model"  # the subfolder with tokenizers, scheduler, the VAE's config and what runs in torch of the UNet
+)
 ADAPTER = "adapter_"  # an adapter's engine is called adapter_<its name>
 CHUNK = 2**24  # bytes hashed at once
 KINDS = {  # the JSON type of each field

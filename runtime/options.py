@@ -52,6 +52,14 @@ def _add_picture(group) -> None:
     group.add_argument(
         "--guidance", type=float, default=5.0, help="classifier-free guidance; 1 or less: none (default 5)"
     )
+    group.add_argument(
+        "--guidance-range",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("START", "END"),
+        help="the part of the steps with guidance, as fractions: the others take half the time (default 0 1)",
+    )
     group.add_argument("--seed", type=int, help="of the first image, the next has seed + 1 (default: drawn)")
     group.add_argument("--images", type=int, default=1, metavar="N", help="how many (default 1)")
     group.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from kernels import ops
 from runtime import loading
 from runtime.adapter import Control, embedded_adapters, load_adapter
+from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
 from runtime.engine_model import EngineAdapter, engine_device, load_engines
 from runtime.errors import InputError
@@ -30,7 +30,6 @@ from runtime.sampler import denoise, make_scheduler, set_timesteps
 from runtime.text import encode_guidance
 
 DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
-MAX_SEED = 2**63 - 1
 AdapterSource = str | Path | T2IAdapter
 
 
@@ -155,6 +154,7 @@ class LocalControlPipeline:
         latents: Tensor | None = None,
         *,
         mask_resize: str = "area",
+        guidance_range: tuple[float, float] = (0.0, 1.0),
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Generate.
@@ -165,16 +165,21 @@ class LocalControlPipeline:
         drawn and reported where None. scheduler: see `sampler.SCHEDULERS`; the model's own by default.
         latents: initial N(0, 1) noise, (B, C, height / 8, width / 8), instead of the seed's.
         mask_resize: how masks come to the size of each level, see `masks.mask_pyramid`: "area", or "nearest" as in the
-        original method. progress: called with (steps done, steps) after every denoising step.
+        original method. guidance_range: the fractions of the steps between which guidance acts; the others take half
+        the work (see `sampler.denoise`). progress: called with (steps done, steps) after every denoising step.
 
         Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt)
+        check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range)
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
-        self.denoiser.check(count, guidance > 1, height, width)
+        for guided in {
+            guidance > 1,
+            guidance > 1 and tuple(guidance_range) == (0, 1),
+        }:  # the sizes of its steps
+            self.denoiser.check(count, guided, height, width)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
         noise = self._noise(latents, count, height, width, generators)
@@ -187,15 +192,15 @@ class LocalControlPipeline:
             with _timed(timings, "text", self.device):
                 negative = [negative_prompt] * len(prompts)
                 text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
-                _check_finite(text, "text", self.dtype)
+                check_finite(text, "text", self.dtype)
             with _timed(timings, "adapter", self.device):
                 control = self._control(packed, len(timesteps), mask_resize)
             with _timed(timings, "denoise", self.device):
                 ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
                 ids = ids.expand(len(text), -1).to(self.dtype)
                 step = self.denoiser.prepare(timesteps, text, pooled, ids, control, images_per_prompt)
-                result = denoise(step, scheduler, noise, guidance, generators, progress)
-                _check_finite(result, "denoise", self.dtype)
+                result = denoise(step, scheduler, noise, guidance, generators, progress, guidance_range)
+                check_finite(result, "denoise", self.dtype)
             with _timed(timings, "decode", self.device):
                 pixels = self.decode(result)
         return Result(_to_images(pixels), result, timings, seed)
@@ -220,7 +225,7 @@ class LocalControlPipeline:
         area = latents.shape[2] * latents.shape[3] * self.vae_factor**2
         chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
         pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
-        _check_finite(pixels, "decode", vae.dtype)
+        check_finite(pixels, "decode", vae.dtype)
         return (pixels / 2 + 0.5).clamp(0, 1)
 
     def _noise(self, latents: Tensor | None, count: int, height: int, width: int, generators) -> Tensor:
@@ -244,7 +249,7 @@ class LocalControlPipeline:
             mode=mask_resize,
         )
         for feature in (f for level in (control.features if control else ()) for f in level):
-            _check_finite(feature, "adapter", self.dtype)
+            check_finite(feature, "adapter", self.dtype)
         return control
 
 
@@ -281,37 +286,6 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
     return DTYPES.get(dtype, dtype)
-
-
-def check_backend(backend: str) -> None:
-    """InputError where the kernels' backend is unknown or cannot run here."""
-    try:
-        with ops.use_backend(backend):
-            pass
-    except (ValueError, RuntimeError) as error:
-        raise InputError(str(error)) from error
-
-
-def check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt) -> None:
-    """InputError, naming the argument, where one is of the wrong type or outside its range."""
-    if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError(f"prompt {prompts}: expected a text, or a list of texts")
-    if not isinstance(negative_prompt, str):
-        raise InputError(f"negative_prompt {negative_prompt!r}: expected a text")
-    for name, value in (("steps", steps), ("images_per_prompt", images_per_prompt)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
-    if not math.isfinite(guidance):
-        raise InputError(f"guidance {guidance}: expected a finite number")
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed}: expected a whole number from 0 to {MAX_SEED}")
-
-
-def _check_finite(tensor: Tensor, stage: str, dtype: torch.dtype) -> None:
-    if not torch.isfinite(tensor).all():
-        name = str(dtype).removeprefix("torch.")
-        advice = "" if dtype == torch.float32 else "; try dtype fp32"
-        raise InputError(f"{stage}: the result has NaN or infinite values (computed in {name}){advice}")
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:

@@ -84,26 +84,30 @@ def denoise(
     guidance: float,
     generators: Sequence[torch.Generator],
     progress: Callable[[int, int], None] | None = None,
+    guidance_range: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Run the scheduler over its timesteps: noise (B, C, h, w) N(0, 1) -> latents (B, C, h, w), float32.
 
     guidance: classifier-free guidance where above 1 (the step then takes a batch of 2B, negative rows first).
+    guidance_range: the fractions of the steps between which it acts, as a region's start and end; the other steps see
+    the prompt alone, B rows, at half the work (limited-interval guidance, arXiv 2404.07724).
     generators: one for each image, for schedulers that draw noise: an image does not depend on its batch.
     progress: called with (steps done, steps) after every step.
     """
     latents = noise.float() * scheduler.init_noise_sigma
     extra = _step_options(scheduler, list(generators))
-    timesteps = scheduler.timesteps
+    timesteps, (start, end) = scheduler.timesteps, guidance_range
+    count = len(timesteps)
     for i, t in enumerate(timesteps):
         sample = scheduler.scale_model_input(latents, t)
-        if guidance > 1:
+        if guidance > 1 and start <= i / count and (i + 1) / count <= end:
             unguided, guided = step(torch.cat([sample, sample]), i).chunk(2)
             output = unguided + guidance * (guided - unguided)
         else:
             output = step(sample, i)
         latents = scheduler.step(output, t, latents, **extra, return_dict=False)[0]
         if progress is not None:
-            progress(i + 1, len(timesteps))
+            progress(i + 1, count)
     return latents
 
 

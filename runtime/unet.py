@@ -65,6 +65,8 @@ BLOCK_TYPES = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+# In the names of the parameters that run once per image, in `embed_time` and `project_text`, and not in `forward`.
+ONCE = ("time_embedding.", "add_embedding.", ".time_emb_proj.", ".attn2.to_k.", ".attn2.to_v.")
 PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
 
 
@@ -184,6 +186,10 @@ class UNet(nn.Module):
         unet.to(memory_format=torch.channels_last)
         model.load_state_dict(unet.state_dict(), assign=True, strict=True)
         return model.eval()
+
+    def once_per_image(self) -> dict[str, Tensor]:
+        """The parameters of `embed_time` and `project_text`: `forward` uses all others, and none of these."""
+        return {name: p for name, p in self.named_parameters() if any(part in name for part in ONCE)}
 
     def embed_time(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> list[Tensor]:
         """Each resnet's time projection at every step: (T, B, C), in the order of the forward pass.

@@ -122,8 +122,6 @@ def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int], seed: int = 0)
             made[port.name] = torch.randint(0, 40, shape, generator=generator)
         elif port.name.startswith(("mask_", "condition", "strengths")):
             made[port.name] = torch.rand(shape, generator=generator)
-        elif port.name in ("timestep", "time_ids"):
-            made[port.name] = torch.randint(1, 999, shape, generator=generator).float()
         else:
             made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
     return made

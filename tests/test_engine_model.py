@@ -80,6 +80,8 @@ CALLS = {
     "mask of zeros": {"regions": [Region(condition(), mask=torch.zeros(64, 64))]},
     "no guidance": {"regions": [Region(condition(), mask=LEFT)], "guidance": 1.0},
     "more guidance": {"regions": [Region(condition(), mask=LEFT)], "guidance": 9.0},
+    "guidance at first": {"regions": [Region(condition(), mask=LEFT)], "guidance_range": (0.0, 0.5)},
+    "guidance amid": {"regions": [Region(condition(), mask=LEFT)] * 2, "guidance_range": (0.25, 0.75)},
     "negative prompt": {"negative_prompt": "a blue star"},
     "other size": {"regions": [Region(condition(2, (32, 96)))], "height": 32, "width": 96},
     "size between": {"regions": [Region(condition(2, (80, 48)))], "height": 80, "width": 48},
@@ -123,7 +125,7 @@ def test_equals_torch(target, case):
     "cases",
     [
         ["no region", "one region", "mask", "strength", "levels", "start and end", "two regions"],
-        ["mask", "strength", "mask_condition", "no guidance", "more guidance"],
+        ["mask", "strength", "mask_condition", "no guidance", "more guidance", "guidance at first"],
         ["one region", "euler_a", "dpm++2m", "ddim"],
     ],
     ids=["control", "call", "scheduler"],
@@ -141,7 +143,7 @@ def test_one_call_leaves_nothing_for_the_next(target):
     """To the bit: what a region, a size or a batch left in the engines' memory is not seen again."""
     pipe = engine_pipe(target)
     first = call(pipe, **CALLS["no region"]).latents
-    for case in ("two regions", "two images", "other size", "no guidance"):
+    for case in ("two regions", "two images", "other size", "no guidance", "guidance amid"):
         call(pipe, **CALLS[case])
         assert torch.equal(call(pipe, **CALLS["no region"]).latents, first), case
 

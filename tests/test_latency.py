@@ -2,8 +2,12 @@
 
 import csv
 
+import pytest
+import torch
+from PIL import Image
+
 from benchmarks import latency
-from benchmarks.measure import interleave, percentiles
+from benchmarks.measure import interleave, matmul_rate, percentiles
 from tests import saved_model
 from tests.tiny import make_adapter
 
@@ -25,7 +29,12 @@ def test_writes_a_row_for_each_runtime(tmp_path):
     for row in rows:
         assert 0 < float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert abs(float(row["times_ours"]) - float(row["p50_ms"]) / own) < 0.01
-        assert all(row[key] for key in ("device", "torch", "diffusers", "commit", "date"))
+        assert all(row[key] for key in ("device", "torch", "diffusers", "commit", "date", "first_ms"))
+        assert 0 < float(row["peak_share"]) < 1 and float(row["tflops"]) < float(row["peak_tflops"])
+    stages = [float(rows[0][f"{stage}_ms"]) for stage in latency.STAGES]
+    assert 0.5 * own < sum(stages) < 1.5 * own and abs(float(rows[0]["step_ms"]) - stages[2] / 2) < 0.01
+    assert rows[1]["denoise_ms"] == ""
+    assert min(Image.open(tmp_path / "latency.png").size) > 100
 
 
 def test_runs_take_turns_and_the_first_of_each_does_not_count():
@@ -38,3 +47,24 @@ def test_runs_take_turns_and_the_first_of_each_does_not_count():
 def test_percentiles_in_milliseconds():
     assert percentiles([i / 1000 for i in range(11)]) == {"p20_ms": 2.0, "p50_ms": 5.0, "p80_ms": 8.0}
     assert percentiles([0.5])["p20_ms"] == 500.0
+
+
+def test_arithmetic_of_products_convolutions_and_attention():
+    a, q = torch.randn(8, 16), torch.randn(1, 2, 32, 4)
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert latency.flops(lambda: a @ a.T) == 2 * 8 * 8 * 16
+    assert latency.flops(lambda: conv(torch.randn(1, 3, 10, 10))) == 2 * 100 * 5 * 27
+    attention = latency.flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert attention == 2 * (2 * 2 * 32 * 32 * 4)
+
+
+def test_the_rate_of_matrix_products_is_plausible():
+    assert 0.001 < matmul_rate(torch.float32, torch.device("cpu"), repeats=1) < 100
+
+
+def test_no_stages_where_a_pipeline_does_not_tell():
+    assert set(latency.stage_medians([], 30).values()) == {""}
+    found = latency.stage_medians(
+        [dict.fromkeys(latency.STAGES, 0.03), dict.fromkeys(latency.STAGES, 0.03)], 30
+    )
+    assert found["denoise_ms"] == 30 and found["step_ms"] == pytest.approx(1)

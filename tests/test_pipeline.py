@@ -203,6 +203,13 @@ def test_decodes_as_diffusers_does():
     assert (made - expected).abs().max() <= 1
 
 
+def test_guidance_on_no_step_is_the_prompt_alone():
+    options = {"steps": 2, "seed": 0, "images_per_prompt": 2}
+    none = pipe()(PROMPT, [Region(condition())], guidance=7.0, guidance_range=(0.9, 1.0), **options)
+    alone = pipe()(PROMPT, [Region(condition())], guidance=1.0, **options)
+    assert relative_rms(none.latents, alone.latents) < 1e-5
+
+
 def test_progress_is_told_every_step():
     seen = []
     pipe()(PROMPT, steps=3, seed=0, progress=lambda done, steps: seen.append((done, steps)))
@@ -217,6 +224,8 @@ def test_progress_is_told_every_step():
         ({"steps": 0}, "steps 0"),
         ({"steps": 2.5}, r"steps 2\.5"),
         ({"guidance": float("nan")}, "guidance nan"),
+        ({"guidance_range": (0.5, 0.2)}, r"guidance_range 0\.5 to 0\.2: expected 0 <= start"),
+        ({"guidance_range": (0.5, 2)}, "guidance_range 0.5 to 2"),
         ({"seed": -1}, "seed -1"),
         ({"images_per_prompt": 0}, "images_per_prompt 0"),
         ({"scheduler": "eulr"}, r"scheduler 'eulr' is unknown.*euler, "),

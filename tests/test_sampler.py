@@ -71,6 +71,19 @@ def test_guidance_extrapolates_from_the_negative_rows():
     assert torch.allclose(result, run(make_scheduler("ddim", DEFAULT), torch.tensor(1 + 3.0 * (2 - 1))))
 
 
+def test_guidance_acts_in_its_range_only():
+    seen = []
+
+    def model(sample, i):
+        seen.append(len(sample))
+        return torch.zeros_like(sample)
+
+    scheduler = make_scheduler("ddim", DEFAULT)
+    set_timesteps(scheduler, 8, torch.device("cpu"))
+    denoise(model, scheduler, torch.randn(3, 4, 3, 5), 5.0, [], guidance_range=(0.25, 0.7))
+    assert seen == [3, 3, 6, 6, 6, 3, 3, 3]  # 0.7 is within the sixth of eight steps, which it leaves out
+
+
 @pytest.mark.parametrize("name", ["euler_a", "lcm", "dpm++2m_sde", "ddpm"])
 def test_schedulers_that_draw_noise_draw_it_from_each_images_generator(name):
     output = torch.zeros(1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from export.wrapper import make_components
+from runtime.denoiser import constant_inputs
 from runtime.profile import Axis
 from tests import engines, saved_model
 from tests.tiny import make_adapter
@@ -32,15 +33,22 @@ def test_text_encoders(name):
 @pytest.mark.parametrize("control", [True, False], ids=["control", "no control"])
 @pytest.mark.parametrize("timestep", [999.0, 1.0])
 def test_unet(control, timestep):
-    given = inputs("unet") | {"timestep": torch.tensor([timestep])}
+    given, unet = inputs("unet"), engines.model().unet
     rows = len(given["sample"])
+    text, pooled, ids = (
+        torch.randn(rows, 77, 32),
+        torch.randn(rows, 16),
+        torch.randint(1, 999, (rows, 6)).float(),
+    )
+    (time,), constant = constant_inputs(unet, torch.tensor([timestep]), text, pooled, ids)
+    given |= {"time": time, **constant}
     levels = [given[f"level_{i}"].mul_(control).expand(rows, -1, -1, -1) for i in range(4)]
     made = engines.run_torch(engines.component("unet"), given)
     theirs = saved_model.pipeline().unet(
         given["sample"],
         timestep,
-        given["text"],
-        added_cond_kwargs={"text_embeds": given["pooled"], "time_ids": given["time_ids"]},
+        text,
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": ids},
         down_intrablock_additional_residuals=levels if control else None,
     )
     assert_close("prediction", made["prediction"], theirs.sample, "unet")
@@ -78,12 +86,16 @@ def test_outputs_are_what_the_ports_say(name, precision):
 
 
 def test_the_unets_inputs():
-    """Latents, time and size in float32; text and control in what it computes in."""
+    """Latents in float32; time, text and control in what it computes in."""
     ports = {port.name: port for port in engines.component("unet", "bf16").inputs}
     wide = {name for name, port in ports.items() if port.dtype == torch.float32}
-    assert wide == {"sample", "timestep", "time_ids"}
+    assert wide == {"sample"}
     assert ports["sample"].shape == (Axis("rows"), 4, Axis("height", 8), Axis("width", 8))
-    assert ports["timestep"].shape == (1,)
+    widths = [
+        m.time_emb_proj.out_features for m in engines.model().unet.modules() if hasattr(m, "time_emb_proj")
+    ]
+    assert ports["time"].shape == (Axis("rows"), sum(widths))
+    assert ports["key_0"].shape == ports["value_0"].shape == (Axis("rows"), 4, 77, 16)
     assert ports["level_3"].shape == (1, 64, Axis("height", 32), Axis("width", 32))
 
 
