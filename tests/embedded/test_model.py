@@ -116,17 +116,17 @@ def test_a_mask_of_zeros_is_no_control():
 
 
 def test_control_holds_inside_the_mask_and_leaves_the_rest_alone():
-    """Over a few scenes: edges follow the condition in the left half, and are as free as ever in the right one."""
+    """Edges follow the condition in the left half, and are about as free as ever in the right one."""
     mask = box(128, 128, (0, 0, 64, 128))
     errors = {"free": [], "masked": []}
-    for i, scene in enumerate(held_out_scenes(8)):
+    for i, scene in enumerate(held_out_scenes(24)):  # of 8 the free half's mean is too noisy
         wanted = condition(i)
         for name, regions in (("free", []), ("masked", [Region(wanted, mask=mask)])):
             made = edges(np.asarray(pipe()(scene.caption, regions, seed=i).images[0]))
             error = lfmse_canny(made, wanted, mask[0, 0].numpy())
             errors[name].append((error.inside, error.outside_wanted))
     free, masked = (np.mean(errors[name], axis=0) for name in ("free", "masked"))
-    assert masked[0] < 0.8 * free[0]
+    assert masked[0] < 0.5 * free[0]
     assert masked[1] > 0.7 * free[1]
 
 
