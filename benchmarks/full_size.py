@@ -1,8 +1,9 @@
 """python -m benchmarks.full_size [--out folder] [--repeats 3] [--small]
 
-SDXL's whole UNet (2.57 B parameters, random weights) in bf16, ours against diffusers': do the two agree at full size,
-how long does a forward of each take, how much memory is needed? 512 x 512 pixels, batch 1, without and with control.
-Prints one row and writes it to <out>/full_size.csv. Needs about 12 GB of memory; --small tries a small UNet instead.
+SDXL's whole UNet (2.57 B parameters, random weights) in bf16, ours (as it is, and packed as a pipeline on a CPU has it)
+against diffusers' in channels_last: do they agree at full size, how long does a forward of each take, at what share of
+the machine's rate? 512 x 512 pixels, batch 1, without and with control. Prints one row and writes it to
+<out>/full_size.csv. Needs about 20 GB of memory; --small tries a small UNet instead.
 Exits with 1 where the relative RMS error is above 2e-2.
 """
 
@@ -16,7 +17,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
+from benchmarks.measure import (
+    environment,
+    flops,
+    interleave,
+    matmul_rate,
+    percentiles,
+    results_folder,
+    write_rows,
+)
+from runtime.packed import pack_weights, packs_here
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
 from runtime.unet_blocks import LevelControl
@@ -56,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 @torch.inference_mode()
 def measure(config: dict, repeats: int) -> dict:
-    """One row: how far ours is from diffusers' on the same weights, the median time of a forward, the memory."""
+    """One row: how far ours is from diffusers' on the same weights and packed from plain, the median time of a forward,
+    the arithmetic of one and what share of `matmul_rate` packed weights reach, the memory before packing a copy."""
     reference = build(config)
     ours = UNet.from_diffusers(reference)  # the same tensors: a second copy would be another 5 GB
     x, control = make_inputs(reference.config)
@@ -80,8 +91,19 @@ def measure(config: dict, repeats: int) -> dict:
     for name, controlled in (("free", False), ("control", True)):
         expected, actual = run_reference(controlled).float(), run_ours(controlled).float()
         errors[f"error_{name}"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
-    runs = {"diffusers": lambda: run_reference(True), "ours": lambda: run_ours(True)}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    work, packed = flops(lambda: run_ours(True)), UNet.from_diffusers(reference)
+    if packs_here(torch.bfloat16, torch.device("cpu")):
+        pack_weights(packed)
+    runs = {
+        "diffusers": lambda: run_reference(True),
+        "ours": lambda: run_ours(True),
+        "packed": lambda: packed(x["sample"], *once, control),
+    }
     times = {name: percentiles(seconds)["p50_ms"] for name, seconds in interleave(runs, repeats).items()}
+    expected, actual = run_ours(True).float(), runs["packed"]().float()
+    errors["error_packed"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
+    rate, peak = work / times["packed"] / 1e9, matmul_rate(torch.bfloat16, torch.device("cpu"))
     return {
         "parameters": sum(parameter.numel() for parameter in ours.parameters()),
         "pixels": PIXELS,
@@ -90,7 +112,13 @@ def measure(config: dict, repeats: int) -> dict:
         "output_rms": round(expected.square().mean().sqrt().item(), 4),
         "diffusers_ms": times["diffusers"],
         "ours_ms": times["ours"],
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "packed_ms": times["packed"],
+        "times_faster": round(times["diffusers"] / times["packed"], 3),
+        "tflop": round(work / 1e12, 3),
+        "tflops": round(rate, 3),
+        "peak_tflops": round(peak, 3),
+        "peak_share": round(rate / peak, 3),
+        "peak_memory_gib": round(memory, 2),
         **environment(),
     }
 

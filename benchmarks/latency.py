@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipeline
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import latency_plot
 from benchmarks.measure import (
     environment,
+    flops,
     interleave,
     matmul_rate,
     percentiles,
@@ -130,13 +129,6 @@ def stage_medians(timings: list[dict[str, float]], steps: int) -> dict[str, floa
     medians = {s: round(statistics.median(t[s] for t in timings) * 1e3, 3) if timings else "" for s in STAGES}
     step = round(medians["denoise"] / steps, 3) if timings else ""
     return {f"{stage}_ms": value for stage, value in medians.items()} | {"step_ms": step}
-
-
-def flops(run: Callable[[], None]) -> int:
-    """Of one call in torch: convolutions and matrix products, attention's too."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def versions() -> dict[str, str]:

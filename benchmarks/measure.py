@@ -11,6 +11,8 @@ from pathlib import Path
 
 import diffusers
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.errors import InputError
 from runtime.files import replacing
@@ -52,6 +54,13 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> f
         times = interleave({"matmul": lambda a=a, b=b: a @ b}, repeats)["matmul"]
         best = max(best, 2 * side**3 / min(times) / 1e12)
     return best
+
+
+def flops(run: Callable[[], None]) -> int:
+    """Of one call in torch: convolutions and matrix products, attention's too."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def environment() -> dict[str, str]:

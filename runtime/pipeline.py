@@ -24,6 +24,7 @@ from runtime.engine_model import EngineAdapter, engine_device, load_engines
 from runtime.errors import InputError
 from runtime.loading import DTYPES, Model
 from runtime.lora import LoraSource
+from runtime.packed import pack_weights, packs_here
 from runtime.quiet import quiet
 from runtime.region import Region, check_size, pack
 from runtime.sampler import denoise, make_scheduler, set_timesteps
@@ -80,7 +81,8 @@ class LocalControlPipeline:
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
-        it, fp16 on another, fp32 on a CPU. options: `loading.load_model`'s: vae, loras, tokenizer, config.
+        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`).
+        options: `loading.load_model`'s: vae, loras, tokenizer, config.
 
         Raises InputError, naming what is missing or does not fit.
         """
@@ -92,6 +94,8 @@ class LocalControlPipeline:
         # The model last: it takes the longest, and what is wrong with an adapter is known before.
         adapters = _load_adapters(adapters or {}, device, dtype, allow_pickle)
         loaded = loading.load_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, **options)
+        if packs_here(dtype, device):
+            pack_weights(loaded.unet)
         return cls(loaded, adapters, backend)
 
     @classmethod

@@ -122,9 +122,11 @@ class Transformer(nn.Module):
         return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2) + x
 
     @staticmethod
-    def _project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+    def _project(layer: nn.Module, tokens: Tensor) -> Tensor:
         """A 1x1 convolution is a linear layer on tokens."""
-        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+        if isinstance(layer, nn.Conv2d):
+            return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+        return layer(tokens)
 
 
 class Downsample(nn.Module):

@@ -23,7 +23,8 @@ def test_writes_one_row(run):
     )
     assert 0.1 < float(row["output_rms"]) < 10  # neither dead nor exploded: the comparison means something
     assert min(float(row[key]) for key in ("diffusers_ms", "ours_ms", "peak_memory_gib", "parameters")) > 0
-    assert all(row.values())
+    assert all(row.values()) and float(row["error_packed"]) < full_size.LIMIT
+    assert float(row["packed_ms"]) > 0 and 0 < float(row["peak_share"]) < 1
 
 
 def test_fails_where_the_two_differ(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks import latency
-from benchmarks.measure import interleave, matmul_rate, percentiles
+from benchmarks.measure import flops, interleave, matmul_rate, percentiles
 from tests import saved_model
 from tests.tiny import make_adapter
 
@@ -52,9 +52,9 @@ def test_percentiles_in_milliseconds():
 def test_arithmetic_of_products_convolutions_and_attention():
     a, q = torch.randn(8, 16), torch.randn(1, 2, 32, 4)
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert latency.flops(lambda: a @ a.T) == 2 * 8 * 8 * 16
-    assert latency.flops(lambda: conv(torch.randn(1, 3, 10, 10))) == 2 * 100 * 5 * 27
-    attention = latency.flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert flops(lambda: a @ a.T) == 2 * 8 * 8 * 16
+    assert flops(lambda: conv(torch.randn(1, 3, 10, 10))) == 2 * 100 * 5 * 27
+    attention = flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert attention == 2 * (2 * 2 * 32 * 32 * 4)
 
 
