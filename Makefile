@@ -16,7 +16,7 @@ help:
 	@echo "make lint   check style and formatting"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
-	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers"
+	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost (7 minutes)"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
@@ -50,6 +50,8 @@ out/engines-%: $(INSTALLED)
 
 bench-cpu: $(ENGINES)
 	$(BIN)/python -m benchmarks.latency --engine $(ENGINES) --batch 1 8
+	$(BIN)/python -m benchmarks.lossy
+	$(BIN)/python -m benchmarks.growth
 
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export

@@ -123,13 +123,11 @@ def plot(rows: list[dict], path: Path) -> None:
         panel.errorbar(x, y, yerr=ends, fmt="o", color="#0072B2", capsize=3, label="time")
         panel.plot(x, [row["fit_ms"] for row in own], color="#0072B2", alpha=0.5, label="line")
         panel.set(xlabel=LABELS[axis], ylabel="ms a call", title=f"{own[0]['ms_each']:.3g} ms each")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.15 * max(y))
         memory = panel.twinx()
-        memory.plot(
-            x, [row["peak_memory_mib"] for row in own], "s--", color="#E69F00", markersize=4, label="memory"
-        )
-        memory.set_ylabel("peak memory, MiB")
-        memory.set_ylim(bottom=0)
+        memory.plot(x, [row["peak_memory_mib"] for row in own], "s--", color="#E69F00", markersize=4)
+        memory.set_ylabel("peak memory, MiB", color="#E69F00")
+        memory.set_ylim(0, 1.15 * max(row["peak_memory_mib"] for row in own))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial_file:
