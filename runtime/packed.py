@@ -41,7 +41,9 @@ class PackedConv2d(nn.Module):
 
 def packs_here(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `pack_weights` helps: on a CPU with matrix units for it."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def pack_weights(unet: UNet) -> UNet:
