@@ -17,7 +17,15 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.measure import check_out, environment, interleave, percentiles, results_folder, write_rows
+from benchmarks.measure import (
+    check_counts,
+    check_out,
+    environment,
+    interleave,
+    percentiles,
+    results_folder,
+    write_rows,
+)
 from runtime import LocalControlPipeline, Region
 from runtime.command_line import Parser, exit_code
 from runtime.files import replacing
@@ -49,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Measure every point, fit, write."""
     check_out(options.out)
+    check_counts(steps=options.steps, repeats=options.repeats)
     pipe, rows = load(options), []
     what = {
         "model": options.model,

@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import check_out, environment, interleave, percentiles, results_folder, write_rows
+from benchmarks.measure import (
+    check_counts,
+    check_out,
+    environment,
+    interleave,
+    percentiles,
+    results_folder,
+    write_rows,
+)
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.samples import Sample, held_out_samples
 from runtime import LocalControlPipeline
@@ -58,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Draw every sample with every setting, compare, time, write."""
     check_out(options.out)
+    check_counts(count=options.count, repeats=options.repeats)
     pipe = load(options)
     samples = list(held_out_samples(options.count, ("random",)))
     lossless = [draw(pipe, sample) for sample in samples]

@@ -82,6 +82,13 @@ def results_folder() -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
+def check_counts(**counts: int) -> None:
+    """InputError, naming the option, where there is nothing to count."""
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} {count}: expected 1 or more")
+
+
 def check_out(folder: Path) -> None:
     """InputError where results cannot be written there; before anything is measured."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

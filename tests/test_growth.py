@@ -24,6 +24,12 @@ def test_rows_of_every_axis(tmp_path, monkeypatch):
     assert min(Image.open(tmp_path / "growth.png").size) > 100
 
 
+@pytest.mark.parametrize("name", ["steps", "repeats"])
+def test_nothing_to_measure_is_bad_input(name, tmp_path, capsys):
+    assert growth.main([f"--{name}", "0", "--out", str(tmp_path)]) == 2
+    assert f"{name} 0: expected 1 or more" in capsys.readouterr().err
+
+
 def test_regions_differ_and_lie_side_by_side():
     first, second = growth.make_region(64, 0), growth.make_region(64, 1)
     assert not torch.equal(first.condition, second.condition)

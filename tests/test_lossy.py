@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from benchmarks import lossy
 
 
@@ -21,6 +23,12 @@ def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
             float(row["latents_rms_low"]) <= float(row["latents_rms_mean"]) <= float(row["latents_rms_high"])
         )
     assert float(rows["bf16"]["latents_rms_mean"]) < float(rows["10 steps"]["latents_rms_mean"])
+
+
+@pytest.mark.parametrize("name", ["count", "repeats"])
+def test_nothing_to_measure_is_bad_input(name, tmp_path, capsys):
+    assert lossy.main([f"--{name}", "0", "--out", str(tmp_path)]) == 2
+    assert f"{name} 0: expected 1 or more" in capsys.readouterr().err
 
 
 def test_a_file_in_the_way_is_found_before_drawing(tmp_path, capsys):

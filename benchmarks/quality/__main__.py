@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.measure import check_out, environment, results_folder, write_rows
+from benchmarks.measure import check_counts, check_out, environment, results_folder, write_rows
 from benchmarks.quality import curves, distribution, plots, report
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, measure, summary
@@ -84,8 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Draw, measure, write."""
-    if options.count < 1:
-        raise InputError(f"count {options.count}: expected 1 or more")
+    check_counts(count=options.count)
     check_out(options.out)
     networks = load_networks(options)
     drawer = make_drawer(options)

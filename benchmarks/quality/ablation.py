@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import check_out, environment, results_folder, write_rows
+from benchmarks.measure import check_counts, check_out, environment, results_folder, write_rows
 from benchmarks.quality import plots
 from benchmarks.quality.ablation_report import write_report
 from benchmarks.quality.bootstrap import Estimate, paired
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Train and measure what is not done yet, then write the tables."""
     check_out(options.out)
+    check_counts(count=options.count)
     samples, free = make_samples(options.count), {}
     rows = {"no control": measured(options, None, samples, free)}
     for variant in options.variants:
