@@ -50,7 +50,7 @@ out/engines-%: $(INSTALLED)
 
 bench-cpu: $(ENGINES)
 	$(BIN)/python -m benchmarks.latency --engine $(ENGINES) --batch 1 8
-	$(BIN)/python -m benchmarks.lossy
+	$(BIN)/python -m benchmarks.lossy --engine $(ENGINES)
 	$(BIN)/python -m benchmarks.growth
 
 bench-export: $(INSTALLED)

@@ -1,9 +1,9 @@
-"""python -m benchmarks.lossy [--model embedded] [--engine folder] [--count 32] [--out folder]
+"""python -m benchmarks.lossy [--model embedded] [--engine folder ...] [--count 32] [--out folder]
 
 What faster settings cost: the time of a picture, all settings in turn, and how far its latents and its edges are from
 those of the lossless picture of the same seed; and whether it keeps to condition and prompt as well. Held-out scenes of
-the embedded model's world, a random mask each. The row "bf16" is a yardstick: what rounding alone does. Writes
-<out>/lossy.csv.
+the embedded model's world, a random mask each. The lossless picture is PyTorch's in fp32; the rows "bf16" and of
+engines have the same settings: what another rounding does is the yardstick. Writes <out>/lossy.csv.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks.quality.samples import Sample, held_out_samples
 from runtime import LocalControlPipeline
 from runtime.command_line import Parser, exit_code
 from runtime.conditions import preprocess
+from runtime.manifest import read_manifest
 from runtime.pipeline import Result
 from training.embedded.shapes import adherence
 from training.metrics import lfmse_canny
@@ -55,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.lossy", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
-    parser.add_argument("--engine", metavar="FOLDER", help="run on engines of export.build_engine")
+    parser.add_argument(
+        "--engine", nargs="+", default=[], metavar="FOLDER", help="of export.build_engine: a row each"
+    )
     parser.add_argument("--count", type=int, default=32, help="scenes (default 32)")
     parser.add_argument("--repeats", type=int, default=7, help="timed pictures of each setting (default 7)")
     parser.add_argument("--out", type=Path, default=results_folder(), help="default %(default)s")
@@ -67,17 +70,19 @@ def run(options: argparse.Namespace) -> None:
     """Draw every sample with every setting, compare, time, write."""
     check_out(options.out)
     check_counts(count=options.count, repeats=options.repeats)
-    pipe = load(options)
+    pipe = LocalControlPipeline.from_pretrained(options.model, dtype="fp32")
     samples = list(held_out_samples(options.count, ("random",)))
     lossless = [draw(pipe, sample) for sample in samples]
     found = {name: compare(pipe, setting, samples, lossless) for name, setting in SETTINGS.items()}
-    pipes = dict.fromkeys(SETTINGS, pipe)
-    if not options.engine:
-        pipes["bf16"] = LocalControlPipeline.from_pretrained(options.model, dtype="bf16")
-        found["bf16"] = compare(pipes["bf16"], {}, samples, lossless)
+    rounded = {"bf16": LocalControlPipeline.from_pretrained(options.model, dtype="bf16")}
+    for folder in options.engine:
+        manifest = read_manifest(folder)
+        rounded[f"{manifest.target} {manifest.precision}"] = LocalControlPipeline.from_engine(folder)
+    found |= {name: compare(other, {}, samples, lossless) for name, other in rounded.items()}
+    pipes = dict.fromkeys(SETTINGS, pipe) | rounded
     runs = {name: partial(draw, own, samples[0], **SETTINGS.get(name, {})) for name, own in pipes.items()}
     times = {name: percentiles(seconds) for name, seconds in interleave(runs, options.repeats).items()}
-    what = {"model": options.model, "engine": options.engine or "", **environment()}
+    what = {"model": options.model, **environment()}
     rows = []
     for name, time in times.items():
         faster = {"times_faster": round(times["lossless"]["p50_ms"] / time["p50_ms"], 3)}
@@ -87,12 +92,6 @@ def run(options: argparse.Namespace) -> None:
             flush=True,
         )
     write_rows(options.out / "lossy.csv", rows)
-
-
-def load(options: argparse.Namespace) -> LocalControlPipeline:
-    if options.engine:
-        return LocalControlPipeline.from_engine(options.engine)
-    return LocalControlPipeline.from_pretrained(options.model)
 
 
 def draw(pipe: LocalControlPipeline, sample: Sample, **setting) -> Result:

@@ -25,6 +25,11 @@ def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
     assert float(rows["bf16"]["latents_rms_mean"]) < float(rows["10 steps"]["latents_rms_mean"])
 
 
+def test_a_folder_without_engines_is_bad_input(tmp_path, capsys):
+    assert lossy.main(["--count", "1", "--engine", "nowhere", "--out", str(tmp_path)]) == 2
+    assert "nowhere: no manifest.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["count", "repeats"])
 def test_nothing_to_measure_is_bad_input(name, tmp_path, capsys):
     assert lossy.main([f"--{name}", "0", "--out", str(tmp_path)]) == 2
