@@ -70,13 +70,13 @@ def run(options: argparse.Namespace) -> None:
     """Draw every sample with every setting, compare, time, write."""
     check_out(options.out)
     check_counts(count=options.count, repeats=options.repeats)
+    manifests = {folder: read_manifest(folder) for folder in options.engine}
     pipe = LocalControlPipeline.from_pretrained(options.model, dtype="fp32")
     samples = list(held_out_samples(options.count, ("random",)))
     lossless = [draw(pipe, sample) for sample in samples]
     found = {name: compare(pipe, setting, samples, lossless) for name, setting in SETTINGS.items()}
     rounded = {"bf16": LocalControlPipeline.from_pretrained(options.model, dtype="bf16")}
-    for folder in options.engine:
-        manifest = read_manifest(folder)
+    for folder, manifest in manifests.items():
         rounded[f"{manifest.target} {manifest.precision}"] = LocalControlPipeline.from_engine(folder)
     found |= {name: compare(other, {}, samples, lossless) for name, other in rounded.items()}
     pipes = dict.fromkeys(SETTINGS, pipe) | rounded
