@@ -116,7 +116,8 @@ On held-out scenes, each with a (shape, colour) pair that no training scene show
 - Autoencoder: {m["vae_psnr_db"]:.1f} dB PSNR (200 scenes).
 - Pictures that show every colour asked for and the background asked for: {m["prompts_shown"]:.1%} of {m["prompts"]} prompts.
 - Edge error against the condition (blurred edges, mean squared difference, lower is better), {m["edge_error_scenes"]} scenes; the mask
-  is the left half. Outside it, a control that is local leaves the error at the level of no control:
+  is the left half. Outside it, a control that is local leaves the error at the level of no control; what the gate
+  cannot hold back, the UNet carries across ("How local it is" in the repository's README):
 
 | | inside | outside |
 |---|---|---|
