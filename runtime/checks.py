@@ -35,7 +35,10 @@ def check_call(
             raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
     if not math.isfinite(guidance):
         raise InputError(f"guidance {guidance}: expected a finite number")
-    start, end = guidance_range
+    try:
+        start, end = map(float, guidance_range)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"guidance_range {guidance_range!r}: expected two fractions of the steps") from error
     if not 0 <= start <= end <= 1:
         raise InputError(f"guidance_range {start:g} to {end:g}: expected 0 <= start <= end <= 1")
     if seed is not None and not 0 <= seed <= MAX_SEED:

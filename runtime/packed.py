@@ -13,8 +13,15 @@ from runtime.unet import UNet
 from runtime.unet_blocks import Transformer
 
 
-class PackedLinear(nn.Module):
-    """nn.Linear with a weight that only oneDNN can read: for inference."""
+class Packed(nn.Module):
+    """A layer with a weight that only oneDNN can read: for inference."""
+
+    def __deepcopy__(self, memo) -> Packed:
+        return self  # nothing changes it, and such a weight has no copy
+
+
+class PackedLinear(Packed):
+    """nn.Linear."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         """weight: (out, in)."""
@@ -26,8 +33,8 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class PackedConv2d(nn.Module):
-    """nn.Conv2d likewise, channels_last in and out."""
+class PackedConv2d(Packed):
+    """nn.Conv2d, channels_last in and out."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()

@@ -179,10 +179,9 @@ class LocalControlPipeline:
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
-        for guided in {
-            guidance > 1,
-            guidance > 1 and tuple(guidance_range) == (0, 1),
-        }:  # the sizes of its steps
+        guidance_range = tuple(map(float, guidance_range))
+        # the sizes of its steps: with guidance, without it, or both
+        for guided in {guidance > 1, guidance > 1 and guidance_range == (0, 1)}:
             self.denoiser.check(count, guided, height, width)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]

@@ -1,5 +1,7 @@
 """Packed weights: the same pictures, in every size and layer, and nothing packed where it does not help."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -73,6 +75,12 @@ def test_a_pipeline_in_bf16_is_packed_and_one_in_fp32_is_not():
         plain.model.unet.conv_in, nn.Conv2d
     )
     assert packed.dtype == torch.bfloat16 and packed.device == CPU
+
+
+def test_a_copy_draws_the_same():
+    pipe = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
+    call = {"prompt": "a red star", "steps": 2, "seed": 0}
+    assert torch.equal(copy.deepcopy(pipe)(**call).latents, pipe(**call).latents)
 
 
 def test_a_pipeline_of_diffusers_keeps_its_weights():
