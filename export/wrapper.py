@@ -20,8 +20,7 @@ from runtime.adapter import LEVEL_STRIDES
 from runtime.loading import Model
 from runtime.profile import Axis, Port
 from runtime.text import encode_ids
-from runtime.unet import UNet
-from runtime.unet_blocks import Resnet, TransformerBlock
+from runtime.unet_graph import UNetGraph, level_ports, pixel_axes, unet_ports
 
 
 @dataclass(frozen=True)
@@ -58,23 +57,6 @@ class AdapterGraph(nn.Module):
         features = self.adapter(condition.to(self.adapter.dtype))
         gates = [mask * strength for mask, strength in zip(masks, strengths.unbind(), strict=True)]
         return tuple((f.float() * g).to(f.dtype) for f, g in zip(features, gates, strict=True))
-
-
-class UNetGraph(nn.Module):
-    """What a denoising step computes anew. What is known before the first one comes in: `denoiser.constant_inputs`."""
-
-    def __init__(self, unet: UNet):
-        super().__init__()
-        self.unet = unet
-        self.widths = [m.time_emb_proj.out_features for m in unet.modules() if isinstance(m, Resnet)]
-        self.attentions = [m.attn2 for m in unet.modules() if isinstance(m, TransformerBlock)]
-
-    def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """rest: key and value of each cross-attention, then the levels of control."""
-        count = 2 * len(self.attentions)
-        text, levels = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
-        sample = sample.to(self.unet.conv_in.weight.dtype)
-        return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
 
 
 class VAEDecoderGraph(nn.Module):
@@ -129,36 +111,18 @@ def adapter_component(name: str, adapter: T2IAdapter) -> Component:
         "condition", torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width"))
     )
     masks = [
-        Port(f"mask_{i}", torch.float32, (1, 1, *_pixels(stride))) for i, stride in enumerate(LEVEL_STRIDES)
+        Port(f"mask_{i}", torch.float32, (1, 1, *pixel_axes(stride)))
+        for i, stride in enumerate(LEVEL_STRIDES)
     ]
     strengths = Port("strengths", torch.float32, (len(LEVEL_STRIDES),))
-    levels = _levels(adapter.config.channels, adapter.dtype)
+    levels = level_ports(adapter.config.channels, adapter.dtype)
     return Component(name, AdapterGraph(adapter), (condition, strengths, *masks), levels)
 
 
-def _levels(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
-    """The gated features, as the adapter gives and the UNet takes them."""
-    sized = enumerate(zip(channels, LEVEL_STRIDES, strict=True))
-    return tuple(Port(f"level_{i}", dtype, (1, c, *_pixels(stride))) for i, (c, stride) in sized)
-
-
 def _unet(name: str, model: Model) -> Component:
-    unet, rows = model.unet, Axis("rows")
-    config, dtype = unet.config, unet.conv_in.weight.dtype
-    graph, latents, tokens = (
-        UNetGraph(unet),
-        _pixels(_vae_factor(model)),
-        model.tokenizers[0].model_max_length,
-    )
-    text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
-    inputs = (
-        Port("sample", torch.float32, (rows, config.in_channels, *latents)),
-        Port("time", dtype, (rows, sum(graph.widths))),
-        *(Port(f"{kind}_{i}", dtype, shape) for i, shape in enumerate(text) for kind in ("key", "value")),
-        *_levels(config.control_channels, dtype),
-    )
-    prediction = Port("prediction", torch.float32, (rows, config.out_channels, *latents))
-    return Component(name, graph, inputs, (prediction,))
+    graph = UNetGraph(model.unet)
+    tokens, factor = model.tokenizers[0].model_max_length, _vae_factor(model)
+    return Component(name, graph, *unet_ports(graph, tokens, factor))
 
 
 def _vae_decoder(name: str, model: Model) -> Component:
@@ -172,10 +136,10 @@ def _vae_encoder(name: str, model: Model) -> Component:
 
 
 def _vae_ports(model: Model, channels: int, colours: int) -> tuple[Port, Port]:
-    rows, small = Axis("items"), _pixels(_vae_factor(model))
+    rows, small = Axis("items"), pixel_axes(_vae_factor(model))
     return (
         Port("latents", torch.float32, (rows, channels, *small)),
-        Port("pixels", torch.float32, (rows, colours, *_pixels(1))),
+        Port("pixels", torch.float32, (rows, colours, *pixel_axes(1))),
     )
 
 
@@ -186,10 +150,6 @@ _MAKERS = {
     "vae_decoder": _vae_decoder,
     "vae_encoder": _vae_encoder,
 }
-
-
-def _pixels(divisor: int) -> tuple[Axis, Axis]:
-    return Axis("height", divisor), Axis("width", divisor)
 
 
 def _vae_factor(model: Model) -> int:

@@ -23,14 +23,22 @@ def check_backend(backend: str) -> None:
 
 
 def check_call(
-    prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range=(0, 1)
+    prompts,
+    negative_prompt,
+    steps,
+    guidance,
+    seed,
+    images_per_prompt,
+    guidance_range=(0, 1),
+    cache_interval=1,
 ) -> None:
     """InputError, naming the argument, where one is of the wrong type or outside its range."""
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"prompt {prompts}: expected a text, or a list of texts")
     if not isinstance(negative_prompt, str):
         raise InputError(f"negative_prompt {negative_prompt!r}: expected a text")
-    for name, value in (("steps", steps), ("images_per_prompt", images_per_prompt)):
+    counts = {"steps": steps, "images_per_prompt": images_per_prompt, "cache_interval": cache_interval}
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
     if not math.isfinite(guidance):

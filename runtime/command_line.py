@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from runtime.errors import InputError
@@ -33,6 +36,25 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
 def say(line: str) -> None:
     """For the user, on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def heartbeat(what: str, every: float = 20.0) -> Iterator[None]:
+    """Say what is being done, and that it goes on, for as long as the block takes; seconds between the lines."""
+    say(what)
+    start, done = time.perf_counter(), threading.Event()
+
+    def beat() -> None:
+        while not done.wait(every):
+            say(f"  {time.perf_counter() - start:.0f} s so far")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def add_model_sources(group) -> None:

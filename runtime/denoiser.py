@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from runtime.adapter import Control
+from runtime.deep_cache import DeepCache
 from runtime.engine import Binding, Engine
+from runtime.errors import InputError
 from runtime.unet import UNet
 
 # (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
@@ -18,9 +21,10 @@ Step = Callable[[Tensor, int], Tensor]
 class TorchDenoiser:
     """SDXL's UNet in PyTorch."""
 
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: UNet, device: torch.device | None = None):
+        """device: where it computes, if its weights are not there all the time."""
         self.unet = unet
-        self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+        self.device, self.dtype = device or unet.conv_in.weight.device, unet.conv_in.weight.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -31,7 +35,7 @@ class TorchDenoiser:
         """Channels of the four feature maps that a control must have."""
         return self.unet.config.control_channels
 
-    def check(self, images: int, guided: bool, height: int, width: int) -> None:
+    def check(self, images: int, guided: bool, height: int, width: int, cache_interval: int = 1) -> None:
         """Takes any size: see `EngineDenoiser.check`."""
 
     def prepare(
@@ -42,11 +46,13 @@ class TorchDenoiser:
         time_ids: Tensor,
         control: Control | None,
         repeat: int,
+        cache_interval: int = 1,
     ) -> Step:
         """Compute all that is the same at every step; the function returned runs one.
 
         timesteps: (T,). text (P, S, D), pooled (P, K) and time_ids (P, 6): one row for each prompt of the guidance
-        batch, each of which serves `repeat` consecutive rows of the sample.
+        batch, each of which serves `repeat` consecutive rows of the sample. cache_interval: how many steps in a row
+        use the same deep features, see `DeepCache`.
         """
         dtype = self.dtype
         time = [_repeat(t, repeat, dim=1) for t in self.unet.embed_time(timesteps, pooled, time_ids)]
@@ -54,10 +60,13 @@ class TorchDenoiser:
             (_repeat(k, repeat), _repeat(v, repeat)) for k, v in self.unet.project_text(text.to(dtype))
         ]
 
+        cache = DeepCache(self.unet, cache_interval, control)
+
         def step(sample: Tensor, index: int) -> Tensor:
             at, rows = control.at(index) if control is not None else None, len(sample)
             text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
-            return self.unet(sample.to(dtype), [t[index, -rows:] for t in time], text, at).float()
+            forward = self.unet if cache_interval == 1 else partial(cache, index)
+            return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, at).float()
 
         return step
 
@@ -102,8 +111,12 @@ class EngineDenoiser:
     def control_channels(self) -> Sequence[int]:
         return tuple(self._ports[name].shape[1] for name in self._levels)
 
-    def check(self, images: int, guided: bool, height: int, width: int) -> None:
-        """InputError where a call is of a size that the engine was not built for."""
+    def check(self, images: int, guided: bool, height: int, width: int, cache_interval: int = 1) -> None:
+        """InputError where a call is of a size that the engine was not built for, or is to cache its features."""
+        if cache_interval > 1:
+            raise InputError(
+                f"cache_interval {cache_interval}: a compiled UNet computes every step whole, expected 1"
+            )
         self.engine.profile.check({"height": height, "width": width, "rows": images * (1 + guided)})
 
     def prepare(
@@ -114,8 +127,12 @@ class EngineDenoiser:
         time_ids: Tensor,
         control: Control | None,
         repeat: int,
+        cache_interval: int = 1,
     ) -> Step:
-        """See `TorchDenoiser.prepare`. The control of a step is summed once for all steps at which it is the same."""
+        """See `TorchDenoiser.prepare`; cache_interval is 1.
+
+        The control of a step is summed once for all steps at which it is the same.
+        """
         time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
         time = _repeat(time, repeat, dim=1)
         constant = {name: _repeat(tensor, repeat) for name, tensor in constant.items()}

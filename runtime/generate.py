@@ -12,15 +12,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 import kernels
-from runtime.command_line import exit_code, say
-from runtime.errors import InputError
+from runtime.command_line import exit_code, heartbeat, say
+from runtime.generate_checks import check_files, check_outputs, check_settings, picture_paths, region_paths
 from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
 
 if TYPE_CHECKING:
@@ -73,110 +71,27 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
     adapters = adapter_sources(options.adapter)
     if options.engine:
         return LocalControlPipeline.from_engine(options.engine, adapters, model=options.model, **common)
-    return LocalControlPipeline.from_pretrained(
-        options.model or "embedded", adapters, dtype=options.dtype, vae=options.vae, **common
+    pipe = LocalControlPipeline.from_pretrained(
+        options.model or "embedded",
+        adapters,
+        dtype=options.dtype,
+        vae=options.vae,
+        attention=options.attention or "auto",
+        quantize=options.quantize,
+        offload=options.offload,
+        vae_tiling=options.vae_tiling,
+        **common,
     )
+    if options.compile or options.cuda_graph:
+        pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
+        warm_up(pipe, options)
+    return pipe
 
 
-def picture_paths(options: argparse.Namespace) -> list[Path]:
-    """Where the pictures go: out.png, out-1.png ..."""
-    out = Path(options.out)
-    return [out, *(out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, options.images))]
-
-
-def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
-    """Every file to be written, found to be writable: its resolved path, and the option that names it."""
-    from runtime.images import check_writable
-
-    if options.images < 1:
-        raise InputError(f"--images {options.images}: expected a whole number of at least 1")
-    named = [("--out", path, ".png") for path in picture_paths(options)]
-    named += [("--sheet", options.sheet, ".png")] * bool(options.sheet)
-    named += [("--report", options.report, ".json")] * bool(options.report)
-    outputs: dict[Path, str] = {}
-    for name, path, suffix in named:
-        if Path(path).suffix.lower() != suffix:
-            raise InputError(f"{name} {path}: expected a name that ends in {suffix}")
-        resolved = check_writable(path, name).resolve()
-        if resolved in outputs:
-            raise InputError(f"{name} {path} is also {outputs[resolved]}; expected another file")
-        outputs[resolved] = name
-    return outputs
-
-
-def check_files(fields, outputs: dict[Path, str]) -> None:
-    """The regions' values and pictures, before the seconds that diffusers' import takes."""
-    from runtime.images import load_image
-    from runtime.region import Region
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again at the picture's own size
-        for name, given, folder in fields:
-            region = Region.from_dict(given, name, folder, size=(64, 64))  # any size: it is not known yet
-            load_image(region.condition, f"{name} condition")
-            if region.mask is not None:
-                load_image(region.mask, f"{name} mask", background="black")
-            for key, path in _paths(name, given, folder).items():
-                if (written := outputs.get(Path(path).resolve())) is not None:
-                    raise InputError(
-                        f"{name} {key}: {path} would be overwritten by {written}; expected another file"
-                    )
-
-
-def check_settings(options: argparse.Namespace, fields) -> None:
-    """What else can be known to be wrong before the model is loaded."""
-    from runtime.adapter import check_name
-    from runtime.checks import check_call
-    from runtime.region import Region, check_size
-    from runtime.sampler import check_name as check_scheduler
-
-    for name, value in (("height", options.height), ("width", options.width)):
-        if value is not None:
-            check_size(**{"height": 16, "width": 16, name: value})
-    check_call(
-        [options.prompt],
-        options.negative_prompt,
-        options.steps,
-        options.guidance,
-        options.seed,
-        options.images,
-        options.guidance_range,
-    )
-    check_scheduler(options.scheduler)
-    own = known_adapters(options)
-    for _, given, _ in fields:
-        check_name(given.get("adapter") or Region.adapter, {*own, *adapter_sources(options.adapter)})
-
-
-def known_adapters(options: argparse.Namespace) -> Collection[str]:
-    """The adapters that come with the model or the engines; InputError where an option does not go with engines."""
-    from runtime.adapter import embedded_adapters
-
-    if not options.engine:
-        return embedded_adapters() if options.model in (None, "embedded") else ()
-    from runtime.engine_model import adapter_names
-    from runtime.manifest import read_manifest
-
-    for name in ("dtype", "vae"):
-        if getattr(options, name) is not None:
-            raise InputError(
-                f"--{name} with --engine: it is fixed when the engines are built; expected without it"
-            )
-    manifest = read_manifest(options.engine)
-    sizes = {
-        name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None
-    }
-    manifest.profile.check({**sizes, "rows": options.images * (1 + (options.guidance > 1))})
-    return adapter_names(manifest)
-
-
-def _paths(name: str, given: dict, folder: Path | None) -> dict[str, str]:
-    """The files that a region names, as they are seen from the working folder."""
-    from runtime.region import Region
-
-    region = Region.from_dict({k: v for k, v in given.items() if k != "preprocess"}, name, folder)
-    found = {"condition": region.condition, "mask": region.mask}
-    return {key: str(path) for key, path in found.items() if path is not None}
+def warm_up(pipe: LocalControlPipeline, options: argparse.Namespace) -> None:
+    """Compile for the picture's size, and say every few seconds that it goes on."""
+    with heartbeat("compiling: minutes the first time, later from the cache on disk"):
+        pipe.warm_up(options.height, options.width, options.images)
 
 
 def make_regions(fields, height: int, width: int) -> list[Region]:
@@ -209,6 +124,7 @@ def run(pipe: LocalControlPipeline, regions: list[Region], options: argparse.Nam
             options.images,
             options.scheduler,
             guidance_range=tuple(options.guidance_range),
+            cache_interval=options.cache_interval,
             progress=progress,
         )
     for stage in ("text", "adapter", "denoise", "decode"):
@@ -258,11 +174,12 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
-        "regions": [{**given, **_paths(name, given, folder)} for name, given, folder in fields],
+        "regions": [{**given, **region_paths(name, given, folder)} for name, given, folder in fields],
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,
         "guidance_range": list(options.guidance_range),
+        "cache_interval": options.cache_interval,
         "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,
         "width": width,
@@ -276,6 +193,12 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "dtype": next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
         "device": str(pipe.device),
         "backend": pipe.backend,
+        "attention": pipe.attention,
+        "compile": options.compile,
+        "cuda_graph": options.cuda_graph,
+        "quantize": options.quantize,
+        "offload": options.offload,
+        "vae_tiling": options.vae_tiling,
         "software": f"localcontrol {kernels.__version__}",
     }
 

@@ -5,14 +5,15 @@ There is one path: everything loads into diffusers' StableDiffusionXLPipeline, L
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, T2IAdapter
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from runtime.adapter import load_adapter
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.lora import LoraSource, find_lora, fuse_lora
@@ -23,6 +24,7 @@ from runtime.unet import UNet
 from runtime.weights import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded"
+AdapterSource = str | Path | T2IAdapter
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -127,6 +129,22 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
         sample_size=_sample_size(pipe.unet.config.sample_size),
         force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def load_adapters(
+    sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
+) -> dict[str, T2IAdapter]:
+    """Every adapter by its name, in eval mode; see `adapter.load_adapter`."""
+    adapters = {}
+    for name, source in sources.items():
+        if isinstance(source, T2IAdapter):
+            with quiet():
+                adapters[name] = source.to(device, dtype).eval()
+        else:
+            adapters[name] = load_adapter(
+                source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name
+            )
+    return adapters
 
 
 def _sample_size(configured: int | list[int] | None) -> int:

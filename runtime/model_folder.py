@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.errors import InputError
-from runtime.unet import UNetConfig
+from runtime.unet_config import UNetConfig
 from runtime.weights import LOAD_ERRORS, find_weights, first_line, read_json
 
 MODELS = {

@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_region(parser.add_argument_group("one region"))
     _add_regions(parser.add_argument_group("several regions"))
     _add_model(parser.add_argument_group("the model"))
+    _add_speed(parser.add_argument_group("speed and memory"))
     _add_output(parser.add_argument_group("output"))
     return parser
 
@@ -129,6 +130,40 @@ def _add_model(group) -> None:
     )
     group.add_argument(
         "--backend", choices=("auto", "triton", "torch"), default="auto", help="of the kernels (default auto)"
+    )
+
+
+def _add_speed(group) -> None:
+    group.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="auto, flash, cudnn, efficient, math, xformers, flash_attn (default auto: PyTorch chooses)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet and the VAE: minutes, the first time"
+    )
+    group.add_argument("--cuda-graph", action="store_true", help="capture a step as a CUDA graph")
+    group.add_argument(
+        "--cache-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compute the UNet's deep features at every Nth step only (default 1; lossy above)",
+    )
+    group.add_argument(
+        "--quantize",
+        metavar="NAME",
+        help="fp8: linear layers in float8; fp8-weights: weights kept in it, to save memory (lossy)",
+    )
+    group.add_argument(
+        "--offload",
+        metavar="NAME",
+        help="of a GPU with little memory: model: its parts take turns on it; group: so do the UNet's layers",
+    )
+    group.add_argument(
+        "--vae-tiling",
+        action="store_true",
+        help="decode pictures larger than the model's own in tiles (lossy)",
     )
 
 

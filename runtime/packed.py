@@ -26,6 +26,7 @@ class PackedLinear(Packed):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         """weight: (out, in)."""
         super().__init__()
+        self.out_features = len(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,21 +17,25 @@ from torch import Tensor
 
 from kernels import ops
 from runtime import loading
-from runtime.adapter import Control, embedded_adapters, load_adapter
+from runtime.adapter import Control, embedded_adapters
+from runtime.attention import check_attention, use_attention
 from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
+from runtime.device import pick_device, pick_dtype
 from runtime.engine_model import EngineAdapter, engine_device, load_engines
+from runtime.engine_torch import TorchEngine
 from runtime.errors import InputError
-from runtime.loading import DTYPES, Model
+from runtime.fp8 import check_quantize
+from runtime.fused import fuse_unet, fuses_here
+from runtime.loading import AdapterSource, Model
 from runtime.lora import LoraSource
-from runtime.packed import pack_weights, packs_here
-from runtime.quiet import quiet
+from runtime.offload import Offload, check_offload
 from runtime.region import Region, check_size, pack
 from runtime.sampler import denoise, make_scheduler, set_timesteps
+from runtime.specialize import specialize
 from runtime.text import encode_guidance
 
 DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
-AdapterSource = str | Path | T2IAdapter
 
 
 @dataclass
@@ -57,12 +61,20 @@ class LocalControlPipeline:
         adapters: Mapping[str, T2IAdapter | EngineAdapter],
         backend: str = "auto",
         denoiser: TorchDenoiser | EngineDenoiser | None = None,
+        *,
+        attention: str = "auto",
+        offload: Offload | None = None,
     ):
-        """``backend``: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`)."""
+        """backend: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`).
+
+        attention: see `runtime.attention`. offload: what brings a model that waits in main memory to its device.
+        """
         check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
-        self.denoiser = TorchDenoiser(model.unet) if denoiser is None else denoiser
+        self.attention, self.offload = attention, offload
+        self.denoiser = denoiser or TorchDenoiser(model.unet, offload and offload.device)
         self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
+        check_attention(attention, self.device, self.dtype)
 
     @classmethod
     def from_pretrained(
@@ -73,6 +85,10 @@ class LocalControlPipeline:
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
         *,
+        attention: str = "auto",
+        quantize: str | None = None,
+        offload: str | None = None,
+        vae_tiling: bool = False,
         allow_pickle: bool = False,
         **options,
     ) -> LocalControlPipeline:
@@ -82,21 +98,30 @@ class LocalControlPipeline:
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
         it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`).
+        attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
+        (see `runtime.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `runtime.offload`).
+        vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
         options: `loading.load_model`'s: vae, loras, tokenizer, config.
 
         Raises InputError, naming what is missing or does not fit.
         """
         check_backend(backend)
-        device = _device(device)
-        dtype = _dtype(dtype, device)
+        device = pick_device(device)
+        dtype = pick_dtype(dtype, device)
+        check_quantize(quantize, device, dtype)
+        check_offload(offload, device)
+        check_attention(attention, device, dtype)
         if str(model) == "embedded":
             adapters = {**embedded_adapters(), **(adapters or {})}
         # The model last: it takes the longest, and what is wrong with an adapter is known before.
-        adapters = _load_adapters(adapters or {}, device, dtype, allow_pickle)
-        loaded = loading.load_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, **options)
-        if packs_here(dtype, device):
-            pack_weights(loaded.unet)
-        return cls(loaded, adapters, backend)
+        adapters = loading.load_adapters(adapters or {}, device, dtype, allow_pickle)
+        home = device if offload is None else "cpu"
+        loaded = loading.load_model(model, device=home, dtype=dtype, allow_pickle=allow_pickle, **options)
+        specialize(loaded, device, dtype, backend, quantize)
+        if vae_tiling:
+            loaded.vae.enable_tiling()
+        offload = offload and Offload(loaded, device, offload)
+        return cls(loaded, adapters, backend, attention=attention, offload=offload)
 
     @classmethod
     def from_diffusers(
@@ -104,15 +129,21 @@ class LocalControlPipeline:
         pipe: DiffusionPipeline,
         adapters: Mapping[str, AdapterSource] | None = None,
         backend: str = "auto",
+        *,
+        attention: str = "auto",
     ) -> LocalControlPipeline:
         """Take any diffusers SDXL pipeline, on its device and in its dtype; weights are shared, not copied.
 
-        adapters: as in `from_pretrained`; by default the pipeline's own one, if it has one, named "canny".
+        adapters, attention: as in `from_pretrained`; by default the pipeline's own adapter, if it has one, named
+        "canny".
         """
         if adapters is None and isinstance(own := getattr(pipe, "adapter", None), T2IAdapter):
             adapters = {"canny": own}
         model = loading.from_diffusers(pipe)
-        return cls(model, _load_adapters(adapters or {}, pipe.device, pipe.unet.dtype, False), backend)
+        if fuses_here(backend, pipe.device):
+            fuse_unet(model.unet)
+        adapters = loading.load_adapters(adapters or {}, pipe.device, pipe.unet.dtype, False)
+        return cls(model, adapters, backend, attention=attention)
 
     @classmethod
     def from_engine(
@@ -136,11 +167,37 @@ class LocalControlPipeline:
         Raises InputError, naming what does not match between the folder, this machine and the model.
         """
         check_backend(backend)
-        device = _device(device or engine_device(folder))
+        device = pick_device(device or engine_device(folder))
         options |= {"allow_pickle": allow_pickle}
         loaded, denoiser, own = load_engines(folder, device, source=model, loras=loras, **options)
-        others = _load_adapters(adapters or {}, device, denoiser.dtype, allow_pickle)
+        others = loading.load_adapters(adapters or {}, device, denoiser.dtype, allow_pickle)
         return cls(loaded, {**own, **others}, backend, denoiser)
+
+    def compile(
+        self, *, compiler: str | Callable | None = "inductor", cuda_graph: bool = False
+    ) -> LocalControlPipeline:
+        """Have the UNet and the VAE's decoder compiled by torch.compile, and the UNet captured as a CUDA graph.
+
+        compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
+        `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling; a CUDA graph is captured for
+        each size. Returns itself. Raises InputError where the UNet runs on engines, or is offloaded.
+        """
+        if not isinstance(self.denoiser, TorchDenoiser) or self.offload is not None:
+            where = "offloaded" if self.offload else "compiled already"
+            raise InputError(
+                f"compile: the UNet is {where}; expected one in PyTorch that stays on its device"
+            )
+        tokens = self.model.tokenizers[0].model_max_length
+        engine = TorchEngine(self.model.unet, tokens, self.vae_factor, compiler, cuda_graph)
+        self.denoiser = EngineDenoiser(engine, self.model.unet)
+        if compiler is not None:
+            self.model.vae.decoder.compile(backend=compiler, dynamic=True)
+        return self
+
+    def warm_up(self, height: int | None = None, width: int | None = None, images: int = 1) -> None:
+        """Do what the first picture of this size would wait for: compile, capture, choose algorithms."""
+        steps = {"steps": 2, "guidance_range": (0.0, 0.5)}  # one step with guidance, one without
+        self("", height=height, width=width, images_per_prompt=images, seed=0, **steps)
 
     @torch.inference_mode()
     def __call__(
@@ -159,6 +216,7 @@ class LocalControlPipeline:
         *,
         mask_resize: str = "area",
         guidance_range: tuple[float, float] = (0.0, 1.0),
+        cache_interval: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Generate.
@@ -170,19 +228,22 @@ class LocalControlPipeline:
         latents: initial N(0, 1) noise, (B, C, height / 8, width / 8), instead of the seed's.
         mask_resize: how masks come to the size of each level, see `masks.mask_pyramid`: "area", or "nearest" as in the
         original method. guidance_range: the fractions of the steps between which guidance acts; the others take half
-        the work (see `sampler.denoise`). progress: called with (steps done, steps) after every denoising step.
+        the work (see `sampler.denoise`). cache_interval: compute the UNet's deep features at every so many steps only
+        (see `deep_cache.DeepCache`; lossy above 1). progress: called with (steps done, steps) after every step.
 
         Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        check_call(prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range)
+        check_call(
+            prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range, cache_interval
+        )
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
         guidance_range = tuple(map(float, guidance_range))
         # the sizes of its steps: with guidance, without it, or both
         for guided in {guidance > 1, guidance > 1 and guidance_range == (0, 1)}:
-            self.denoiser.check(count, guided, height, width)
+            self.denoiser.check(count, guided, height, width, cache_interval)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
         noise = self._noise(latents, count, height, width, generators)
@@ -192,16 +253,22 @@ class LocalControlPipeline:
 
         timings: dict[str, float] = {}
         with ops.use_backend(self.backend), _timed(timings, "total", self.device):
-            with _timed(timings, "text", self.device):
+            with _timed(timings, "text", self.device), self._at_work("text"):
                 negative = [negative_prompt] * len(prompts)
                 text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
                 check_finite(text, "text", self.dtype)
             with _timed(timings, "adapter", self.device):
                 control = self._control(packed, len(timesteps), mask_resize)
-            with _timed(timings, "denoise", self.device):
+            with (
+                _timed(timings, "denoise", self.device),
+                self._at_work("denoise"),
+                use_attention(self.attention),
+            ):
                 ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
                 ids = ids.expand(len(text), -1).to(self.dtype)
-                step = self.denoiser.prepare(timesteps, text, pooled, ids, control, images_per_prompt)
+                step = self.denoiser.prepare(
+                    timesteps, text, pooled, ids, control, images_per_prompt, cache_interval
+                )
                 result = denoise(step, scheduler, noise, guidance, generators, progress, guidance_range)
                 check_finite(result, "denoise", self.dtype)
             with _timed(timings, "decode", self.device):
@@ -227,9 +294,13 @@ class LocalControlPipeline:
             latents = latents * std + mean
         area = latents.shape[2] * latents.shape[3] * self.vae_factor**2
         chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
-        pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
+        with self._at_work("decode"):
+            pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
         check_finite(pixels, "decode", vae.dtype)
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _at_work(self, stage: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.offload is None else self.offload.at_work(stage)
 
     def _noise(self, latents: Tensor | None, count: int, height: int, width: int, generators) -> Tensor:
         shape = (count, self.denoiser.latent_channels, height // self.vae_factor, width // self.vae_factor)
@@ -254,41 +325,6 @@ class LocalControlPipeline:
         for feature in (f for level in (control.features if control else ()) for f in level):
             check_finite(feature, "adapter", self.dtype)
         return control
-
-
-def _load_adapters(
-    sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
-) -> dict[str, T2IAdapter]:
-    adapters = {}
-    for name, source in sources.items():
-        if isinstance(source, T2IAdapter):
-            with quiet():
-                adapters[name] = source.to(device, dtype).eval()
-        else:
-            adapters[name] = load_adapter(
-                source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name
-            )
-    return adapters
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"device {device!r}: unknown, expected cpu, cuda, cuda:0 ...") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device}: no CUDA device is available here, expected cpu")
-    return device
-
-
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
-    return DTYPES.get(dtype, dtype)
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:

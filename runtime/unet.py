@@ -5,9 +5,7 @@ change over the denoising steps is computed once and handed in: the time project
 the keys and values of every cross-attention (`project_text`), the control. Activations are channels_last.
 """
 
-import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,6 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from runtime.errors import InputError
 from runtime.unet_blocks import (
     DownBlock,
     KeyValue,
@@ -26,128 +23,10 @@ from runtime.unet_blocks import (
     TransformerBlock,
     UpBlock,
 )
+from runtime.unet_config import UNetConfig
 
-# Options of UNet2DConditionModel that SDXL leaves alone: the values this UNet implements.
-FIXED = {
-    "act_fn": ("silu", "swish"),
-    "addition_embed_type": ("text_time",),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "cross_attention_norm": (None,),
-    "downsample_padding": (1,),
-    "dropout": (0.0,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-# Options without effect: diffusers' own scaled-dot-product attention ignores upcast_attention too.
-IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
-BLOCK_TYPES = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
 # In the names of the parameters that run once per image, in `embed_time` and `project_text`, and not in `forward`.
 ONCE = ("time_embedding.", "add_embedding.", ".time_emb_proj.", ".attn2.to_k.", ".attn2.to_v.")
-PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The options of UNet2DConditionModel in which SDXL-like models differ; tuples have one entry a level."""
-
-    in_channels: int
-    out_channels: int
-    down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
-    block_out_channels: tuple[int, ...]
-    layers_per_block: tuple[int, ...]
-    transformer_layers_per_block: tuple[int, ...]
-    attention_head_dim: tuple[int, ...]  # the number of heads: a misnomer that diffusers kept for its configs
-    cross_attention_dim: int
-    use_linear_projection: bool
-    norm_num_groups: int
-    norm_eps: float
-    addition_time_embed_dim: int
-    projection_class_embeddings_input_dim: int
-    flip_sin_to_cos: bool
-    freq_shift: int
-
-    @classmethod
-    def from_diffusers(cls, config: Mapping) -> "UNetConfig":
-        """Read a UNet2DConditionModel config; a missing key has diffusers' default.
-
-        Raises InputError, naming key and value, where the config asks for what this UNet does not have.
-        """
-        defaults = {name: p.default for name, p in inspect.signature(UNet2DConditionModel).parameters.items()}
-        options = defaults | {key: value for key, value in config.items() if not key.startswith("_")}
-        values = {}
-        for key, value in options.items():
-            if key in cls.__dataclass_fields__:
-                values[key] = value
-            elif key in FIXED:
-                _expect(key, value, value in FIXED[key], " or ".join(map(repr, FIXED[key])))
-            elif key not in IGNORED:
-                _expect(key, value, value is None or value is False, "no such option")
-        return cls(**_per_level(values))
-
-    @property
-    def time_channels(self) -> int:
-        return 4 * self.block_out_channels[0]
-
-    @property
-    def control_channels(self) -> tuple[int, ...]:
-        """Channels of the features that each level's control must have: the down blocks', then the mid block's."""
-        return (*self.block_out_channels, self.block_out_channels[-1])
-
-
-def _per_level(values: dict) -> dict:
-    """Spell out what diffusers lets a config abbreviate; InputError where an entry cannot be an SDXL-like UNet's."""
-    levels = len(_as_tuple(values["block_out_channels"], 1))
-    for key in (*PER_LEVEL, "cross_attention_dim"):
-        spelled = _as_tuple(values[key], levels)
-        fits = len(spelled) == levels and all(isinstance(entry, int) for entry in spelled)
-        _expect(key, values[key], fits, f"{levels} whole numbers")
-        values[key] = spelled
-    for key, types in BLOCK_TYPES.items():
-        fits = len(values[key]) == levels and set(values[key]) <= set(types)
-        _expect(key, values[key], fits, f"{levels} of {' or '.join(types)}")
-        values[key] = tuple(values[key])
-    text = values["cross_attention_dim"]
-    _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
-    values["cross_attention_dim"] = text[0]
-    for key in ("norm_num_groups", "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-        _expect(key, values[key], isinstance(values[key], int), "a whole number")
-    return values
-
-
-def _as_tuple(value: object, levels: int) -> tuple:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
-
-
-def _expect(key: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise InputError(
-            f"UNet config: {key} = {value!r} is not supported, expected {expected} (an SDXL-like UNet)"
-        )
 
 
 class UNet(nn.Module):
@@ -169,6 +48,7 @@ class UNet(nn.Module):
         self.mid_block = _mid_block(config)
         self.up_blocks = nn.ModuleList(_up_blocks(config))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     @classmethod
@@ -226,21 +106,54 @@ class UNet(nn.Module):
         text: `project_text`. control: features, masks and scales for each down block and the mid block
         (four levels in SDXL), as `kernels.ops.inject` takes them; None for no control.
         """
+        time, text = iter(time), iter(text)
+        return self.finish(*self.deep_features(sample, time, text, control), time, text)
+
+    def deep_features(
+        self,
+        sample: Tensor,
+        time: Iterator[Tensor],
+        text: Iterator[KeyValue],
+        control: Sequence[LevelControl] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All before the last up block: what that takes, (B, C, h, w), and its skips."""
         levels = len(self.down_blocks) + 1
         control = [None] * levels if control is None else control
         if len(control) != levels:
             raise ValueError(
                 f"control must have {levels} levels (the down blocks and the mid block), got {len(control)}"
             )
-        time, text = iter(time), iter(text)
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for block, level in zip(self.down_blocks, control[:-1], strict=True):
             skips += block(skips[-1], time, text, level)
         x = self.mid_block(skips[-1], time, text, control[-1])
-        for block in self.up_blocks:
+        for block in self.up_blocks[:-1]:
             x = block(x, skips, time, text)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x, skips
+
+    def finish(self, deep: Tensor, skips: list[Tensor], time: Iterator, text: Iterator) -> Tensor:
+        """The last up block and what follows it, on `deep_features`: the prediction."""
+        x = self.up_blocks[-1](deep, skips, time, text)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+
+    def forward_shallow(
+        self,
+        sample: Tensor,
+        time: Sequence[Tensor],
+        text: Sequence[KeyValue],
+        control: Sequence[LevelControl] | None,
+        deep: Tensor,
+    ) -> Tensor:
+        """The prediction with another step's deep features: only the finest level is computed (arXiv 2312.00858).
+
+        Arguments: see `forward`; deep: the first result of `deep_features`, of as many rows and the same size.
+        """
+        first, last = self.down_blocks[0], self.up_blocks[-1]
+        blocks = sum(len(t.transformer_blocks) for t in last.attentions)
+        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        skips = [x, *first.layers(x, iter(time), iter(text), control and control[0])]
+        return self.finish(deep, skips, iter(time[-len(last.resnets) :]), iter(text[len(text) - blocks :]))
 
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> Resnet:

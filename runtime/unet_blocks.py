@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import ops
+from runtime.attention import attend
 
 # one level's features R x (B or 1, C, h, w), masks R x (B or 1, 1, h, w) or None, and scales (R,); or their gated sum
 LevelControl = tuple[Sequence[Tensor], Sequence[Tensor | None] | None, Tensor] | Tensor
@@ -29,10 +30,11 @@ class Resnet(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.activation = nn.SiLU()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + time[:, :, None, None]
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.activation(self.norm1(x))) + time[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(self.activation(self.norm2(h)))
 
 
 class Attention(nn.Module):
@@ -51,8 +53,7 @@ class Attention(nn.Module):
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), key, value)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(attend(self._split(self.to_q(x)), key, value))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -160,19 +161,26 @@ class DownBlock(nn.Module):
         self, x: Tensor, time: Iterator, text: Iterator, control: LevelControl | None
     ) -> list[Tensor]:
         """The outputs of every layer, for the skips; the last one is the block's output."""
+        outputs = self.layers(x, time, text, control)
+        for downsampler in self.downsamplers:
+            outputs.append(downsampler(outputs[-1]))
+        if not self.attentions:
+            outputs[-1] = add_control(outputs[-1], control)
+        return outputs
+
+    def layers(self, x: Tensor, time: Iterator, text: Iterator, control: LevelControl | None) -> list[Tensor]:
+        """The outputs before the downsampler.
+
+        diffusers adds the control before the downsampler where there is attention, after it where there is none;
+        either way the skip connection carries the sum.
+        """
         outputs = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, next(time))
             if self.attentions:
                 x = self.attentions[i](x, text)
             outputs.append(x)
-        # diffusers adds the control before the downsampler where there is attention, after it where there is none;
-        # either way the skip connection carries the sum
         if self.attentions:
-            outputs[-1] = x = add_control(x, control)
-        for downsampler in self.downsamplers:
-            outputs.append(x := downsampler(x))
-        if not self.attentions:
             outputs[-1] = add_control(x, control)
         return outputs
 

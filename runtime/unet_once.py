@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.report import write_json
-from runtime.unet import UNet, UNetConfig
+from runtime.unet import UNet
+from runtime.unet_config import UNetConfig
 from runtime.weights import read_json
 
 CONFIG, WEIGHTS = "config.json", "once_per_image.safetensors"

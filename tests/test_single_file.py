@@ -13,7 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from runtime.errors import InputError
 from runtime.model_folder import check_configs
 from runtime.single_file import CONFIGS, UNET, VAE, load_single_file, load_tokenizers, load_vae_file
-from runtime.unet import UNet, UNetConfig
+from runtime.unet import UNet
+from runtime.unet_config import UNetConfig
 from runtime.weights import read_json
 from tests import saved_model
 from tests.saved_model import assert_same, cached_snapshot, edit_tensors, options

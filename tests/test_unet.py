@@ -11,7 +11,8 @@ from torch import nn
 from kernels import ops
 from runtime.errors import InputError
 from runtime.single_file import CONFIGS
-from runtime.unet import UNet, UNetConfig
+from runtime.unet import UNet
+from runtime.unet_config import UNetConfig
 from tests.tolerances import assert_close
 
 TEXT_TOKENS, POOLED = 11, 20

@@ -1,0 +1,101 @@
+"""Attention of the UNet, by the implementation that was chosen for the block of code it runs in.
+
+"auto" lets PyTorch choose for each shape. Its own implementations can be asked for by name, those of the packages
+xformers and flash-attn where they are installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from runtime.errors import InputError
+
+OWN = {  # PyTorch's
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+PACKAGES = {
+    "xformers": ("xformers.ops", "memory_efficient_attention"),
+    "flash_attn": ("flash_attn", "flash_attn_func"),
+}
+ATTENTIONS = ("auto", *OWN, *PACKAGES)
+
+# (query, key, value), each (B, S, heads, D), to (B, S, heads, D); None: PyTorch's
+_function: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+@contextmanager
+def use_attention(name: str) -> Iterator[None]:
+    """Attend as `name` says, one of ATTENTIONS, in this block. InputError where it is unknown or not installed."""
+    global _function
+    found, own = _find(name), OWN.get(name)
+    previous, _function = _function, found
+    try:
+        with nullcontext() if own is None else sdpa_kernel(own):
+            yield
+    finally:
+        _function = previous
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value: each (B, heads, S, D), the result as tokens (B, S, heads * D)."""
+    # A compiler that looked inside would tie the graph to a batch, and to what was chosen.
+    if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
+        return _opaque(query, key, value)
+    return _attend(query, key, value)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if _function is None:
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return _function(*(x.transpose(1, 2) for x in (query, key, value))).flatten(2)
+
+
+_opaque = torch.library.custom_op("localcontrol::attend", _attend, mutates_args=())
+
+
+@_opaque.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    batch, heads, tokens, width = query.shape
+    return query.new_empty(batch, tokens, heads * width)
+
+
+def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """InputError unless attention `name` can run here, found by running it on one head of 64 channels."""
+    with use_attention(name):
+        if name == "auto":
+            return
+        x = torch.ones(1, 1, 16, 64, device=device, dtype=dtype)
+        try:
+            attend(x, x, x)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            kind = str(dtype).removeprefix("torch.")
+            raise InputError(
+                f"attention {name!r} cannot run on {device} in {kind}: {reason}; "
+                f"expected another of {', '.join(ATTENTIONS)}"
+            ) from error
+
+
+def _find(name: str) -> Callable | None:
+    if name in PACKAGES:
+        module, function = PACKAGES[name]
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            package = module.partition(".")[0].replace("_", "-")
+            raise InputError(
+                f"attention {name!r} needs the package {package}; install it: pip install {package}"
+            ) from error
+    if name not in ATTENTIONS:
+        raise InputError(f"attention {name!r}: unknown, expected {', '.join(ATTENTIONS)}")
+    return None

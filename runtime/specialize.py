@@ -1,0 +1,23 @@
+"""A model made fast where it runs: its layers exchanged for those that suit the device, its values kept."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.fp8 import quantize as quantized
+from runtime.fused import fuse_unet, fuse_vae, fuses_here
+from runtime.loading import Model
+from runtime.packed import pack_weights, packs_here
+
+
+def specialize(
+    model: Model, device: torch.device, dtype: torch.dtype, backend: str, quantize: str | None = None
+) -> None:
+    """Change the UNet and the VAE in place. backend: of the kernels; quantize: one of `fp8.QUANTIZATIONS` (lossy)."""
+    if quantize is not None:
+        quantized(model.unet, quantize)
+    elif packs_here(dtype, device):
+        pack_weights(model.unet)
+    if fuses_here(backend, device):
+        fuse_unet(model.unet)
+        fuse_vae(model.vae)
