@@ -3,7 +3,7 @@
 What faster settings cost: the time of a picture, all settings in turn, and how far its latents and its edges are from
 those of the lossless picture of the same seed; and whether it keeps to condition and prompt as well. Held-out scenes of
 the embedded model's world, a random mask each. The lossless picture is PyTorch's in fp32; the rows "bf16" and of
-engines have the same settings: what another rounding does is the yardstick. Writes <out>/lossy.csv.
+engines have the same settings: what another rounding does is the yardstick; float8's is a coarser one. Writes <out>/lossy.csv.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ SETTINGS: Mapping[str, dict] = {  # of the pipeline's call
     "20 steps": {"steps": 20},
     "10 steps": {"steps": 10},
     "10 steps, dpm++2m": {"steps": 10, "scheduler": "dpm++2m"},
+    "deep features every 2nd step": {"cache_interval": 2},
+    "deep features every 3rd step": {"cache_interval": 3},
+    "deep features every 5th step": {"cache_interval": 5},
 }
 # figure -> of the picture and the lossless one, or of the picture alone
 FIGURES = ("latents_rms", "lfmse_inside", "lfmse_outside", "condition_lfmse_inside", "shapes", "colours")
@@ -75,7 +78,11 @@ def run(options: argparse.Namespace) -> None:
     samples = list(held_out_samples(options.count, ("random",)))
     lossless = [draw(pipe, sample) for sample in samples]
     found = {name: compare(pipe, setting, samples, lossless) for name, setting in SETTINGS.items()}
-    rounded = {"bf16": LocalControlPipeline.from_pretrained(options.model, dtype="bf16")}
+    quantized = {"bf16": None, "bf16, fp8": "fp8", "bf16, fp8-weights": "fp8-weights"}
+    rounded = {
+        name: LocalControlPipeline.from_pretrained(options.model, dtype="bf16", quantize=quantize)
+        for name, quantize in quantized.items()
+    }
     for folder, manifest in manifests.items():
         rounded[f"{manifest.target} {manifest.precision}"] = LocalControlPipeline.from_engine(folder)
     found |= {name: compare(other, {}, samples, lossless) for name, other in rounded.items()}

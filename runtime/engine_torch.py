@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
@@ -21,6 +22,32 @@ from runtime.unet_graph import UNetGraph, unet_ports
 
 SIDE, IMAGES = 2**15, 2**15  # larger than any
 WARM_UP = 3  # runs before a capture, as PyTorch's documentation has it: libraries choose and allocate in them
+
+
+def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Callable:
+    """`function` by torch.compile; one graph for all sizes that are marked as dynamic.
+
+    compiler: torch.compile's backend. Sizes of one row or one pixel, and equal ones, are sizes like all others. On a
+    CPU PyTorch's convolutions choose by the number of rows: 1, 2 to 15, and 16 or more are compiled once each.
+    """
+    compiled = torch.compile(function, backend=compiler, fullgraph=True)
+
+    def call(*tensors: Tensor):
+        with symbolic_shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
+            return compiled(*tensors)
+
+    return call
+
+
+def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:
+    """Have `vae` decode latents of any number and size by one compiled graph."""
+    compiled = compiled_for_any_size(vae.decoder.forward, compiler)
+
+    def forward(latents: Tensor) -> Tensor:
+        torch._dynamo.mark_dynamic(latents, (0, 2, 3))
+        return compiled(latents)
+
+    vae.decoder.forward = forward
 
 
 class TorchEngine(Engine):
@@ -41,20 +68,18 @@ class TorchEngine(Engine):
         profile = Profile((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
         super().__init__(spec, profile, weight.device)
         self.cuda_graph, self._pool = cuda_graph, None
-        self._forward = graph if compiler is None else torch.compile(graph, backend=compiler, fullgraph=True)
-        self._marks = compiler is not None
+        self._compiled = compiler is not None
+        self._forward = compiled_for_any_size(graph, compiler) if self._compiled else graph
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
-        if self._marks:
+        if self._compiled:
             for port in self.spec.inputs:
                 sizes = [i for i, size in enumerate(port.shape) if isinstance(size, Axis)]
                 torch._dynamo.mark_dynamic(inputs[port.name], sizes)
 
         @torch.inference_mode()
         def run() -> None:
-            # Sizes of one row or one pixel are sizes like all others: they need no graph of their own.
-            with symbolic_shapes.patch(backed_size_oblivious=True):
-                results = self._forward(*inputs.values())
+            results = self._forward(*inputs.values())
             for output, result in zip(outputs.values(), results, strict=True):
                 output.copy_(result)
 

@@ -23,7 +23,7 @@ from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
 from runtime.device import pick_device, pick_dtype
 from runtime.engine_model import EngineAdapter, engine_device, load_engines
-from runtime.engine_torch import TorchEngine
+from runtime.engine_torch import TorchEngine, compile_decoder
 from runtime.errors import InputError
 from runtime.fp8 import check_quantize
 from runtime.fused import fuse_unet, fuses_here
@@ -176,11 +176,13 @@ class LocalControlPipeline:
     def compile(
         self, *, compiler: str | Callable | None = "inductor", cuda_graph: bool = False
     ) -> LocalControlPipeline:
-        """Have the UNet and the VAE's decoder compiled by torch.compile, and the UNet captured as a CUDA graph.
+        """Have the UNet and, on a GPU, the VAE's decoder compiled by torch.compile; the UNet captured as a CUDA graph.
 
         compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
-        `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling; a CUDA graph is captured for
-        each size. Returns itself. Raises InputError where the UNet runs on engines, or is offloaded.
+        `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see `engine_torch`); a CUDA
+        graph is captured for each size. Returns itself.
+
+        Raises InputError where the UNet runs on engines, or is offloaded.
         """
         if not isinstance(self.denoiser, TorchDenoiser) or self.offload is not None:
             where = "offloaded" if self.offload else "compiled already"
@@ -190,8 +192,8 @@ class LocalControlPipeline:
         tokens = self.model.tokenizers[0].model_max_length
         engine = TorchEngine(self.model.unet, tokens, self.vae_factor, compiler, cuda_graph)
         self.denoiser = EngineDenoiser(engine, self.model.unet)
-        if compiler is not None:
-            self.model.vae.decoder.compile(backend=compiler, dynamic=True)
+        if compiler is not None and self.device.type == "cuda":  # on a CPU it waits for longer than it wins
+            compile_decoder(self.model.vae, compiler)
         return self
 
     def warm_up(self, height: int | None = None, width: int | None = None, images: int = 1) -> None:

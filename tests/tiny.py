@@ -1,8 +1,5 @@
 """A tiny SDXL with random weights, in diffusers' classes: every part there, nothing learned, made in a second."""
 
-import tempfile
-from pathlib import Path
-
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -12,7 +9,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from training.embedded.text import make_text_encoders, make_tokenizers, write_vocabulary
+from runtime.loading import EMBEDDED
+from training.embedded.text import make_text_encoders, make_tokenizers
 
 CHANNELS = (32, 64, 64)
 TEXT_WIDTH = 16
@@ -21,8 +19,9 @@ TEXT_WIDTH = 16
 def make_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     """SDXL's structure, latents of 8 x 8 (64 pixels), epsilon prediction."""
     torch.manual_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizers = make_tokenizers(write_vocabulary(Path(folder)))
+    tokenizers = make_tokenizers(
+        EMBEDDED / "tokenizer"
+    )  # a vocabulary made anew would differ from one to the next
     encoders = make_text_encoders(len(tokenizers[0]), width=TEXT_WIDTH, layers=2)
     pipe = StableDiffusionXLPipeline(
         vae=_make_vae().eval(),
