@@ -3,7 +3,8 @@
 What faster settings cost: the time of a picture, all settings in turn, and how far its latents and its edges are from
 those of the lossless picture of the same seed; and whether it keeps to condition and prompt as well. Held-out scenes of
 the embedded model's world, a random mask each. The lossless picture is PyTorch's in fp32; the rows "bf16" and of
-engines have the same settings: what another rounding does is the yardstick; float8's is a coarser one. Writes <out>/lossy.csv.
+engines have the same settings: what another rounding does is the yardstick; float8's is a coarser one. Writes
+<out>/lossy.csv.
 """
 
 from __future__ import annotations

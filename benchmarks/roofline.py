@@ -47,7 +47,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 KINDS = {  # kind -> parts of the operations' names
-    "convolution": ("convolution",),
+    "convolution": ("conv",),
     "linear": ("mm", "linear"),
     "attention": ("attention", "attend"),
     "normalisation": ("norm",),
@@ -55,6 +55,7 @@ KINDS = {  # kind -> parts of the operations' names
     "copies": ("cat", "clone", "copy", "upsample", "_to_copy", "reorder"),
 }
 OTHER = "other"
+WEIGHTED = ("aten::conv2d", "aten::linear", "mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,7 +181,7 @@ def kind_of(operation) -> str:
 def work_of(operation, args, kwargs, result) -> int:
     """Floating-point operations of matrix products and convolutions; 0 of all others."""
     name = operation._schema.name
-    if name in ("mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise"):  # of packed weights
+    if name in WEIGHTED:
         return 2 * result.numel() * args[1].shape[1:].numel()  # the weight: (out, in, ...)
     if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
         query, key, value = args[:3]

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from runtime import LocalControlPipeline
-from runtime.packed import PackedConv2d, PackedLinear, pack_weights, packs_here
+from runtime.packed import NarrowGroupNorm, PackedConv2d, PackedLinear, pack_weights, packs_here
 from runtime.unet import UNet
 from tests.tiny import make_pipeline
-from tests.tolerances import relative_rms
+from tests.tolerances import assert_close, relative_rms
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
@@ -50,6 +50,18 @@ def test_a_convolution(conv, size):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("size", [(4, 4), (31, 33), (32, 32), (32, 33)])
+def test_a_group_norm_of_narrow_groups(size):
+    norm = nn.GroupNorm(8, 32).bfloat16()
+    norm.weight.data.normal_(), norm.bias.data.normal_()
+    x = torch.randn(2, 32, *size).bfloat16().to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(norm).double()(x.double())
+    norm.__class__ = NarrowGroupNorm
+    assert_close("norm", norm(x), exact)
+    assert norm(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("linear", [True, False], ids=["linear projection", "convolution as projection"])
 @pytest.mark.parametrize("size", [(8, 8), (12, 20)])
 def test_a_whole_unet(linear, size):
@@ -75,6 +87,7 @@ def test_a_pipeline_in_bf16_is_packed_and_one_in_fp32_is_not():
         plain.model.unet.conv_in, nn.Conv2d
     )
     assert packed.dtype == torch.bfloat16 and packed.device == CPU
+    assert isinstance(packed.model.unet.conv_norm_out, NarrowGroupNorm)
 
 
 def test_a_copy_draws_the_same():
