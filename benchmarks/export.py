@@ -15,26 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, T2IAdapter
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from benchmarks.full_size import SMALL, build
 from benchmarks.measure import environment, results_folder, write_rows
+from benchmarks.random_sdxl import save
 from runtime.manifest import read_manifest
-from runtime.single_file import CONFIGS
-from training.embedded.text import make_tokenizers, write_vocabulary
 
 TARGET = ("--target", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16")
 SIZES = ("--height", "256:1024:1024", "--width", "256:1024:1024")
-SMALL_TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "projection_dim": 64,
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         with ProcessPoolExecutor(
             1, get_context("spawn")
         ) as process:  # its memory is the system's again afterwards
-            process.submit(save_model, model, adapter, options.small).result()
+            process.submit(save, model, adapter, "fp16", options.small).result()
         call(
             "export.build_engine",
             "--model",
@@ -107,34 +93,6 @@ def make_rows(manifest, verified: list[dict]) -> list[dict]:
         }
     )
     return rows
-
-
-@torch.no_grad()
-def save_model(model: Path, adapter: Path, small: bool) -> None:
-    """A full-size SDXL with random weights in diffusers' layout, and an adapter, both in fp16, the VAE in fp32."""
-    config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if small else {})
-    unet = build(config).half()
-    vae = AutoencoderKL.from_config(json.loads((CONFIGS / "vae" / "config.json").read_text()))
-    encoders = [make_encoder(name, small) for name in ("text_encoder", "text_encoder_2")]
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizers = make_tokenizers(write_vocabulary(Path(folder)))
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    pipe = StableDiffusionXLPipeline(vae, *encoders, *tokenizers, unet, scheduler, add_watermarker=False)
-    pipe.save_pretrained(model)
-    channels = [*unet.config.block_out_channels, unet.config.block_out_channels[-1]]
-    options = {"num_res_blocks": 2, "downscale_factor": 16, "adapter_type": "full_adapter_xl"}
-    T2IAdapter(in_channels=3, channels=channels, **options).half().save_pretrained(adapter)
-
-
-def make_encoder(name: str, small: bool) -> nn.Module:
-    """A text encoder of SDXL's configuration, its weights random."""
-    values = json.loads((CONFIGS / name / "config.json").read_text()) | (SMALL_TEXT if small else {})
-    kind = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
-    with torch.device("meta"):
-        encoder = kind(CLIPTextConfig(**values)).half()
-    encoder.to_empty(device="cpu")
-    encoder.init_weights()
-    return encoder.eval()
 
 
 if __name__ == "__main__":

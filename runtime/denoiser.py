@@ -60,12 +60,12 @@ class TorchDenoiser:
             (_repeat(k, repeat), _repeat(v, repeat)) for k, v in self.unet.project_text(text.to(dtype))
         ]
 
-        cache = DeepCache(self.unet, cache_interval, control)
+        cache = DeepCache(self.unet, cache_interval, control) if cache_interval > 1 else None
 
         def step(sample: Tensor, index: int) -> Tensor:
             at, rows = control.at(index) if control is not None else None, len(sample)
             text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
-            forward = self.unet if cache_interval == 1 else partial(cache, index)
+            forward = self.unet if cache is None else partial(cache, index)
             return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, at).float()
 
         return step
