@@ -183,7 +183,7 @@ def work_of(operation, args, kwargs, result) -> int:
     name = operation._schema.name
     if name in WEIGHTED:
         return 2 * result.numel() * args[1].shape[1:].numel()  # the weight: (out, in, ...)
-    if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
+    if "scaled_dot_product" in name:
         query, key, value = args[:3]
         return 2 * query.numel() * key.shape[2] + 2 * query.shape[:3].numel() * key.shape[2] * value.shape[3]
     count = flop_registry.get(operation.overloadpacket)
