@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from runtime.errors import InputError
+
+# For commands, before transformers is imported: it tells of parts that are not used here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 CANCELLED = 130  # the shell's code for an interrupt
 

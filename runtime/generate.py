@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 import warnings
@@ -18,7 +17,14 @@ from tqdm import tqdm
 
 import kernels
 from runtime.command_line import exit_code, heartbeat, say
-from runtime.generate_checks import check_files, check_outputs, check_settings, picture_paths, region_paths
+from runtime.generate_checks import (
+    FIXED,
+    check_files,
+    check_outputs,
+    check_settings,
+    picture_paths,
+    region_paths,
+)
 from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
 
 if TYPE_CHECKING:
@@ -28,8 +34,6 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
     options = make_parser().parse_args(arguments)
-    # Before its import: it tells of parts that are not used here.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.showwarning = lambda message, *_, **__: say(" ".join(f"warning: {message}".split()))
@@ -47,6 +51,7 @@ def generate(options: argparse.Namespace) -> None:
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
     start = time.perf_counter()
+    take_fastest(options)
     pipe = load(options)
     seconds["model"] = time.perf_counter() - start
     _say_stage("model", seconds["model"])
@@ -86,6 +91,28 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
         pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
         warm_up(pipe, options)
     return pipe
+
+
+def take_fastest(options: argparse.Namespace) -> None:
+    """Set the engine that `runtime.fastest` found quickest for this picture, unless an option needs PyTorch."""
+    from runtime.device import pick_device, pick_dtype
+    from runtime.fastest import choose, name_of
+
+    asked = (*FIXED, "device", "lora", "tokenizer", "config")
+    if options.engine or options.backend != "auto" or options.cache_interval > 1:
+        return
+    if any(getattr(options, name) for name in asked):
+        return
+    sizes = {side: getattr(options, side) for side in ("height", "width") if getattr(options, side)}
+    sizes["rows"] = options.images * (1 + (options.guidance > 1))
+    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
+    adapters = adapter_sources(options.adapter)
+    found = choose(options.model or "embedded", adapters, dtype, sizes, options.steps)
+    if found is not None:
+        options.engine, expected, of_torch = found
+        options.model = None
+        times = f"{expected / 1e3:.1f} s expected, {of_torch / 1e3:.1f} s in PyTorch"
+        say(f"backend  {options.engine}: {times} (--backend torch takes that)")
 
 
 def warm_up(pipe: LocalControlPipeline, options: argparse.Namespace) -> None:

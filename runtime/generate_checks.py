@@ -10,6 +10,9 @@ from pathlib import Path
 from runtime.errors import InputError
 from runtime.options import adapter_sources
 
+# Options that do not go with engines: what they ask for is fixed when those are built.
+FIXED = ("vae", "attention", "compile", "cuda_graph", "quantize", "offload", "vae_tiling")
+
 
 def picture_paths(options: argparse.Namespace) -> list[Path]:
     """Where the pictures go: out.png, out-1.png ..."""
@@ -97,8 +100,7 @@ def known_adapters(options: argparse.Namespace) -> Collection[str]:
     from runtime.engine_model import adapter_names
     from runtime.manifest import read_manifest
 
-    fixed = ("dtype", "vae", "attention", "compile", "cuda_graph", "quantize", "offload", "vae_tiling")
-    for name in fixed:
+    for name in ("dtype", *FIXED):
         if getattr(options, name):
             raise InputError(
                 f"--{name.replace('_', '-')} with --engine: it is fixed when the engines are built; "

@@ -1,0 +1,210 @@
+"""python -m runtime.fastest --engine FOLDER [--engine FOLDER ...] [--model MODEL] [--adapter NAME=PATH] [--dtype fp32]
+
+Measures a picture of the model on this machine, in PyTorch and on engines that `export.build_engine` made of it, in
+turn, and remembers the times: of a picture, and of loading and the first one. From then on `python -m runtime.generate
+--backend auto` (its default) takes whatever will have its picture first, loading included, for that model, its adapters
+and data type, as long as none of the files has changed and the engine takes the picture's size. The table is
+LOCALCONTROL_CACHE/fastest.json, by default in ~/.cache/localcontrol.
+
+Engines that draw something else than PyTorch does are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from runtime.command_line import Parser, exit_code, say
+from runtime.device import pick_device, pick_dtype
+from runtime.errors import InputError
+from runtime.loading import DTYPES, EMBEDDED
+from runtime.manifest import read_manifest
+from runtime.options import adapter_sources
+from runtime.report import device_name, write_json
+
+if TYPE_CHECKING:
+    from runtime import LocalControlPipeline
+
+PROMPT = "a yellow star and a blue circle at night"
+STEPS, TURNS = 10, 3
+# RMS of the difference to PyTorch's latents over their RMS: what bfloat16's rounding grows to over the steps, or less
+LIMITS = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m runtime.fastest", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("--engine", action="append", required=True, metavar="FOLDER", help="may be repeated")
+    parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="as there")
+    parser.add_argument("--dtype", choices=DTYPES, help="as there; engines of this precision take part")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, compare, remember."""
+    from runtime import LocalControlPipeline
+
+    adapters = adapter_sources(options.adapter)
+    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
+    for folder in options.engine:
+        if (precision := read_manifest(folder).precision) != dtype:
+            raise InputError(f"engine {folder}: it computes in {precision}, expected {dtype}; see --dtype")
+    loads = {"torch": lambda: LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)}
+    for folder in options.engine:
+        loads[folder] = partial(LocalControlPipeline.from_engine, folder, adapters)
+    times = measure(loads, LIMITS[dtype])
+    table = [entry for entry in read_table() if entry.get("engine") not in map(absolute, options.engine)]
+    for folder in options.engine:
+        what = identity(options.model, adapters, dtype, folder)
+        table.append({**what, "times": times[folder], "torch_times": times["torch"]})
+    table_path().parent.mkdir(parents=True, exist_ok=True)
+    write_json(table, table_path(), "table")
+    for name, found in sorted(times.items(), key=lambda item: item[1]["picture_ms"]):
+        say(
+            f"{found['picture_ms']:9.1f} ms a picture, {found['first_ms']:9.1f} ms loading and the first one: {name}"
+        )
+    say(f"saved {table_path()}")
+
+
+def measure(
+    loads: Mapping[str, Callable[[], LocalControlPipeline]], limit: float
+) -> dict[str, dict[str, float]]:
+    """Of each pipeline, in turn, the milliseconds of a picture (their median), and of loading and the first one.
+
+    InputError where a pipeline's latents are further than `limit` from the first one's.
+    """
+    pipes, drawn, seconds = {}, {}, {name: [] for name in loads}
+    for _ in range(TURNS + 1):
+        for name, load in loads.items():
+            start = time.perf_counter()
+            pipe = pipes[name] = pipes.get(name) or load()
+            drawn[name] = draw(pipe)
+            seconds[name].append(time.perf_counter() - start)
+        check_same(drawn, limit)
+    return {
+        name: {
+            "picture_ms": round(statistics.median(own[1:]) * 1e3, 2),
+            "first_ms": round(own[0] * 1e3, 2),
+            "pixels": pipes[name].default_size ** 2,
+        }
+        for name, own in seconds.items()
+    }
+
+
+def draw(pipe: LocalControlPipeline) -> torch.Tensor:
+    """The latents of a picture of the model's own size with control, where it has an adapter."""
+    from runtime import Region
+
+    side = pipe.default_size
+    condition = (torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)) > 0.95).float()
+    regions = [Region(condition, adapter=name) for name in sorted(pipe.adapters)[:1]]
+    return pipe(PROMPT, regions, height=side, width=side, steps=STEPS, seed=0).latents.cpu()
+
+
+def check_same(drawn: Mapping[str, torch.Tensor], limit: float) -> None:
+    expected = next(iter(drawn.values()))
+    for name, latents in drawn.items():
+        same_shape = latents.shape == expected.shape
+        error = ((latents - expected).norm() / expected.norm()).item() if same_shape else float("inf")
+        if not error <= limit:
+            raise InputError(
+                f"engine {name}: its picture is another than PyTorch's (latents differ by {error:.2g}, expected "
+                f"at most {limit:g}): not made from this model and adapter"
+            )
+
+
+def choose(
+    model: str, adapters: Mapping[str, str], dtype: str, sizes: Mapping[str, int], steps: int
+) -> tuple[str, float, float] | None:
+    """The engine that will have a picture first, in a process that has loaded nothing, of those in the table.
+
+    Returns its folder, the milliseconds it is expected to take and those of PyTorch; None where PyTorch will be first,
+    or the files are others than were measured. sizes: height and width in pixels, by default the model's own, and rows
+    of the UNet.
+    """
+    fitting = []
+    for entry in read_table():
+        try:
+            if entry != entry | identity(model, adapters, dtype, entry["engine"]):
+                continue
+            read_manifest(entry["engine"]).profile.check(sizes)
+            expected, of_torch = (expect(entry[key], sizes, steps) for key in ("times", "torch_times"))
+        except (
+            InputError,
+            KeyError,
+            TypeError,
+            OSError,
+        ):  # another model's, gone, for other sizes, or no entry
+            continue
+        if expected < of_torch:
+            fitting.append((entry["engine"], expected, of_torch))
+    return min(fitting, key=lambda found: found[1], default=None)
+
+
+def expect(times: Mapping[str, float], sizes: Mapping[str, int], steps: int) -> float:
+    """Milliseconds until a picture of these sizes is there: as measured, its work in proportion to steps and pixels."""
+    side = times["pixels"] ** 0.5
+    area = sizes.get("height", side) * sizes.get("width", side) / times["pixels"]
+    work = area * sizes["rows"] / 2 * steps / STEPS
+    return times["first_ms"] + (work - 1) * times["picture_ms"]
+
+
+def identity(model: str, adapters: Mapping[str, str], dtype: str, engine: str) -> dict[str, str]:
+    """What a measurement is good for: the machine, and the files as they are now."""
+    return {
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "dtype": dtype,
+        "model": fingerprint(EMBEDDED if model == "embedded" else model),
+        "adapters": {name: fingerprint(path) for name, path in adapters.items()},
+        "engine": absolute(engine),
+        "manifest": hashlib.sha256((Path(engine) / "manifest.json").read_bytes()).hexdigest(),
+    }
+
+
+def fingerprint(source: str | Path) -> str:
+    """Of a file or folder: its place, and every file's name, size and time of change. Of a hub id: itself."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return str(source)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    kept = [file for file in files if "__pycache__" not in file.parts]
+    facts = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in kept]
+    return f"{path.absolute()} {hashlib.sha256(repr(facts).encode()).hexdigest()}"
+
+
+def table_path() -> Path:
+    return Path(os.environ.get("LOCALCONTROL_CACHE", "~/.cache/localcontrol")).expanduser() / "fastest.json"
+
+
+def read_table() -> list[dict]:
+    """What was measured; nothing where the table is missing or is none."""
+    try:
+        table = json.loads(table_path().read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in table if isinstance(entry, dict)] if isinstance(table, list) else []
+
+
+def absolute(folder: str | Path) -> str:
+    return str(Path(folder).expanduser().absolute())
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
