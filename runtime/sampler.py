@@ -10,8 +10,10 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from kernels import ops
 from runtime.denoiser import Step
 from runtime.errors import InputError
+from runtime.linear_sampler import LinearSteps, linear_steps
 
 # name -> (diffusers' class, options on top of the model's own configuration)
 SCHEDULERS: dict[str, tuple[str, dict]] = {
@@ -95,23 +97,55 @@ def denoise(
     progress: called with (steps done, steps) after every step.
     """
     latents = noise.float() * scheduler.init_noise_sigma
-    extra = _step_options(scheduler, list(generators))
-    timesteps, (start, end) = scheduler.timesteps, guidance_range
-    count = len(timesteps)
-    for i, t in enumerate(timesteps):
-        sample = scheduler.scale_model_input(latents, t)
+    linear = linear_steps(scheduler)
+    if linear is not None:
+        stepper = LinearStepper(linear, guidance, latents.device)
+    else:
+        stepper = SchedulerStepper(scheduler, guidance, generators)
+    (start, end), count = guidance_range, len(scheduler.timesteps)
+    for i in range(count):
+        sample = stepper.scale(latents, i)
         if guidance > 1 and start <= i / count and (i + 1) / count <= end:
-            unguided, guided = step(torch.cat([sample, sample]), i).chunk(2)
-            output = unguided + guidance * (guided - unguided)
-        else:
-            output = step(sample, i)
-        latents = scheduler.step(output, t, latents, **extra, return_dict=False)[0]
+            sample = torch.cat([sample, sample])
+        latents = stepper.advance(latents, step(sample, i), i)
         if progress is not None:
             progress(i + 1, count)
     return latents
 
 
-def _step_options(scheduler: SchedulerMixin, generators: list[torch.Generator]) -> dict:
-    """The generators, for a scheduler whose step draws noise."""
-    takes = inspect.signature(scheduler.step).parameters
-    return {"generator": generators} if "generator" in takes else {}
+class LinearStepper:
+    """Steps as numbers known beforehand: guidance and step in one pass, and no waiting for the device."""
+
+    def __init__(self, steps: LinearSteps, guidance: float, device: torch.device):
+        self.scales, self.coefficients = steps.scales.tolist(), steps.coefficients(guidance, device)
+        self.remembers = bool(steps.numbers[:, -1].any())
+        self.previous: Tensor | None = None
+
+    def scale(self, latents: Tensor, i: int) -> Tensor:
+        """The model's input at step i."""
+        return latents * self.scales[i]
+
+    def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
+        """The latents after step i. output: as many rows, or twice as many, the unguided first."""
+        latents, denoised = ops.guidance_step(latents, output, self.coefficients[i], self.previous)
+        self.previous = denoised if self.remembers else None
+        return latents
+
+
+class SchedulerStepper:
+    """The scheduler's own steps, see `LinearStepper`."""
+
+    def __init__(self, scheduler: SchedulerMixin, guidance: float, generators: Sequence[torch.Generator]):
+        self.scheduler, self.guidance = scheduler, guidance
+        takes = inspect.signature(scheduler.step).parameters
+        self.options = {"generator": list(generators)} if "generator" in takes else {}
+
+    def scale(self, latents: Tensor, i: int) -> Tensor:
+        return self.scheduler.scale_model_input(latents, self.scheduler.timesteps[i])
+
+    def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
+        if len(output) > len(latents):
+            unguided, guided = output.chunk(2)
+            output = unguided + self.guidance * (guided - unguided)
+        t = self.scheduler.timesteps[i]
+        return self.scheduler.step(output, t, latents, **self.options, return_dict=False)[0]
