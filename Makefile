@@ -16,11 +16,11 @@ help:
 	@echo "make lint   check style and formatting"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
-	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost (7 minutes)"
+	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
-	@echo "make bench-gpu  time the kernels and a training step on this machine's GPU"
+	@echo "make bench-gpu  test and time the kernels, a full-size picture and a training step on this machine's GPU"
 	@echo "make clean  remove .venv, out/ and caches"
 
 demo: $(INSTALLED)
@@ -49,9 +49,11 @@ out/engines-%: $(INSTALLED)
 		--batch 1:1:8 --height 64:128:256 --width 64:128:256 --out $@ --overwrite
 
 bench-cpu: $(ENGINES)
-	$(BIN)/python -m benchmarks.latency --engine $(ENGINES) --batch 1 8
+	$(BIN)/python -m benchmarks.latency --engine $(ENGINES) --batch 1 8 --compile
 	$(BIN)/python -m benchmarks.lossy --engine $(ENGINES)
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.roofline --full-size
+	$(BIN)/python -m benchmarks.memory
 
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export
@@ -63,11 +65,15 @@ quality: $(INSTALLED)
 ablation: out/engines-openvino-fp32
 	$(BIN)/python -m benchmarks.quality.ablation --engine $<
 
-# In the environment at hand, which has a CUDA build of torch: there the kernels' tests run them compiled.
+# In the environment at hand, which has a CUDA build of torch. Weights are random: latency does not depend on them.
 bench-gpu:
-	$(PYTHON) -m pytest $(addprefix tests/test_,inject.py sobel_z0_loss.py group_norm_silu.py guidance_step.py geglu.py)
+	$(PYTHON) -m pytest -m "gpu and not slow"
 	$(PYTHON) -m benchmarks.kernels
+	$(PYTHON) -m benchmarks.random_sdxl --out out/random-sdxl
+	$(PYTHON) -m benchmarks.latency $(SDXL) --size 1024 --compile --attention flash cudnn
 	$(PYTHON) -m benchmarks.training --full-size --batch 4 --dtype bf16
+
+SDXL := --model out/random-sdxl/model --adapter out/random-sdxl/adapter --dtype bf16 --repeats 3
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

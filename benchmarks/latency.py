@@ -8,11 +8,14 @@ diffusers has no mask; it gets the same control everywhere, which is not more wo
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,9 +32,11 @@ from benchmarks.measure import (
     write_rows,
 )
 from runtime import LocalControlPipeline, Region
+from runtime.attention import ATTENTIONS
 from runtime.loading import DTYPES, EMBEDDED
 from runtime.manifest import read_manifest
 from runtime.masks import box
+from runtime.sampler import make_scheduler
 
 PROMPT = "a yellow star and a blue circle at night"
 STAGES = ("text", "adapter", "denoise", "decode")
@@ -42,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for dtype in options.dtype:
         adapters = {"canny": options.adapter} if options.adapter else None
-        ours = {"localcontrol": LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype)}
+        ours = variants(LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype), options)
         for folder in options.engine:
             manifest = read_manifest(folder)
             if manifest.precision == dtype:
@@ -53,6 +58,22 @@ def main(arguments: list[str] | None = None) -> None:
                 rows += measure(ours, dtype, batch, size, peak, options)
     write_rows(options.out / "latency.csv", rows)
     latency_plot.draw(rows, options.out / "latency.png")
+
+
+def variants(base: LocalControlPipeline, options) -> dict[str, LocalControlPipeline]:
+    """The pipeline in PyTorch, with every attention asked for, compiled, and on a GPU captured; weights are shared."""
+
+    def another(attention: str = "auto") -> LocalControlPipeline:
+        model = replace(base.model, vae=copy.deepcopy(base.model.vae))  # a compiled one's decoder is its own
+        return LocalControlPipeline(model, base.adapters, attention=attention)
+
+    on_gpu, found = base.device.type == "cuda", {"localcontrol": base}
+    found |= {f"localcontrol {name}": another(name) for name in options.attention}
+    if on_gpu:
+        found["localcontrol cuda graph"] = another().compile(compiler=None, cuda_graph=True)
+    if options.compile:
+        found["localcontrol compiled"] = another().compile(cuda_graph=on_gpu)
+    return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -74,7 +95,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, nargs="+", help="pixels, square (default: the model's own)")
-    parser.add_argument("--compile", action="store_true", help="diffusers with torch.compile too (a minute)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="1 for none (default 5)")
+    parser.add_argument("--scheduler", default="euler", help="of both sides (default euler)")
+    parser.add_argument("--compile", action="store_true", help="both sides with torch.compile too (minutes)")
+    parser.add_argument("--attention", nargs="+", default=[], choices=ATTENTIONS, help="a row for each")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     return parser
@@ -86,8 +110,9 @@ def measure(
     """One row for each runtime.
 
     p20, p50, p80: of a call's time; first: of the first call at this size, which may compile. Of ours also the median
-    of each stage, and of one step. tflops: the arithmetic of a call (text and control once) over p50; peak_share: of
-    `matmul_rate`. times_ours: p50 over that of ours in torch.
+    of each stage, and of one step. memory_gib: the GPU's peak during the first call, empty on a CPU. tflops: the
+    arithmetic of a call (text and control once) over p50; peak_share: of `matmul_rate`. times_ours: p50 over that of
+    ours in torch.
     """
     torch_pipe = ours["localcontrol"]
     condition = (torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)) > 0.95).float()
@@ -96,16 +121,23 @@ def measure(
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in ours}
 
     def run(name: str) -> None:
-        options_of_call = {"seed": 0, "images_per_prompt": batch, "scheduler": "euler", **call}
-        stages[name].append(ours[name](PROMPT, [region], steps=options.steps, **options_of_call).timings)
+        given = {"seed": 0, "images_per_prompt": batch, "steps": options.steps, "guidance": options.guidance}
+        result = ours[name](PROMPT, [region], scheduler=options.scheduler, **given, **call)
+        stages[name].append(result.timings)
 
     runs = {name: partial(run, name) for name in ours}
     runs |= diffusers_runs(torch_pipe, options, dtype, batch, condition, call)
     first: dict[str, float] = {}
+    memory: dict[str, float | str] = dict.fromkeys(runs, "")
+    on_gpu = torch_pipe.device.type == "cuda"
     for name, first_run in runs.items():
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         first_run()
         first[name] = time.perf_counter() - start
+        if on_gpu:
+            memory[name] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     work = flops(runs["localcontrol"])
     figures = {name: percentiles(times) for name, times in interleave(runs, options.repeats).items()}
     own, rows = figures["localcontrol"]["p50_ms"], []
@@ -113,12 +145,14 @@ def measure(
         rate = work / figure["p50_ms"] / 1e9
         print(f"{dtype} batch {batch} {name:32} {figure['p50_ms']:9.1f} ms, {rate:.3f} TFLOP/s", flush=True)
         what = {"model": options.model, "dtype": dtype, "batch": batch, "size": size, "steps": options.steps}
+        what |= {"guidance": options.guidance, "scheduler": options.scheduler}
         of_peak = {
             "tflops": round(rate, 4),
             "peak_tflops": round(peak, 3),
             "peak_share": round(rate / peak, 3),
         }
         ratio = {"times_ours": round(figure["p50_ms"] / own, 3), "first_ms": round(first[name] * 1e3, 1)}
+        ratio["memory_gib"] = memory[name]
         parts = stage_medians(stages.get(name, [])[-options.repeats :], options.steps)
         rows.append({"runtime": name, **what, **figure, **ratio, **parts, **of_peak, **versions()})
     return rows
@@ -145,7 +179,7 @@ def versions() -> dict[str, str]:
 def diffusers_runs(
     ours: LocalControlPipeline, options, dtype: str, batch: int, condition: torch.Tensor, call: dict
 ) -> dict[str, Callable[[], None]]:
-    """diffusers' pipeline in both layouts, and compiled where that is asked for."""
+    """diffusers' pipeline in both layouts, compiled where that is asked for, with xformers where a GPU has it."""
     layouts = {"diffusers": torch.contiguous_format, "diffusers channels_last": torch.channels_last}
     pipes = {name: diffusers_pipeline(ours, options, dtype, layout) for name, layout in layouts.items()}
     if options.compile:
@@ -153,10 +187,14 @@ def diffusers_runs(
         compiled.unet.compile()
         compiled.vae.decode = torch.compile(compiled.vae.decode)
         pipes["diffusers channels_last compiled"] = compiled
+    if find_spec("xformers") and ours.device.type == "cuda":
+        pipes["diffusers xformers"] = diffusers_pipeline(ours, options, dtype, torch.channels_last)
+        pipes["diffusers xformers"].enable_xformers_memory_efficient_attention()
     generators = [torch.Generator().manual_seed(i) for i in range(batch)]
     given = {
         "num_inference_steps": options.steps,
         "num_images_per_prompt": batch,
+        "guidance_scale": options.guidance,
         "generator": generators,
         **call,
     }
@@ -170,6 +208,7 @@ def diffusers_pipeline(ours, options, dtype: str, memory_format) -> StableDiffus
     pipe = StableDiffusionXLAdapterPipeline(**base.components, adapter=ours.adapters["canny"])
     for part in (pipe.unet, pipe.vae):
         part.to(memory_format=memory_format)
+    pipe.scheduler = make_scheduler(options.scheduler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,11 +1,12 @@
 """What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
 
 import csv
+import math
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -58,9 +59,16 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> f
 
 def flops(run: Callable[[], None]) -> int:
     """Of one call in torch: convolutions and matrix products, attention's too."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    packed = (torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise)
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(packed, weighted_flops))
+    with sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return counter.get_total_flops()
+
+
+def weighted_flops(x: Sequence[int], weight: Sequence[int], *_, out_shape: Sequence[int], **__) -> int:
+    """Of a linear layer or a convolution, of shapes; weight: (out, in, ...)."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def environment() -> dict[str, str]:

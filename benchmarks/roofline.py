@@ -34,6 +34,7 @@ from benchmarks.measure import (
     interleave,
     matmul_rate,
     results_folder,
+    weighted_flops,
     write_rows,
 )
 from runtime.command_line import Parser, exit_code
@@ -182,7 +183,7 @@ def work_of(operation, args, kwargs, result) -> int:
     """Floating-point operations of matrix products and convolutions; 0 of all others."""
     name = operation._schema.name
     if name in WEIGHTED:
-        return 2 * result.numel() * args[1].shape[1:].numel()  # the weight: (out, in, ...)
+        return weighted_flops(args[0].shape, args[1].shape, out_shape=result.shape)
     if "scaled_dot_product" in name:
         query, key, value = args[:3]
         return 2 * query.numel() * key.shape[2] + 2 * query.shape[:3].numel() * key.shape[2] * value.shape[3]

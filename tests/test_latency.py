@@ -8,6 +8,8 @@ from PIL import Image
 
 from benchmarks import latency
 from benchmarks.measure import flops, interleave, matmul_rate, percentiles
+from runtime import LocalControlPipeline
+from runtime.packed import packs_here
 from tests import saved_model
 from tests.tiny import make_adapter
 
@@ -22,9 +24,10 @@ def test_writes_a_row_for_each_runtime(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    latency.main([*arguments, "--steps", "2", "--repeats", "2", "--dtype", "fp32"])
+    latency.main([*arguments, "--steps", "2", "--repeats", "2", "--dtype", "fp32", "--attention", "math"])
     rows = list(csv.DictReader((tmp_path / "latency.csv").open()))
-    assert [row["runtime"] for row in rows] == ["localcontrol", "diffusers", "diffusers channels_last"]
+    names = ["localcontrol", "localcontrol math", "diffusers", "diffusers channels_last"]
+    assert [row["runtime"] for row in rows] == names
     own = float(rows[0]["p50_ms"])
     for row in rows:
         assert 0 < float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
@@ -33,7 +36,7 @@ def test_writes_a_row_for_each_runtime(tmp_path):
         assert 0 < float(row["peak_share"]) < 1 and float(row["tflops"]) < float(row["peak_tflops"])
     stages = [float(rows[0][f"{stage}_ms"]) for stage in latency.STAGES]
     assert 0.5 * own < sum(stages) < 1.5 * own and abs(float(rows[0]["step_ms"]) - stages[2] / 2) < 0.01
-    assert rows[1]["denoise_ms"] == ""
+    assert rows[2]["denoise_ms"] == "" and float(rows[1]["denoise_ms"]) > 0
     assert min(Image.open(tmp_path / "latency.png").size) > 100
 
 
@@ -56,6 +59,14 @@ def test_arithmetic_of_products_convolutions_and_attention():
     assert flops(lambda: conv(torch.randn(1, 3, 10, 10))) == 2 * 100 * 5 * 27
     attention = flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert attention == 2 * (2 * 2 * 32 * 32 * 4)
+
+
+@pytest.mark.skipif(not packs_here(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 arithmetic")
+def test_packed_weights_do_as_much():
+    call = {"prompt": "a star", "steps": 1, "seed": 0}
+    pipes = [LocalControlPipeline.from_pretrained("embedded", dtype=dtype) for dtype in ("fp32", "bf16")]
+    plain, packed = (flops(lambda pipe=pipe: pipe(**call)) for pipe in pipes)
+    assert plain == packed > 1e9
 
 
 def test_the_rate_of_matrix_products_is_plausible():

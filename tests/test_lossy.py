@@ -13,7 +13,7 @@ def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(lossy, "STEPS", 4)
     assert lossy.main(["--count", "2", "--repeats", "2", "--out", str(tmp_path)]) == 0
     rows = {row["setting"]: row for row in csv.DictReader((tmp_path / "lossy.csv").open())}
-    assert list(rows) == [*settings, "bf16"]
+    assert list(rows) == [*settings, "bf16", "bf16, fp8", "bf16, fp8-weights"]
     exact = rows.pop("lossless")
     assert float(exact["times_faster"]) == 1
     assert all(float(exact[f"{name}_mean"]) == 0 for name in ("latents_rms", "lfmse_inside", "lfmse_outside"))
