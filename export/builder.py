@@ -24,6 +24,7 @@ from export.sizes import make_profile
 from export.stages import Stages
 from export.wrapper import Component, make_components
 from runtime.adapter import check_adapter, embedded_adapters, load_adapter
+from runtime.decode import vae_factor
 from runtime.engine import TARGETS, package_version
 from runtime.engine_model import model_weights
 from runtime.errors import InputError
@@ -213,7 +214,7 @@ def _plan(settings: BuildSettings, model: Model, components: list[Component]) ->
         "force_zeros_for_empty_prompt": model.force_zeros_for_empty_prompt,
         "weights": model_weights(model),
     }
-    default = model.sample_size * 2 ** (len(model.vae.config.block_out_channels) - 1)
+    default = model.sample_size * vae_factor(model.vae)
     return Plan(
         profile=encode(asdict(make_profile(settings.sizes, settings.guidance, default))),
         model=facts,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.adapter import LEVEL_STRIDES
+from runtime.decode import vae_factor
 from runtime.loading import Model
 from runtime.profile import Axis, Port
 from runtime.text import encode_ids
@@ -121,7 +122,7 @@ def adapter_component(name: str, adapter: T2IAdapter) -> Component:
 
 def _unet(name: str, model: Model) -> Component:
     graph = UNetGraph(model.unet)
-    tokens, factor = model.tokenizers[0].model_max_length, _vae_factor(model)
+    tokens, factor = model.tokenizers[0].model_max_length, vae_factor(model.vae)
     return Component(name, graph, *unet_ports(graph, tokens, factor))
 
 
@@ -136,7 +137,7 @@ def _vae_encoder(name: str, model: Model) -> Component:
 
 
 def _vae_ports(model: Model, channels: int, colours: int) -> tuple[Port, Port]:
-    rows, small = Axis("items"), pixel_axes(_vae_factor(model))
+    rows, small = Axis("items"), pixel_axes(vae_factor(model.vae))
     return (
         Port("latents", torch.float32, (rows, channels, *small)),
         Port("pixels", torch.float32, (rows, colours, *pixel_axes(1))),
@@ -150,7 +151,3 @@ _MAKERS = {
     "vae_decoder": _vae_decoder,
     "vae_encoder": _vae_encoder,
 }
-
-
-def _vae_factor(model: Model) -> int:
-    return 2 ** (len(model.vae.config.block_out_channels) - 1)

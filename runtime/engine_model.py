@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from runtime.adapter import LEVEL_STRIDES, TYPE
+from runtime.decode import vae_factor
 from runtime.denoiser import EngineDenoiser
 from runtime.engine import TARGETS, Engine, check_folder, open_engine
 from runtime.errors import InputError
@@ -57,8 +58,7 @@ class EngineVAE:
         self.engine, self.config = engine, config
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
-        height, width = (factor * side for side in latents.shape[2:])
+        height, width = (vae_factor(self) * side for side in latents.shape[2:])
         largest = self.engine.profile.range("items")[2]
         parts = [
             self.engine({"latents": part}, items=len(part), height=height, width=width)["pixels"]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, T2IAdapter
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from runtime import loading
 from runtime.adapter import Control, embedded_adapters
 from runtime.attention import check_attention, use_attention
 from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
+from runtime.decode import decode, to_images, vae_factor
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
 from runtime.device import pick_device, pick_dtype
 from runtime.engine_model import EngineAdapter, engine_device, load_engines
@@ -31,11 +30,10 @@ from runtime.loading import AdapterSource, Model
 from runtime.lora import LoraSource
 from runtime.offload import Offload, check_offload
 from runtime.region import Region, check_size, pack
-from runtime.sampler import denoise, make_scheduler, set_timesteps
+from runtime.report import timed
+from runtime.sampler import denoise, make_noise, make_scheduler, set_timesteps
 from runtime.specialize import specialize
 from runtime.text import encode_guidance
-
-DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
 
 
 @dataclass
@@ -248,21 +246,24 @@ class LocalControlPipeline:
             self.denoiser.check(count, guided, height, width, cache_interval)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
-        noise = self._noise(latents, count, height, width, generators)
+        sides = height // self.vae_factor, width // self.vae_factor
+        noise = make_noise((count, self.denoiser.latent_channels, *sides), generators, latents).to(
+            self.device
+        )
         scheduler = make_scheduler(scheduler, self.model.scheduler)
         timesteps = set_timesteps(scheduler, steps, self.device)
         packed = pack(regions, height, width)
 
         timings: dict[str, float] = {}
-        with ops.use_backend(self.backend), _timed(timings, "total", self.device):
-            with _timed(timings, "text", self.device), self._at_work("text"):
+        with ops.use_backend(self.backend), timed(timings, "total", self.device):
+            with timed(timings, "text", self.device), self._at_work("text"):
                 negative = [negative_prompt] * len(prompts)
                 text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
                 check_finite(text, "text", self.dtype)
-            with _timed(timings, "adapter", self.device):
+            with timed(timings, "adapter", self.device):
                 control = self._control(packed, len(timesteps), mask_resize)
             with (
-                _timed(timings, "denoise", self.device),
+                timed(timings, "denoise", self.device),
                 self._at_work("denoise"),
                 use_attention(self.attention),
             ):
@@ -273,9 +274,9 @@ class LocalControlPipeline:
                 )
                 result = denoise(step, scheduler, noise, guidance, generators, progress, guidance_range)
                 check_finite(result, "denoise", self.dtype)
-            with _timed(timings, "decode", self.device):
+            with timed(timings, "decode", self.device):
                 pixels = self.decode(result)
-        return Result(_to_images(pixels), result, timings, seed)
+        return Result(to_images(pixels), result, timings, seed)
 
     @property
     def default_size(self) -> int:
@@ -284,35 +285,15 @@ class LocalControlPipeline:
 
     @property
     def vae_factor(self) -> int:
-        return 2 ** (len(self.model.vae.config.block_out_channels) - 1)
+        return vae_factor(self.model.vae)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time."""
-        vae = self.model.vae
-        mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-        latents = latents / vae.config.scaling_factor
-        if mean is not None and std is not None:
-            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
-            latents = latents * std + mean
-        area = latents.shape[2] * latents.shape[3] * self.vae_factor**2
-        chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
+        """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
         with self._at_work("decode"):
-            pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
-        check_finite(pixels, "decode", vae.dtype)
-        return (pixels / 2 + 0.5).clamp(0, 1)
+            return decode(self.model.vae, latents)
 
     def _at_work(self, stage: str) -> AbstractContextManager[None]:
         return nullcontext() if self.offload is None else self.offload.at_work(stage)
-
-    def _noise(self, latents: Tensor | None, count: int, height: int, width: int, generators) -> Tensor:
-        shape = (count, self.denoiser.latent_channels, height // self.vae_factor, width // self.vae_factor)
-        if latents is None:  # drawn on the CPU, image by image: the same on every device and in every batch
-            return randn_tensor(shape, generator=generators, dtype=torch.float32).to(self.device)
-        if tuple(latents.shape) != shape:
-            raise InputError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
-        if not latents.isfinite().all():
-            raise InputError("latents: NaN or infinite values, expected N(0, 1) noise")
-        return latents.to(self.device, torch.float32)
 
     def _control(self, packed, steps: int, mask_resize: str) -> Control | None:
         control = Control.build(
@@ -327,18 +308,3 @@ class LocalControlPipeline:
         for feature in (f for level in (control.features if control else ()) for f in level):
             check_finite(feature, "adapter", self.dtype)
         return control
-
-
-def _to_images(pixels: Tensor) -> list[Image.Image]:
-    arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(array) for array in arrays]
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
-    """Add the wall-clock seconds of the block, GPU work included."""
-    start = time.perf_counter()
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    timings[stage] = time.perf_counter() - start

@@ -7,6 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -69,3 +72,13 @@ def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> Non
             partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    """Add the wall-clock seconds of the block, GPU work included."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    timings[stage] = time.perf_counter() - start

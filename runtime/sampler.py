@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from kernels import ops
@@ -77,6 +78,22 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
             f"steps {steps}: {type(scheduler).__name__} refuses it: {' '.join(str(error).split())}"
         ) from error
     return scheduler.timesteps
+
+
+def make_noise(
+    shape: tuple[int, int, int, int], generators: Sequence[torch.Generator], latents: Tensor | None = None
+) -> Tensor:
+    """N(0, 1) noise, (B, C, h, w) float32 on the CPU, an image from each generator: the same in every batch.
+
+    latents: noise to take instead; InputError where it has another shape, or values that are not finite.
+    """
+    if latents is None:
+        return randn_tensor(shape, generator=list(generators), dtype=torch.float32)
+    if tuple(latents.shape) != shape:
+        raise InputError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
+    if not latents.isfinite().all():
+        raise InputError("latents: NaN or infinite values, expected N(0, 1) noise")
+    return latents.float()
 
 
 def denoise(
