@@ -66,7 +66,8 @@ def _add_picture(group) -> None:
     group.add_argument(
         "--scheduler",
         metavar="NAME",
-        help="euler, euler_a, dpm++2m, dpm++2m_karras, ddim, unipc, lcm ... or any scheduler class of diffusers "
+        help="euler, euler_trailing, euler_a, dpm++2m, dpm++2m_karras, ddim, unipc, lcm ... or any scheduler "
+        "class of diffusers "
         "(default: the model's own)",
     )
 

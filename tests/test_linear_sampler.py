@@ -10,7 +10,7 @@ from runtime.linear_sampler import linear_steps
 from runtime.sampler import SCHEDULERS, denoise, make_scheduler, set_timesteps
 from tests.tolerances import relative_rms
 
-LINEAR = ("euler", "ddim", "dpm++2m", "dpm++2m_karras")
+LINEAR = ("euler", "euler_trailing", "ddim", "dpm++2m", "dpm++2m_karras")
 CPU = torch.device("cpu")
 
 
