@@ -8,11 +8,9 @@ diffusers has no mask; it gets the same control everywhere, which is not more wo
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -47,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for dtype in options.dtype:
         adapters = {"canny": options.adapter} if options.adapter else None
-        ours = variants(LocalControlPipeline.from_pretrained(options.model, adapters, dtype=dtype), options)
+        load = partial(LocalControlPipeline.from_pretrained, options.model, adapters, dtype=dtype)
+        ours = variants(load, options)
         for folder in options.engine:
             manifest = read_manifest(folder)
             if manifest.precision == dtype:
@@ -60,19 +59,17 @@ def main(arguments: list[str] | None = None) -> None:
     latency_plot.draw(rows, options.out / "latency.png")
 
 
-def variants(base: LocalControlPipeline, options) -> dict[str, LocalControlPipeline]:
-    """The pipeline in PyTorch, with every attention asked for, compiled, and on a GPU captured; weights are shared."""
-
-    def another(attention: str = "auto") -> LocalControlPipeline:
-        model = replace(base.model, vae=copy.deepcopy(base.model.vae))  # a compiled one's decoder is its own
-        return LocalControlPipeline(model, base.adapters, attention=attention)
-
-    on_gpu, found = base.device.type == "cuda", {"localcontrol": base}
-    found |= {f"localcontrol {name}": another(name) for name in options.attention}
+def variants(load: Callable[..., LocalControlPipeline], options) -> dict[str, LocalControlPipeline]:
+    """The pipeline in PyTorch, with every attention asked for, compiled, and on a GPU captured."""
+    found = {"localcontrol": load()}
+    base, on_gpu = found["localcontrol"], found["localcontrol"].device.type == "cuda"
+    for name in options.attention:
+        found[f"localcontrol {name}"] = LocalControlPipeline(base.model, base.adapters, attention=name)
     if on_gpu:
-        found["localcontrol cuda graph"] = another().compile(compiler=None, cuda_graph=True)
+        captured = LocalControlPipeline(base.model, base.adapters)
+        found["localcontrol cuda graph"] = captured.compile(compiler=None, cuda_graph=True)
     if options.compile:
-        found["localcontrol compiled"] = another().compile(cuda_graph=on_gpu)
+        found["localcontrol compiled"] = load(pack_weights=False).compile(cuda_graph=on_gpu)
     return found
 
 

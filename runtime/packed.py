@@ -85,3 +85,7 @@ def pack_weights(unet: UNet) -> UNet:
             elif isinstance(child, nn.Conv2d):
                 setattr(module, name, PackedConv2d(child))
     return unet
+
+
+def is_packed(unet: UNet) -> bool:
+    return any(isinstance(module, Packed) for module in unet.modules())

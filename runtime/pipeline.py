@@ -29,6 +29,7 @@ from runtime.fused import fuse_unet, fuses_here
 from runtime.loading import AdapterSource, Model
 from runtime.lora import LoraSource
 from runtime.offload import Offload, check_offload
+from runtime.packed import is_packed
 from runtime.region import Region, check_size, pack
 from runtime.report import timed
 from runtime.sampler import denoise, make_noise, make_scheduler, set_timesteps
@@ -87,6 +88,7 @@ class LocalControlPipeline:
         quantize: str | None = None,
         offload: str | None = None,
         vae_tiling: bool = False,
+        pack_weights: bool = True,
         allow_pickle: bool = False,
         **options,
     ) -> LocalControlPipeline:
@@ -95,7 +97,8 @@ class LocalControlPipeline:
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
-        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`).
+        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`) unless `pack_weights`
+        is False: packed ones cannot be compiled.
         attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
         (see `runtime.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `runtime.offload`).
         vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
@@ -115,7 +118,7 @@ class LocalControlPipeline:
         adapters = loading.load_adapters(adapters or {}, device, dtype, allow_pickle)
         home = device if offload is None else "cpu"
         loaded = loading.load_model(model, device=home, dtype=dtype, allow_pickle=allow_pickle, **options)
-        specialize(loaded, device, dtype, backend, quantize)
+        specialize(loaded, device, dtype, backend, quantize, pack_weights)
         if vae_tiling:
             loaded.vae.enable_tiling()
         offload = offload and Offload(loaded, device, offload)
@@ -180,12 +183,16 @@ class LocalControlPipeline:
         `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see `engine_torch`); a CUDA
         graph is captured for each size. Returns itself.
 
-        Raises InputError where the UNet runs on engines, or is offloaded.
+        Raises InputError where the UNet runs on engines, is offloaded, or its weights are packed.
         """
         if not isinstance(self.denoiser, TorchDenoiser) or self.offload is not None:
             where = "offloaded" if self.offload else "compiled already"
             raise InputError(
                 f"compile: the UNet is {where}; expected one in PyTorch that stays on its device"
+            )
+        if compiler is not None and is_packed(self.model.unet):
+            raise InputError(
+                "compile: the UNet's weights are packed; expected from_pretrained(..., pack_weights=False)"
             )
         tokens = self.model.tokenizers[0].model_max_length
         engine = TorchEngine(self.model.unet, tokens, self.vae_factor, compiler, cuda_graph)

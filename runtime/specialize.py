@@ -11,12 +11,20 @@ from runtime.packed import pack_weights, packs_here
 
 
 def specialize(
-    model: Model, device: torch.device, dtype: torch.dtype, backend: str, quantize: str | None = None
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str,
+    quantize: str | None = None,
+    pack: bool = True,
 ) -> None:
-    """Change the UNet and the VAE in place. backend: of the kernels; quantize: one of `fp8.QUANTIZATIONS` (lossy)."""
+    """Change the UNet and the VAE in place.
+
+    backend: of the kernels. quantize: one of `fp8.QUANTIZATIONS` (lossy). pack: whether weights may be packed.
+    """
     if quantize is not None:
         quantized(model.unet, quantize)
-    elif packs_here(dtype, device):
+    elif pack and packs_here(dtype, device):
         pack_weights(model.unet)
     if fuses_here(backend, device):
         fuse_unet(model.unet)

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from runtime import LocalControlPipeline
-from runtime.packed import NarrowGroupNorm, PackedConv2d, PackedLinear, pack_weights, packs_here
+from runtime.errors import InputError
+from runtime.packed import NarrowGroupNorm, PackedConv2d, PackedLinear, is_packed, pack_weights, packs_here
 from runtime.unet import UNet
 from tests.tiny import make_pipeline
 from tests.tolerances import assert_close, relative_rms
@@ -100,3 +101,13 @@ def test_a_pipeline_of_diffusers_keeps_its_weights():
     theirs = make_pipeline().to(torch.bfloat16)
     ours = LocalControlPipeline.from_diffusers(theirs)
     assert ours.model.unet.conv_in.weight.data_ptr() == theirs.unet.conv_in.weight.data_ptr()
+
+
+def test_packed_weights_are_not_compiled():
+    packed = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
+    with pytest.raises(
+        InputError, match=r"compile: the UNet's weights are packed; expected .*pack_weights=False"
+    ):
+        packed.compile()
+    plain = LocalControlPipeline.from_pretrained("embedded", dtype="bf16", pack_weights=False)
+    assert not is_packed(plain.model.unet) and plain.compile(compiler="eager")
