@@ -97,8 +97,8 @@ class LocalControlPipeline:
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
-        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`) unless `pack_weights`
-        is False: packed ones cannot be compiled.
+        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`) unless
+        `pack_weights` is False: packed ones cannot be compiled.
         attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
         (see `runtime.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `runtime.offload`).
         vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
