@@ -6,6 +6,7 @@ import torch
 
 from runtime.fp8 import quantize as quantized
 from runtime.fused import fuse_unet, fuse_vae, fuses_here
+from runtime.fused_qkv import fuse_qkv
 from runtime.loading import Model
 from runtime.packed import pack_weights, packs_here
 
@@ -22,6 +23,7 @@ def specialize(
 
     backend: of the kernels. quantize: one of `fp8.QUANTIZATIONS` (lossy). pack: whether weights may be packed.
     """
+    fuse_qkv(model.unet)
     if quantize is not None:
         quantized(model.unet, quantize)
     elif pack and packs_here(dtype, device):

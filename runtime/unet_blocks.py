@@ -55,6 +55,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.to_out(attend(self._split(self.to_q(x)), key, value))
 
+    def of_itself(self, x: Tensor) -> Tensor:
+        """Self-attention."""
+        return self(x, *self.project(x))
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
@@ -96,8 +100,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, text: KeyValue) -> Tensor:
-        h = self.norm1(x)
-        x = self.attn1(h, *self.attn1.project(h)) + x
+        x = self.attn1.of_itself(self.norm1(x)) + x
         x = self.attn2(self.norm2(x), *text) + x
         return self.ff(self.norm3(x)) + x
 
