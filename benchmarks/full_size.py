@@ -26,6 +26,7 @@ from benchmarks.measure import (
     results_folder,
     write_rows,
 )
+from runtime.fused_qkv import fuse_qkv
 from runtime.packed import pack_weights, packs_here
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
@@ -94,7 +95,7 @@ def measure(config: dict, repeats: int) -> dict:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     work, packed = flops(lambda: run_ours(True)), UNet.from_diffusers(reference)
     if packs_here(torch.bfloat16, torch.device("cpu")):
-        pack_weights(packed)
+        pack_weights(fuse_qkv(packed))
     runs = {
         "diffusers": lambda: run_reference(True),
         "ours": lambda: run_ours(True),

@@ -39,6 +39,7 @@ from benchmarks.measure import (
 )
 from runtime.command_line import Parser, exit_code
 from runtime.files import replacing
+from runtime.fused_qkv import fuse_qkv
 from runtime.loading import DTYPES, load_model
 from runtime.packed import pack_weights, packs_here
 from runtime.single_file import CONFIGS
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
 
 def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
     """A step of the embedded UNet at its own size, without control."""
-    unet = load_model("embedded", dtype=DTYPES[dtype]).unet
+    unet = fuse_qkv(load_model("embedded", dtype=DTYPES[dtype]).unet)
     config = unet.config
     if packs_here(DTYPES[dtype], torch.device("cpu")):
         pack_weights(unet)
@@ -102,6 +103,7 @@ def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
 def full_size_step() -> Callable[[], Tensor]:
     """A forward of SDXL's UNet, its weights packed where a pipeline would, with control."""
     unet = UNet.from_diffusers(full_size.build(json.loads((CONFIGS / "unet" / "config.json").read_text())))
+    fuse_qkv(unet)
     given, control = full_size.make_inputs(unet.config)
     if packs_here(torch.bfloat16, torch.device("cpu")):
         pack_weights(unet)
