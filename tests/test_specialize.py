@@ -28,7 +28,7 @@ def test_layers(device, dtype, backend, quantize, linear, norm):
     model = from_diffusers(make_pipeline().to(dtype))
     specialize(model, device, dtype, backend, quantize)
     block = model.unet.down_blocks[1]
-    assert type(block.attentions[0].transformer_blocks[0].attn1.to_q) is linear
+    assert type(block.attentions[0].transformer_blocks[0].attn1.to_qkv) is linear
     assert type(block.resnets[0].norm1) is norm
     assert type(model.vae.decoder.conv_norm_out) is norm
 
