@@ -80,11 +80,16 @@ def check_settings(options: argparse.Namespace, fields) -> None:
         options.cache_interval,
     )
     check_scheduler(options.scheduler)
-    whole = ("compile", "cuda_graph", "engine", "offload")
-    for name in whole:
-        if options.cache_interval > 1 and getattr(options, name):
+    for name, given in (
+        ("compile", options.compile),
+        ("cuda-graph", options.cuda_graph),
+        ("engine", options.engine),
+        ("offload group", options.offload == "group"),
+    ):
+        if options.cache_interval > 1 and given:
             raise InputError(
-                f"--cache-interval with --{name.replace('_', '-')}: its UNet computes every step whole; expected 1"
+                f"--cache-interval {options.cache_interval} with --{name}: its UNet computes every step whole; "
+                "expected 1"
             )
     own = known_adapters(options)
     for _, given, _ in fields:

@@ -33,12 +33,19 @@ class Offload:
 
     def __init__(self, model: Model, device: torch.device, how: str):
         """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one."""
-        self.device = device
+        self.device, self.how = device, how
         self.parts = {"text": model.text_encoders, "denoise": (model.unet,), "decode": (model.vae,)}
         if how == "group":
             self.parts["denoise"] = ()
             streams = device.type == "cuda"
             apply_group_offloading(model.unet, device, offload_type="leaf_level", use_stream=streams)
+
+    def check(self, cache_interval: int) -> None:
+        """InputError where layers that take turns, in an order fixed at the first step, were to skip some."""
+        if self.how == "group" and cache_interval > 1:
+            raise InputError(
+                f"cache_interval {cache_interval}: with offload group every step computes all layers, expected 1"
+            )
 
     @contextmanager
     def at_work(self, stage: str) -> Iterator[None]:

@@ -22,14 +22,13 @@ from runtime.decode import decode, to_images, vae_factor
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
 from runtime.device import pick_device, pick_dtype
 from runtime.engine_model import EngineAdapter, engine_device, load_engines
-from runtime.engine_torch import TorchEngine, compile_decoder
+from runtime.engine_torch import compile_decoder, compile_unet
 from runtime.errors import InputError
 from runtime.fp8 import check_quantize
 from runtime.fused import fuse_unet, fuses_here
 from runtime.loading import AdapterSource, Model
 from runtime.lora import LoraSource
 from runtime.offload import Offload, check_offload
-from runtime.packed import is_packed
 from runtime.region import Region, check_size, pack
 from runtime.report import timed
 from runtime.sampler import denoise, make_noise, make_scheduler, set_timesteps
@@ -185,18 +184,13 @@ class LocalControlPipeline:
 
         Raises InputError where the UNet runs on engines, is offloaded, or its weights are packed.
         """
-        if not isinstance(self.denoiser, TorchDenoiser) or self.offload is not None:
-            where = "offloaded" if self.offload else "compiled already"
+        if self.offload is not None:
             raise InputError(
-                f"compile: the UNet is {where}; expected one in PyTorch that stays on its device"
+                "compile: the UNet is offloaded; expected one that stays on its device"
             )
-        if compiler is not None and is_packed(self.model.unet):
-            raise InputError(
-                "compile: the UNet's weights are packed; expected from_pretrained(..., pack_weights=False)"
-            )
-        tokens = self.model.tokenizers[0].model_max_length
-        engine = TorchEngine(self.model.unet, tokens, self.vae_factor, compiler, cuda_graph)
-        self.denoiser = EngineDenoiser(engine, self.model.unet)
+        if not isinstance(self.denoiser, TorchDenoiser):
+            raise InputError("compile: the UNet is compiled already; expected one in PyTorch")
+        self.denoiser = compile_unet(self.model, compiler, cuda_graph)
         if compiler is not None and self.device.type == "cuda":  # on a CPU it waits for longer than it wins
             compile_decoder(self.model.vae, compiler)
         return self
@@ -244,6 +238,8 @@ class LocalControlPipeline:
         check_call(
             prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range, cache_interval
         )
+        if self.offload is not None:
+            self.offload.check(cache_interval)
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt

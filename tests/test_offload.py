@@ -81,3 +81,20 @@ def test_a_gpu_holds_less(how):
         peaks.append(torch.cuda.max_memory_allocated())
         del pipe
     assert peaks[1] < peaks[0]
+
+
+def test_layers_that_take_turns_are_computed_at_every_step():
+    model, device = from_diffusers(make_pipeline()), torch.device("cpu")
+    group = LocalControlPipeline(model, {}, offload=Offload(model, device, "group"))
+    with pytest.raises(InputError, match="cache_interval 2: with offload group every step computes all layers"):
+        group("a star", cache_interval=2)
+    with pytest.raises(InputError, match="compile: the UNet is offloaded"):
+        group.compile()
+
+
+def test_whole_parts_that_take_turns_have_step_caching():
+    model, device = from_diffusers(make_pipeline()), torch.device("cpu")
+    call = {"steps": 4, "seed": 0, "cache_interval": 2}
+    plain = LocalControlPipeline(from_diffusers(make_pipeline()), {})("a star", **call).latents
+    parts = LocalControlPipeline(model, {}, offload=Offload(model, device, "model"))
+    assert torch.equal(parts("a star", **call).latents, plain)
