@@ -9,6 +9,7 @@ import openvino as ov
 import torch
 
 from export.compile import Compiled
+from export.openvino_norms import rewrite_norms
 from runtime.engine_openvino import settings, the_core
 from runtime.errors import InputError
 from runtime.weights import first_line
@@ -23,7 +24,9 @@ def build(source: Path, path: Path, dtype: torch.dtype) -> Compiled:
     """
     core = the_core()
     try:
-        ov.save_model(core.read_model(source), path, compress_to_fp16=False)
+        model = core.read_model(source)
+        rewrite_norms(model)
+        ov.save_model(model, path, compress_to_fp16=False)
         compiled = core.compile_model(path, "CPU", settings(core, dtype))
     except RuntimeError as error:
         raise InputError(f"{source.name}: OpenVINO refuses it: {first_line(error)}") from error

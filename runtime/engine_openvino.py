@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.manifest import EngineSpec, Manifest
+from runtime.profile import Axis, Port
 from runtime.weights import first_line
 
 PRECISIONS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -34,13 +36,42 @@ class OpenVinoEngine(Engine):
         self._any_size: ov.CompiledModel | None = None
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
-        request = self._compiled(inputs).create_infer_request()
-        for name, tensor in {**inputs, **outputs}.items():
-            request.set_tensor(name, shared(tensor))
-        return request.infer
+        streams = self._streams(outputs)
+        parts = [self._part({**inputs, **outputs}, i, streams) for i in range(streams)]
+        compiled = self._compiled({name: parts[0][name] for name in inputs}, streams)
+        requests = []
+        for part in parts:
+            requests.append(compiled.create_infer_request())
+            for name, tensor in part.items():
+                requests[-1].set_tensor(name, shared(tensor))
 
-    def _compiled(self, inputs: Mapping[str, Tensor]) -> ov.CompiledModel:
-        options = settings(self.core, self.spec.dtype)
+        def run() -> None:
+            for request in requests:
+                request.start_async()
+            for request in requests:
+                request.wait()
+
+        return run
+
+    def _streams(self, outputs: Mapping[str, Tensor]) -> int:
+        """In how many equal parts the rows are computed at a time, each on its share of the cores.
+
+        They wait for each other once instead of after every operation: on two cores a step of the embedded UNet is
+        1.04 (8 pictures) to 1.1 times (1) as fast.
+        """
+        if not (self.small and all(map(has_rows, self.spec.outputs))):
+            return 1
+        return math.gcd(torch.get_num_threads(), *map(len, outputs.values()))
+
+    def _part(self, tensors: Mapping[str, Tensor], index: int, parts: int) -> dict[str, Tensor]:
+        """One of `parts` equal parts of the rows; what is the same for all rows is whole in each."""
+        split = {port.name for port in self.spec.inputs + self.spec.outputs if has_rows(port)}
+        return {
+            name: tensor.chunk(parts)[index] if name in split else tensor for name, tensor in tensors.items()
+        }
+
+    def _compiled(self, inputs: Mapping[str, Tensor], streams: int) -> ov.CompiledModel:
+        options = settings(self.core, self.spec.dtype, streams)
         try:
             if not self.small:
                 self._any_size = self._any_size or self.core.compile_model(self.model, "CPU", options)
@@ -52,6 +83,11 @@ class OpenVinoEngine(Engine):
             raise InputError(
                 f"engine: OpenVINO cannot compile {self.spec.files[0]}: {first_line(error)}"
             ) from error
+
+
+def has_rows(port: Port) -> bool:
+    """Whether it is a batch, of which each row is computed by itself."""
+    return isinstance(port.shape[0], Axis)
 
 
 def shared(tensor: Tensor) -> ov.Tensor:
@@ -87,13 +123,14 @@ def the_core() -> ov.Core:
     return ov.Core()
 
 
-def settings(core: ov.Core, dtype: torch.dtype) -> dict[str, object]:
-    """How a model whose arithmetic is `dtype` is compiled for this machine's CPU."""
+def settings(core: ov.Core, dtype: torch.dtype, streams: int = 1) -> dict[str, object]:
+    """How a model whose arithmetic is `dtype` is compiled for this machine's CPU, to run `streams` times at once."""
     precision = PRECISIONS[dtype]
     if CAPABILITIES.get(precision, "FP32") not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32"
     return {
-        "PERFORMANCE_HINT": "LATENCY",
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": streams,
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }

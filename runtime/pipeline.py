@@ -185,9 +185,7 @@ class LocalControlPipeline:
         Raises InputError where the UNet runs on engines, is offloaded, or its weights are packed.
         """
         if self.offload is not None:
-            raise InputError(
-                "compile: the UNet is offloaded; expected one that stays on its device"
-            )
+            raise InputError("compile: the UNet is offloaded; expected one that stays on its device")
         if not isinstance(self.denoiser, TorchDenoiser):
             raise InputError("compile: the UNet is compiled already; expected one in PyTorch")
         self.denoiser = compile_unet(self.model, compiler, cuda_graph)

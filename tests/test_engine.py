@@ -276,3 +276,24 @@ def test_a_signal_after_openvino_engines_came_and_went():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received
+
+
+@pytest.mark.parametrize(("name", "axis"), [("unet", "rows"), ("vae_decoder", "items")])
+def test_openvino_computes_as_many_rows_at_a_time_as_there_are_cores(name, axis, monkeypatch):
+    component, calls = engines.component(name), []
+    start = engine_openvino.ov.InferRequest.start_async
+    monkeypatch.setattr(
+        engine_openvino.ov.InferRequest, "start_async", lambda *of: (calls.append(of), start(*of))
+    )
+    before = torch.get_num_threads()
+    try:
+        for threads, rows, at_once in ((1, 2, 1), (2, 2, 2), (2, 1, 1), (4, 2, 2)):
+            torch.set_num_threads(threads)
+            sizes = engines.sizes_of(component, 1) | {axis: rows}
+            inputs = engines.random_inputs(component.inputs, sizes)
+            calls.clear()
+            made = opened("openvino", name)(inputs, **sizes)
+            assert len(calls) == at_once
+            engines.assert_near(made, engines.run_torch(component, inputs))
+    finally:
+        torch.set_num_threads(before)

@@ -86,7 +86,9 @@ def test_a_gpu_holds_less(how):
 def test_layers_that_take_turns_are_computed_at_every_step():
     model, device = from_diffusers(make_pipeline()), torch.device("cpu")
     group = LocalControlPipeline(model, {}, offload=Offload(model, device, "group"))
-    with pytest.raises(InputError, match="cache_interval 2: with offload group every step computes all layers"):
+    with pytest.raises(
+        InputError, match="cache_interval 2: with offload group every step computes all layers"
+    ):
         group("a star", cache_interval=2)
     with pytest.raises(InputError, match="compile: the UNet is offloaded"):
         group.compile()
