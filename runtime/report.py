@@ -31,12 +31,22 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """Of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one.
+
+    What a benchmark has just written is no such change: the next one in a row has the same commit.
+    """
+    tracked = ("--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    head = _git("rev-parse", "--short", "HEAD")
+    return head + "-dirty" * bool(_git("status", "--porcelain", *tracked)) if head else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints in this checkout; nothing where it fails or is missing."""
+    call = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except OSError:  # no git
-        return "unknown"
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def device_name(device: torch.device) -> str:

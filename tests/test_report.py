@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 import torch
@@ -22,6 +23,24 @@ def test_writes_json(tmp_path):
     report.write_json({"a": [1, "é"]}, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text("utf-8")) == {"a": [1, "é"]}
     assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "runtime" / "report.py"))
+    files = [tmp_path / "runtime" / "report.py", tmp_path / "benchmarks" / "results" / "latency.csv"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("before")
+    assert report.commit() == "unknown"
+    author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    clean = report.commit()
+    assert len(clean) >= 7
+    files[1].write_text("measured")
+    assert report.commit() == clean
+    files[0].write_text("after")
+    assert report.commit() == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
