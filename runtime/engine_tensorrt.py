@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime.cuda_graph import captured
 from runtime.engine import TARGETS, Engine
 from runtime.errors import InputError
 from runtime.manifest import EngineSpec, Manifest
-
-WARM_UP = 2  # calls before a graph is captured: the first ones may allocate
 
 
 class TensorRTEngine(Engine):
@@ -52,25 +51,12 @@ class TensorRTEngine(Engine):
             if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
                 raise RuntimeError("TensorRT could not run the engine: its message is above")
 
-        return enqueue if self.config is not None else self._captured(enqueue)
+        return enqueue if self.config is not None else captured(enqueue, self.device, self.pool)
 
     def _context(self):
         if self.config is not None:
             return self.engine.create_execution_context(self.config)
         return self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-
-    def _captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """The call as a CUDA graph."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                enqueue()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            enqueue()
-        return graph.replay
 
 
 def open_engine(

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
+from runtime.cuda_graph import captured
 from runtime.decode import vae_factor
 from runtime.denoiser import EngineDenoiser
 from runtime.engine import Engine
@@ -25,7 +26,6 @@ from runtime.unet import UNet
 from runtime.unet_graph import UNetGraph, unet_ports
 
 SIDE, IMAGES = 2**15, 2**15  # larger than any
-WARM_UP = 3  # runs before a capture, as PyTorch's documentation has it: libraries choose and allocate in them
 
 
 def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Callable:
@@ -85,7 +85,8 @@ class TorchEngine(Engine):
         spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
         profile = Profile((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
         super().__init__(spec, profile, weight.device)
-        self.cuda_graph, self._pool = cuda_graph, None
+        self.cuda_graph = cuda_graph
+        self._pool = torch.cuda.graph_pool_handle() if cuda_graph else None
         self._compiled = compiler is not None
         self._forward = compiled_for_any_size(graph, compiler) if self._compiled else graph
 
@@ -101,18 +102,4 @@ class TorchEngine(Engine):
             for output, result in zip(outputs.values(), results, strict=True):
                 output.copy_(result)
 
-        return self._captured(run) if self.cuda_graph else run
-
-    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        """`run` as a CUDA graph. Graphs of all sizes share their memory: one runs at a time."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            run()
-        self._pool = graph.pool()
-        return graph.replay
+        return captured(run, self.device, self._pool) if self.cuda_graph else run

@@ -104,6 +104,7 @@ def known_adapters(options: argparse.Namespace) -> Collection[str]:
         return embedded_adapters() if options.model in (None, "embedded") else ()
     from runtime.engine_model import adapter_names
     from runtime.manifest import read_manifest
+    from runtime.sampler import guided_steps
 
     for name in ("dtype", *FIXED):
         if getattr(options, name):
@@ -115,7 +116,8 @@ def known_adapters(options: argparse.Namespace) -> Collection[str]:
     sizes = {
         name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None
     }
-    manifest.profile.check({**sizes, "rows": options.images * (1 + (options.guidance > 1))})
+    for guided in set(guided_steps(options.guidance, options.guidance_range, options.steps)):
+        manifest.profile.check({**sizes, "rows": options.images * (1 + guided)})
     return adapter_names(manifest)
 
 

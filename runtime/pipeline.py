@@ -31,7 +31,7 @@ from runtime.lora import LoraSource
 from runtime.offload import Offload, check_offload
 from runtime.region import Region, check_size, pack
 from runtime.report import timed
-from runtime.sampler import denoise, make_noise, make_scheduler, set_timesteps
+from runtime.sampler import denoise, guided_steps, make_noise, make_scheduler, set_timesteps
 from runtime.specialize import specialize
 from runtime.text import encode_guidance
 
@@ -241,10 +241,6 @@ class LocalControlPipeline:
         height, width = (self.default_size if side is None else side for side in (height, width))
         check_size(height, width)
         count = len(prompts) * images_per_prompt
-        guidance_range = tuple(map(float, guidance_range))
-        # the sizes of its steps: with guidance, without it, or both
-        for guided in {guidance > 1, guidance > 1 and guidance_range == (0, 1)}:
-            self.denoiser.check(count, guided, height, width, cache_interval)
         seed = secrets.randbits(32) if seed is None else int(seed)
         generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
         sides = height // self.vae_factor, width // self.vae_factor
@@ -253,6 +249,8 @@ class LocalControlPipeline:
         )
         scheduler = make_scheduler(scheduler, self.model.scheduler)
         timesteps = set_timesteps(scheduler, steps, self.device)
+        for guided in set(guided_steps(guidance, guidance_range, len(timesteps))):
+            self.denoiser.check(count, guided, height, width, cache_interval)
         packed = pack(regions, height, width)
 
         timings: dict[str, float] = {}

@@ -108,9 +108,7 @@ def denoise(
 ) -> Tensor:
     """Run the scheduler over its timesteps: noise (B, C, h, w) N(0, 1) -> latents (B, C, h, w), float32.
 
-    guidance: classifier-free guidance where above 1 (the step then takes a batch of 2B, negative rows first).
-    guidance_range: the fractions of the steps between which it acts, as a region's start and end; the other steps see
-    the prompt alone, B rows, at half the work (limited-interval guidance, arXiv 2404.07724).
+    guidance, guidance_range: see `guided_steps`; a guided step takes a batch of 2B, negative rows first.
     generators: one for each image, for schedulers that draw noise: an image does not depend on its batch.
     progress: called with (steps done, steps) after every step.
     """
@@ -120,15 +118,25 @@ def denoise(
         stepper = LinearStepper(linear, guidance, latents.device)
     else:
         stepper = SchedulerStepper(scheduler, guidance, generators)
-    (start, end), count = guidance_range, len(scheduler.timesteps)
-    for i in range(count):
+    count = len(scheduler.timesteps)
+    for i, guided in enumerate(guided_steps(guidance, guidance_range, count)):
         sample = stepper.scale(latents, i)
-        if guidance > 1 and start <= i / count and (i + 1) / count <= end:
+        if guided:
             sample = torch.cat([sample, sample])
         latents = stepper.advance(latents, step(sample, i), i)
         if progress is not None:
             progress(i + 1, count)
     return latents
+
+
+def guided_steps(guidance: float, guidance_range: tuple[float, float], count: int) -> list[bool]:
+    """Which of `count` steps run with classifier-free guidance, which is where `guidance` is above 1.
+
+    guidance_range: the fractions of the steps between which it acts, as a region's start and end; the other steps see
+    the prompt alone, at half the work (limited-interval guidance, arXiv 2404.07724).
+    """
+    start, end = map(float, guidance_range)
+    return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
 
 
 class LinearStepper:

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from runtime.errors import InputError
-from runtime.sampler import SCHEDULERS, denoise, make_scheduler, set_timesteps
+from runtime.sampler import SCHEDULERS, denoise, guided_steps, make_scheduler, set_timesteps
 
 DEFAULT = EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
@@ -82,6 +82,13 @@ def test_guidance_acts_in_its_range_only():
     set_timesteps(scheduler, 8, torch.device("cpu"))
     denoise(model, scheduler, torch.randn(3, 4, 3, 5), 5.0, [], guidance_range=(0.25, 0.7))
     assert seen == [3, 3, 6, 6, 6, 3, 3, 3]  # 0.7 is within the sixth of eight steps, which it leaves out
+
+
+def test_which_steps_are_guided():
+    assert guided_steps(5.0, (0, 1), 3) == [True] * 3
+    assert guided_steps(1.0, (0, 1), 3) == [False] * 3
+    assert guided_steps(5.0, (0, 0.5), 4) == [True, True, False, False]
+    assert guided_steps(5.0, (0.9, 1.0), 3) == [False] * 3
 
 
 @pytest.mark.parametrize("name", ["euler_a", "lcm", "dpm++2m_sde", "ddpm"])
