@@ -69,7 +69,7 @@ def variants(load: Callable[..., LocalControlPipeline], options) -> dict[str, Lo
         captured = LocalControlPipeline(base.model, base.adapters)
         found["localcontrol cuda graph"] = captured.compile(compiler=None, cuda_graph=True)
     if options.compile:
-        found["localcontrol compiled"] = load(pack_weights=False).compile(cuda_graph=on_gpu)
+        found["localcontrol compiled"] = load().compile(cuda_graph=on_gpu)
     return found
 
 

@@ -124,7 +124,7 @@ class Parts:
         if options.get("quantize"):
             quantize(self.model.unet, options["quantize"])
         fuse_unet(self.model.unet)
-        fuse_vae(self.model.vae)
+        fuse_vae(self.model.vae).to(memory_format=torch.channels_last)
         if options.get("vae_tiling"):
             self.model.vae.enable_tiling()
 

@@ -20,7 +20,7 @@ from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.loading import Model
 from runtime.manifest import EngineSpec
-from runtime.packed import is_packed
+from runtime.packed import unpack_weights
 from runtime.profile import Axis, Profile
 from runtime.unet import UNet
 from runtime.unet_graph import UNetGraph, unet_ports
@@ -44,14 +44,9 @@ def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Calla
 
 
 def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool) -> EngineDenoiser:
-    """The model's UNet as one call a step; see `LocalControlPipeline.compile`.
-
-    Raises InputError where its weights are packed, which no compiler looks into.
-    """
-    if compiler is not None and is_packed(model.unet):
-        raise InputError(
-            "compile: the UNet's weights are packed; expected from_pretrained(..., pack_weights=False)"
-        )
+    """The model's UNet as one call a step; see `LocalControlPipeline.compile`."""
+    if compiler is not None:
+        unpack_weights(model.unet)
     tokens = model.tokenizers[0].model_max_length
     engine = TorchEngine(model.unet, tokens, vae_factor(model.vae), compiler, cuda_graph)
     return EngineDenoiser(engine, model.unet)

@@ -59,7 +59,7 @@ def fuse_unet(unet: UNet) -> UNet:
 
 
 def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
-    """`vae` with the normalisations of its residual blocks exchanged and its weights in channels_last, in place."""
+    """`vae` with the normalisations of its residual blocks exchanged, in place."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D) and isinstance(module.nonlinearity, nn.SiLU):
             module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
@@ -67,4 +67,4 @@ def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
     for part in (vae.encoder, vae.decoder):
         part.conv_norm_out.__class__ = FusedGroupNormSiLU
         part.conv_act = nn.Identity()
-    return vae.to(memory_format=torch.channels_last)
+    return vae

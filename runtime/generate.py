@@ -85,7 +85,6 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
         quantize=options.quantize,
         offload=options.offload,
         vae_tiling=options.vae_tiling,
-        pack_weights=not options.compile,
         **common,
     )
     if options.compile or options.cuda_graph:

@@ -87,7 +87,6 @@ class LocalControlPipeline:
         quantize: str | None = None,
         offload: str | None = None,
         vae_tiling: bool = False,
-        pack_weights: bool = True,
         allow_pickle: bool = False,
         **options,
     ) -> LocalControlPipeline:
@@ -96,8 +95,7 @@ class LocalControlPipeline:
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
-        it, fp16 on another, fp32 on a CPU, where bf16 packs the UNet's weights (see `runtime.packed`) unless
-        `pack_weights` is False: packed ones cannot be compiled.
+        it, fp16 on another, fp32 on a CPU, where the UNet's weights are packed if that helps (see `runtime.packed`).
         attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
         (see `runtime.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `runtime.offload`).
         vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
@@ -117,7 +115,7 @@ class LocalControlPipeline:
         adapters = loading.load_adapters(adapters or {}, device, dtype, allow_pickle)
         home = device if offload is None else "cpu"
         loaded = loading.load_model(model, device=home, dtype=dtype, allow_pickle=allow_pickle, **options)
-        specialize(loaded, device, dtype, backend, quantize, pack_weights)
+        specialize(loaded, device, dtype, backend, quantize)
         if vae_tiling:
             loaded.vae.enable_tiling()
         offload = offload and Offload(loaded, device, offload)

@@ -17,17 +17,17 @@ def specialize(
     dtype: torch.dtype,
     backend: str,
     quantize: str | None = None,
-    pack: bool = True,
 ) -> None:
     """Change the UNet and the VAE in place.
 
-    backend: of the kernels. quantize: one of `fp8.QUANTIZATIONS` (lossy). pack: whether weights may be packed.
+    backend: of the kernels. quantize: one of `fp8.QUANTIZATIONS` (lossy).
     """
     fuse_qkv(model.unet)
     if quantize is not None:
         quantized(model.unet, quantize)
-    elif pack and packs_here(dtype, device):
+    elif packs_here(dtype, device):
         pack_weights(model.unet)
     if fuses_here(backend, device):
         fuse_unet(model.unet)
         fuse_vae(model.vae)
+    model.vae.to(memory_format=torch.channels_last)  # on a CPU too: SDXL's decodes a fifth faster

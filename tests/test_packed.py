@@ -8,8 +8,18 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from runtime import LocalControlPipeline
-from runtime.errors import InputError
-from runtime.packed import NarrowGroupNorm, PackedConv2d, PackedLinear, is_packed, pack_weights, packs_here
+from runtime.packed import (
+    NarrowGroupNorm,
+    Packed,
+    PackedConv2d,
+    PackedLinear,
+    has_one_layout,
+    layout,
+    pack_weights,
+    packs_here,
+    reordered,
+    unpack_weights,
+)
 from runtime.unet import UNet
 from tests.tiny import make_pipeline
 from tests.tolerances import assert_close, relative_rms
@@ -77,18 +87,16 @@ def test_a_whole_unet(linear, size):
 
     expected, kinds = run(), {type(m) for m in unet.modules()}
     made = pack_weights(unet) and run()
-    assert {nn.Linear, nn.Conv2d} <= kinds and not {nn.Linear, nn.Conv2d} & {type(m) for m in unet.modules()}
+    assert {nn.Linear, nn.Conv2d} <= kinds and nn.Linear not in {type(m) for m in unet.modules()}
     assert relative_rms(made, expected) < 1e-2
 
 
-def test_a_pipeline_in_bf16_is_packed_and_one_in_fp32_is_not():
-    packed = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
-    plain = LocalControlPipeline.from_pretrained("embedded", dtype="fp32")
-    assert isinstance(packed.model.unet.conv_in, PackedConv2d) and isinstance(
-        plain.model.unet.conv_in, nn.Conv2d
-    )
-    assert packed.dtype == torch.bfloat16 and packed.device == CPU
-    assert isinstance(packed.model.unet.conv_norm_out, NarrowGroupNorm)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pipeline_is_packed_where_that_helps(dtype):
+    pipe = LocalControlPipeline.from_pretrained("embedded", dtype=dtype)
+    kinds = {type(m) for m in pipe.model.unet.modules()}
+    assert ({PackedLinear, NarrowGroupNorm} <= kinds) == packs_here(dtype, CPU)
+    assert pipe.dtype == dtype and pipe.device == CPU
 
 
 def test_a_copy_draws_the_same():
@@ -103,11 +111,58 @@ def test_a_pipeline_of_diffusers_keeps_its_weights():
     assert ours.model.unet.conv_in.weight.data_ptr() == theirs.unet.conv_in.weight.data_ptr()
 
 
-def test_packed_weights_are_not_compiled():
-    packed = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
-    with pytest.raises(
-        InputError, match=r"compile: the UNet's weights are packed; expected .*pack_weights=False"
-    ):
-        packed.compile()
-    plain = LocalControlPipeline.from_pretrained("embedded", dtype="bf16", pack_weights=False)
-    assert not is_packed(plain.model.unet) and plain.compile(compiler="eager")
+def test_packed_weights_are_unpacked_to_be_compiled():
+    pipe = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
+    call = {"prompt": "a red star", "steps": 2, "seed": 0}
+    unpacked = copy.deepcopy(pipe)
+    unpack_weights(unpacked.model.unet)
+    expected = unpacked(**call).latents
+    assert relative_rms(pipe.compile(compiler="eager")(**call).latents, expected) < 1e-2
+    assert not any(isinstance(m, (Packed, NarrowGroupNorm)) for m in pipe.model.unet.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unpacked_weights_are_the_ones_that_were_packed(dtype):
+    unet = UNet.from_diffusers(make_pipeline().unet.to(dtype))
+    before, modules = copy.deepcopy(unet), {name: str(module) for name, module in unet.named_modules()}
+    unpack_weights(pack_weights(unet))
+    assert {name: str(module) for name, module in unet.named_modules()} == modules
+    state = unet.state_dict()
+    assert list(state) == list(before.state_dict())
+    assert all(torch.equal(state[name], value) for name, value in before.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_no_packed_weight_is_laid_out_anew_at_another_size(dtype):
+    unet = LocalControlPipeline.from_pretrained("embedded", dtype=dtype).model.unet
+    for conv in (m for m in pack_weights(unet).modules() if isinstance(m, PackedConv2d)):
+        plain = conv.plain().weight
+        for size in conv.SIZES:
+            assert layout(reordered(plain, *conv.shape, size)) == layout(conv.weight)
+
+
+def test_a_convolution_of_varying_layout_stays_as_it_is(monkeypatch):
+    unet = UNet.from_diffusers(make_pipeline().unet.bfloat16())
+    monkeypatch.setattr("runtime.packed.has_one_layout", lambda conv: conv.kernel_size == (1, 1))
+    assert isinstance(pack_weights(unet).conv_in, nn.Conv2d)
+
+
+def test_one_layout_is_asked_of_onednn(monkeypatch):
+    conv = nn.Conv2d(32, 48, 3, padding=1).bfloat16()
+    seen = iter(range(100))
+    monkeypatch.setattr("runtime.packed.layout", lambda weight: bytes([next(seen)]))
+    has_one_layout.__globals__["_has_one_layout"].cache_clear()
+    assert not has_one_layout(conv)
+    has_one_layout.__globals__["_has_one_layout"].cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("plain", "packed", "slow"), [(3.0, 1.0, True), (1.0, 1.0, False), (1.0, 2.0, False)]
+)
+def test_float32_is_packed_where_mkl_is_slow(monkeypatch, plain, packed, slow):
+    times = iter([[plain], [packed]])
+    monkeypatch.setattr("runtime.packed.repeat", lambda *given, **options: next(times))
+    packs_here.cache_clear()
+    assert packs_here(torch.float32, CPU) is slow
+    packs_here.cache_clear()
+    assert not packs_here(torch.float16, CPU) and not packs_here(torch.float32, torch.device("cuda"))

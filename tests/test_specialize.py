@@ -17,7 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the latter by name only
 @pytest.mark.parametrize(
     ("device", "dtype", "backend", "quantize", "linear", "norm"),
     [
-        (CPU, torch.float32, "auto", None, nn.Linear, nn.GroupNorm),
+        (CPU, torch.float16, "auto", None, nn.Linear, nn.GroupNorm),
         (CUDA, torch.bfloat16, "auto", None, nn.Linear, FusedGroupNormSiLU),
         (CUDA, torch.bfloat16, "torch", None, nn.Linear, nn.GroupNorm),
         (CUDA, torch.bfloat16, "auto", "fp8", Fp8Linear, FusedGroupNormSiLU),
@@ -31,10 +31,12 @@ def test_layers(device, dtype, backend, quantize, linear, norm):
     assert type(block.attentions[0].transformer_blocks[0].attn1.to_qkv) is linear
     assert type(block.resnets[0].norm1) is norm
     assert type(model.vae.decoder.conv_norm_out) is norm
+    assert model.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.skipif(not packs_here(torch.bfloat16, CPU), reason="a CPU without bfloat16 arithmetic")
-def test_a_cpu_with_bfloat16_gets_packed_weights():
-    model = from_diffusers(make_pipeline().to(torch.bfloat16))
-    specialize(model, CPU, torch.bfloat16, "auto")
-    assert type(model.unet.down_blocks[1].attentions[0].proj_in) is PackedLinear
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_packed_where_that_helps(dtype):
+    model = from_diffusers(make_pipeline().to(dtype))
+    specialize(model, CPU, dtype, "auto")
+    packed = type(model.unet.down_blocks[1].attentions[0].proj_in) is PackedLinear
+    assert packed == packs_here(dtype, CPU)
