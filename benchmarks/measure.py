@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.errors import InputError
 from runtime.files import replacing
+from runtime.packed import PackedLinear, packs_here
 from runtime.report import commit, device_name
 
 RESULTS = Path("benchmarks/results")
@@ -48,12 +50,18 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """TFLOP/s of the best square matrix product here: what the arithmetic of `dtype` is compared with."""
+    """TFLOP/s of the best square matrix product here: what the arithmetic of `dtype` is compared with.
+
+    On a CPU of PyTorch's own product, or of a packed one where a pipeline would use it.
+    """
     best = 0.0
     for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        times = interleave({"matmul": lambda a=a, b=b: a @ b}, repeats)["matmul"]
-        best = max(best, 2 * side**3 / min(times) / 1e12)
+        runs = {"matmul": lambda a=a, b=b: a @ b}
+        if packs_here(dtype, device):
+            runs["packed"] = partial(PackedLinear(b, None), a)
+        for seconds in interleave(runs, repeats).values():
+            best = max(best, 2 * side**3 / min(seconds) / 1e12)
     return best
 
 
@@ -107,7 +115,7 @@ def check_out(folder: Path) -> None:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replace the file by these rows under their header, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.unet import UNet
-from runtime.unet_blocks import Transformer
+from runtime.unet_blocks import GEGLU, Transformer
 
 
 class Packed(nn.Module):
@@ -42,6 +42,29 @@ class PackedLinear(Packed):
         return filled(
             nn.Linear(*reversed(self.weight.shape), device="meta"), self.weight.to_dense(), self.bias
         )
+
+
+class PackedGEGLU(Packed):
+    """GEGLU: each half a product of its own, the gate's with its GELU, so that no half is read for that again."""
+
+    def __init__(self, proj: nn.Linear):
+        super().__init__()
+        self.value, self.gate = (
+            PackedLinear(weight, bias)
+            for weight, bias in zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate
+        gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "gelu", [], "none")
+        return gated.mul_(self.value(x))
+
+    def plain(self) -> GEGLU:
+        value, gate = self.value.plain(), self.gate.plain()
+        with torch.device("meta"):
+            geglu = GEGLU(value.in_features, value.out_features)
+        filled(geglu.proj, torch.cat([value.weight, gate.weight]), torch.cat([value.bias, gate.bias]))
+        return geglu
 
 
 class PackedConv2d(Packed):
@@ -141,25 +164,28 @@ def pack_weights(unet: UNet) -> UNet:
 
     A convolution stays as it is where its layout depends on the size of the picture.
     """
-    for module in list(unet.modules()):
-        if (
-            isinstance(module, nn.GroupNorm)
-            and module.num_channels // module.num_groups < NarrowGroupNorm.WIDTH
-        ):
-            module.__class__ = NarrowGroupNorm
+    for module in [m for m in unet.modules() if list(m.children()) and not isinstance(m, GEGLU)]:
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-            elif isinstance(child, nn.Conv2d) and isinstance(module, Transformer):  # 1x1, on tokens
-                setattr(module, name, PackedLinear(child.weight.flatten(1), child.bias))
-            elif isinstance(child, nn.Conv2d) and has_one_layout(child):
-                setattr(module, name, PackedConv2d(child))
+            setattr(module, name, _packed(child, on_tokens=isinstance(module, Transformer)))
     return unet
+
+
+def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
+    """What takes the place of `layer`; on_tokens: of a 1x1 convolution that is a linear layer on tokens."""
+    if isinstance(layer, GEGLU):
+        return PackedGEGLU(layer.proj)
+    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and on_tokens):
+        return PackedLinear(layer.weight.flatten(1), layer.bias)
+    if isinstance(layer, nn.Conv2d) and has_one_layout(layer):
+        return PackedConv2d(layer)
+    if isinstance(layer, nn.GroupNorm) and layer.num_channels // layer.num_groups < NarrowGroupNorm.WIDTH:
+        layer.__class__ = NarrowGroupNorm
+    return layer
 
 
 def unpack_weights(unet: UNet) -> UNet:
     """`unet` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
-    for module in list(unet.modules()):
+    for module in [m for m in unet.modules() if not isinstance(m, Packed)]:
         if isinstance(module, NarrowGroupNorm):
             module.__class__ = nn.GroupNorm
         for name, child in list(module.named_children()):

@@ -23,11 +23,12 @@ def specialize(
     backend: of the kernels. quantize: one of `fp8.QUANTIZATIONS` (lossy).
     """
     fuse_qkv(model.unet)
+    fuses = fuses_here(backend, device)
     if quantize is not None:
         quantized(model.unet, quantize)
-    elif packs_here(dtype, device):
+    elif packs_here(dtype, device) and not fuses:
         pack_weights(model.unet)
-    if fuses_here(backend, device):
+    if fuses:
         fuse_unet(model.unet)
         fuse_vae(model.vae)
     model.vae.to(memory_format=torch.channels_last)  # on a CPU too: SDXL's decodes a fifth faster

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from runtime import attention
 from runtime.attention import ATTENTIONS, OWN, PACKAGES, attend, check_attention, use_attention
 from runtime.errors import InputError
 from tests.tolerances import assert_close
@@ -30,6 +31,39 @@ def test_what_a_cpu_has_follows_the_definition(name):
     check_attention(name, CPU, torch.float32)
     with use_attention(name):
         assert_close(name, attend(*given), defined(*given))
+
+
+@pytest.mark.parametrize("scores", [2**20, 3 * 60 * 77, 60 * 77, 25 * 77, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_products_of_heads_and_of_queries_follow_the_definition(monkeypatch, scores, dtype):
+    monkeypatch.setattr(attention, "SCORES", scores)
+    given = inputs(dtype=dtype)
+    expected = defined(*given)
+    assert_close("out", attention._in_products(*given).transpose(1, 2).flatten(2), expected)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in given]
+    assert_close("out", attention._in_products(*strided).transpose(1, 2).flatten(2), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("dtype", "amx", "rows", "products"),
+    [
+        (torch.bfloat16, False, 16, True),
+        (torch.bfloat16, False, 1, False),  # few scores
+        (torch.bfloat16, True, 16, False),
+        (torch.float32, False, 16, False),
+    ],
+)
+def test_products_where_pytorchs_own_are_slow(monkeypatch, dtype, amx, rows, products):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    taken = []
+    monkeypatch.setattr(attention, "_in_products", lambda q, k, v: taken.append(q) or q)
+    given = [x.repeat(rows, 1, 1, 1) for x in inputs(dtype=dtype)]
+    attend(*given)
+    with use_attention("flash"):  # asked for by name
+        attend(*given)
+    assert bool(taken) is products and len(taken) <= 1
 
 
 @pytest.mark.gpu

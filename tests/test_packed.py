@@ -12,6 +12,7 @@ from runtime.packed import (
     NarrowGroupNorm,
     Packed,
     PackedConv2d,
+    PackedGEGLU,
     PackedLinear,
     has_one_layout,
     layout,
@@ -21,6 +22,7 @@ from runtime.packed import (
     unpack_weights,
 )
 from runtime.unet import UNet
+from runtime.unet_blocks import GEGLU
 from tests.tiny import make_pipeline
 from tests.tolerances import assert_close, relative_rms
 
@@ -38,6 +40,14 @@ def test_a_linear_layer(rows, bias):
     x = torch.randn(2, rows, 48).bfloat16()
     packed = PackedLinear(layer.weight, layer.bias)
     assert relative_rms(packed(x), layer(x)) < 1e-2 and packed(x).dtype == torch.bfloat16
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate(dtype):
+    geglu, x = GEGLU(48, 96).to(dtype), torch.randn(2, 77, 48, dtype=dtype)
+    exact = copy.deepcopy(geglu).double()(x.double())
+    assert_close("gated", PackedGEGLU(geglu.proj)(x), exact)
 
 
 @torch.inference_mode()
@@ -81,14 +91,14 @@ def test_a_whole_unet(linear, size):
     given = torch.tensor([500.0]), torch.randn(2, 16), torch.randint(1, 99, (2, 6)).float()
     text, sample = torch.randn(2, 77, 32).bfloat16(), torch.randn(2, 4, *size).bfloat16()
 
-    def run():
+    def run(unet, dtype):
         time = [t[0] for t in unet.embed_time(*given)]
-        return unet(sample, time, unet.project_text(text))
+        return unet(sample.to(dtype), time, unet.project_text(text.to(dtype)))
 
-    expected, kinds = run(), {type(m) for m in unet.modules()}
-    made = pack_weights(unet) and run()
+    expected, kinds = run(copy.deepcopy(unet).double(), torch.float64), {type(m) for m in unet.modules()}
+    made = run(pack_weights(unet), torch.bfloat16)
     assert {nn.Linear, nn.Conv2d} <= kinds and nn.Linear not in {type(m) for m in unet.modules()}
-    assert relative_rms(made, expected) < 1e-2
+    assert_close("prediction", made, expected, "unet")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

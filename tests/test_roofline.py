@@ -26,6 +26,8 @@ def test_the_work_of_known_operations():
     query, key = torch.randn(2, 3, 8, 16), torch.randn(2, 3, 20, 16)
     (found,) = noted(lambda: F.scaled_dot_product_attention(query, key, key))
     assert found[:2] == ("attention", 2 * 2 * 2 * 3 * 8 * 20 * 16)
+    (found,) = noted(lambda: roofline.ATTEND(query, key, key))
+    assert found[:2] == ("attention", 2 * 2 * 2 * 3 * 8 * 20 * 16)
     kinds = [kind for kind, *_ in noted(lambda: F.silu(F.group_norm(image, 2)).permute(0, 2, 3, 1).clone())]
     assert kinds == ["normalisation", "pointwise", "copies"]
 
