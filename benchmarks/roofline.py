@@ -119,7 +119,7 @@ def measure(name: str, step: Callable[[], Tensor], dtype: torch.dtype, repeats: 
     whole = statistics.median(interleave({name: step}, repeats)[name])
     turns = []
     for _ in range(repeats + 1):
-        with Timed() as timed, mock.patch("runtime.unet_blocks.attend", ATTEND):
+        with Timed() as timed, mock.patch("runtime.attention._attend", ATTEND):
             step()
         turns.append(timed.operations)
     operations = [
