@@ -53,6 +53,7 @@ bench-cpu: $(ENGINES)
 	$(BIN)/python -m benchmarks.lossy --engine $(ENGINES)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.roofline --full-size
+	$(BIN)/python -m benchmarks.full_size --repeats 8
 	$(BIN)/python -m benchmarks.memory
 
 bench-export: $(INSTALLED)
