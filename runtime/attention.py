@@ -67,12 +67,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _products_win(query: Tensor, key: Tensor) -> bool:
-    """Whether PyTorch would use its flash attention for a CPU, which computes bfloat16 products slowly without AMX."""
+    """Whether PyTorch would have MKL multiply for its flash attention, which is slow in bfloat16 without AMX.
+
+    MKL is there on x86 only.
+    """
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and not torch.is_grad_enabled()
         and query.shape[:-1].numel() * key.shape[2] >= FEW_SCORES
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         and not torch.cpu._is_amx_tile_supported()
     )

@@ -1,8 +1,9 @@
 """A UNet for a CPU: weights in the layout that oneDNN's kernels read, quicker norms.
 
-In bfloat16 PyTorch hands oneDNN plain weights, which it lays out anew at every call: of SDXL's 5 GB that is a fifth of
-a step at 512 x 512 (benchmarks/results/cpu/full_size.csv). In float32 it hands linear layers to MKL, which on an AMD
-EPYC takes 2.3 times oneDNN's time. Here weights are laid out once, for oneDNN; what is computed stays the same.
+In bfloat16 PyTorch hands oneDNN plain weights, which it lays out anew at every call: of SDXL's 5 GB that is a tenth of
+a step at 512 x 512 (benchmarks/results/cpu/full_size.csv), and a fifth on a CPU with AMX. In float32 it hands linear
+layers to MKL, which on an AMD EPYC takes 2.3 times oneDNN's time. Here weights are laid out once, for oneDNN; what is
+computed stays the same.
 """
 
 from __future__ import annotations
