@@ -11,6 +11,7 @@ from kernels import ops
 from runtime.errors import InputError
 
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000  # the noise levels that SDXL's schedule has
 
 
 def check_backend(backend: str) -> None:
@@ -41,6 +42,10 @@ def check_call(
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
+    if steps > MAX_STEPS:
+        raise InputError(
+            f"steps {steps}: expected at most {MAX_STEPS}, the noise levels of the model's schedule"
+        )
     if not math.isfinite(guidance):
         raise InputError(f"guidance {guidance}: expected a finite number")
     try:

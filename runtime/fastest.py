@@ -1,4 +1,4 @@
-"""python -m runtime.fastest --engine FOLDER [--engine FOLDER ...] [--model MODEL] [--adapter NAME=PATH] [--dtype fp32]
+"""python -m runtime.fastest --engine FOLDER [FOLDER ...] [--model MODEL] [--adapter NAME=PATH] [--dtype NAME]
 
 Measures a picture of the model on this machine, in PyTorch and on engines that `export.build_engine` made of it, in
 turn, and remembers the times: of a picture, and of loading and the first one. From then on `python -m runtime.generate
@@ -45,7 +45,9 @@ LIMITS = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m runtime.fastest", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--engine", action="append", required=True, metavar="FOLDER", help="may be repeated")
+    parser.add_argument(
+        "--engine", action="extend", nargs="+", required=True, metavar="FOLDER", help="may be repeated"
+    )
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="as there")
     parser.add_argument("--dtype", choices=DTYPES, help="as there; engines of this precision take part")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import kernels
-from runtime.command_line import exit_code, heartbeat, say
+from runtime.command_line import exit_code, heartbeat, quick_imports, say
 from runtime.generate_checks import (
     FIXED,
     check_files,
@@ -43,10 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options: argparse.Namespace) -> None:
     """Check, load, compute, write."""
     start = time.perf_counter()
-    fields = region_fields(options)
-    check_files(fields, check_outputs(options))
-    check_settings(options, fields)
-    import runtime.pipeline  # noqa: F401 -- so that its seconds count as the start's
+    with quick_imports():
+        fields = region_fields(options)
+        check_files(fields, check_outputs(options))
+        check_settings(options, fields)
+        import runtime.pipeline  # noqa: F401 -- so that its seconds count as the start's
 
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")

@@ -1,8 +1,11 @@
 """runtime.command_line: exit codes, one line for bad input, the shared options."""
 
+import gc
+import sys
+
 import pytest
 
-from runtime.command_line import CANCELLED, Parser, add_model_sources, exit_code
+from runtime.command_line import CANCELLED, Parser, add_model_sources, exit_code, quick_imports
 from runtime.errors import InputError
 
 
@@ -38,6 +41,18 @@ def test_an_unknown_option_is_one_line(capsys):
         Parser(prog="python -m here").parse_args(["--nothing"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: unrecognized arguments: --nothing (see python -m here --help)\n"
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["in a fresh process", "diffusers loaded"])
+def test_garbage_is_not_looked_for_in_the_first_imports(loaded, monkeypatch):
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "diffusers", gc)
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        assert gc.isenabled() is loaded
+    assert gc.isenabled() and (gc.get_freeze_count() > frozen) is not loaded
+    gc.unfreeze()
 
 
 def test_model_sources_are_the_same_everywhere():

@@ -150,3 +150,10 @@ def test_the_command_line_takes_it_unless_an_option_needs_pytorch(measured, tmp_
 def test_engines_of_another_precision_are_bad_input(cache, capsys):
     assert fastest.main(["--engine", str(engines.folder("onnxruntime")), "--dtype", "bf16"]) == 2
     assert "it computes in fp32, expected bf16; see --dtype" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("again", [[], ["--engine"]], ids=["one option", "two"])
+def test_several_engines(again, cache, capsys):
+    folder = str(engines.folder("onnxruntime"))
+    assert fastest.main(["--engine", folder, *again, "nowhere", "--dtype", "fp32"]) == 2
+    assert "engine nowhere: no manifest.json in it" in capsys.readouterr().err

@@ -223,6 +223,7 @@ def test_progress_is_told_every_step():
         ({"width": 0}, "width 0"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 2.5}, r"steps 2\.5"),
+        ({"steps": 1001}, "steps 1001: expected at most 1000"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"guidance_range": (0.5, 0.2)}, r"guidance_range 0\.5 to 0\.2: expected 0 <= start"),
         ({"guidance_range": (0.5, 2)}, "guidance_range 0.5 to 2"),
