@@ -45,7 +45,9 @@ class EngineTextEncoder:
         self.engine, self.device = engine, engine.device
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        outputs = self.engine({"ids": ids}, items=len(ids))
+        largest = self.engine.profile.range("items")[2]
+        parts = [self.engine({"ids": part}, items=len(part)) for part in ids.split(largest)]
+        outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return outputs["states"], outputs.get("pooled")
 
 

@@ -48,6 +48,8 @@ def open_engine(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
+    # Between two calls the cores belong to PyTorch's own threads. A picture on two cores: 295 -> 215 ms.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     model, kept = _exchange(path, weights, options) if weights else (str(path), [])
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in ort.get_available_providers():

@@ -42,31 +42,32 @@ def encode_guidance(
     """The conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
 
     An empty negative prompt is all zeros where the model was trained so (`force_zeros_for_empty_prompt`).
-    Without guidance only the prompts' rows.
+    Without guidance only the prompts' rows. A text that comes several times is encoded once.
     """
-    text, pooled = encode_prompts(model, prompts)
-    if not guided:
-        return text, pooled
-    if model.force_zeros_for_empty_prompt and not any(negative):
-        unguided = torch.zeros_like(text), torch.zeros_like(pooled)
-    else:
-        unguided = encode_prompts(model, negative)
-    return torch.cat([unguided[0], text]), torch.cat([unguided[1], pooled])
+    zeros = guided and model.force_zeros_for_empty_prompt and not any(negative)
+    wanted = [*negative, *prompts] if guided and not zeros else prompts
+    different = list(dict.fromkeys(wanted))
+    rows = [different.index(prompt) for prompt in wanted]
+    text, pooled = (torch.stack([x[row] for row in rows]) for x in encode_prompts(model, different))
+    if zeros:
+        text, pooled = (torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
+    return text, pooled
 
 
 def _tokenize(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
     """(B, S) token ids, padded and cut to the tokenizer's length."""
     length = tokenizer.model_max_length
-    if warn:
-        for prompt in prompts:
-            ids = tokenizer(prompt, add_special_tokens=False).input_ids
-            room = length - 2  # the start and end tokens
-            if len(ids) > room:
-                cut = tokenizer.decode(ids[room:]).strip()
-                warnings.warn(
-                    f"prompt: {len(ids) + 2} tokens, expected at most {length}; this part is ignored: {cut!r}",
-                    stacklevel=2,
-                )
-    return tokenizer(
+    tokens = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+    )
+    full = tokens.attention_mask.all(dim=1).tolist()
+    for prompt in (prompt for prompt, is_full in zip(prompts, full, strict=True) if warn and is_full):
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        room = length - 2  # the start and end tokens
+        if len(ids) > room:
+            cut = tokenizer.decode(ids[room:]).strip()
+            warnings.warn(
+                f"prompt: {len(ids) + 2} tokens, expected at most {length}; this part is ignored: {cut!r}",
+                stacklevel=2,
+            )
+    return tokens.input_ids

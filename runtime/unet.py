@@ -71,6 +71,18 @@ class UNet(nn.Module):
         """The parameters of `embed_time` and `project_text`: `forward` uses all others, and none of these."""
         return {name: p for name, p in self.named_parameters() if any(part in name for part in ONCE)}
 
+    def resnets(self) -> list[Resnet]:
+        """In the order of the forward pass."""
+        return [resnet for block in self._blocks() for resnet in block.resnets]
+
+    def transformer_blocks(self) -> list[TransformerBlock]:
+        """In the order of the forward pass."""
+        transformers = [transformer for block in self._blocks() for transformer in block.attentions]
+        return [block for transformer in transformers for block in transformer.transformer_blocks]
+
+    def _blocks(self) -> list[DownBlock | MidBlock | UpBlock]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
     def embed_time(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> list[Tensor]:
         """Each resnet's time projection at every step: (T, B, C), in the order of the forward pass.
 
@@ -84,14 +96,14 @@ class UNet(nn.Module):
         ids = self.add_time_proj(time_ids.flatten()).unflatten(0, (-1, time_ids.shape[1])).flatten(1)
         image = self.add_embedding(torch.cat([pooled.to(dtype), ids.to(dtype)], dim=1))
         embedding = F.silu(steps + image[None])
-        return [m.time_emb_proj(embedding) for m in self.modules() if isinstance(m, Resnet)]
+        return [resnet.time_emb_proj(embedding) for resnet in self.resnets()]
 
     def project_text(self, text: Tensor) -> list[KeyValue]:
         """Key and value of each cross-attention, (B, heads, S, C / heads), in the order of the forward pass.
 
         text: (B, S, D), the text encoders' hidden states.
         """
-        return [m.attn2.project(text) for m in self.modules() if isinstance(m, TransformerBlock)]
+        return [block.attn2.project(text) for block in self.transformer_blocks()]
 
     def forward(
         self,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from runtime.adapter import LEVEL_STRIDES
 from runtime.profile import Axis, Port
 from runtime.unet import UNet
-from runtime.unet_blocks import Resnet, TransformerBlock
 
 
 class UNetGraph(nn.Module):
@@ -19,8 +18,8 @@ class UNetGraph(nn.Module):
     def __init__(self, unet: UNet):
         super().__init__()
         self.unet = unet
-        self.widths = [m.time_emb_proj.out_features for m in unet.modules() if isinstance(m, Resnet)]
-        self.attentions = [m.attn2 for m in unet.modules() if isinstance(m, TransformerBlock)]
+        self.widths = [resnet.time_emb_proj.out_features for resnet in unet.resnets()]
+        self.attentions = [block.attn2 for block in unet.transformer_blocks()]
 
     def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """rest: key and value of each cross-attention, then the levels of control."""

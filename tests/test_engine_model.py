@@ -87,6 +87,11 @@ CALLS = {
     "size between": {"regions": [Region(condition(2, (80, 48)))], "height": 80, "width": 48},
     "two images": {"regions": [Region(condition(), mask=LEFT)], "images_per_prompt": 2},
     "two prompts": {"prompt": ["a red circle", "a blue star at night"], "steps": 2},
+    "more texts than the encoders take at once": {
+        "prompt": ["a red circle", "a blue star at night"],
+        "negative_prompt": "a green ring",
+        "steps": 2,
+    },
     "euler_a": {"regions": [Region(condition())], "scheduler": "euler_a"},
     "dpm++2m": {"regions": [Region(condition())], "scheduler": "dpm++2m"},
     "heun": {"regions": [Region(condition(), end=0.5)], "scheduler": "heun"},

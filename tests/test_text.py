@@ -32,9 +32,27 @@ def test_equals_diffusers():
 @pytest.mark.parametrize("negative", [["", ""], ["a green ring", "at night"]], ids=["empty", "given"])
 def test_guidance_rows_equal_diffusers(negative):
     ours = encode_guidance(MODEL, PROMPTS, negative, guided=True)
-    expected = theirs(PROMPTS, negative if any(negative) else None)
+    if any(negative):  # all in one batch
+        expected = theirs(negative + PROMPTS, guided=False)
+    else:
+        expected = theirs(PROMPTS)
     for a, b in zip(ours, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_each_text_is_encoded_once(monkeypatch):
+    seen = []
+
+    def encode(model, texts):
+        seen.append(texts)
+        lengths = torch.tensor([[float(len(text))] for text in texts])
+        return lengths[:, None], lengths
+
+    monkeypatch.setattr("runtime.text.encode_prompts", encode)
+    rows, pooled = encode_guidance(MODEL, ["ab", "c", "ab"], ["", "c", ""], guided=True)
+    assert seen == [["", "c", "ab"]]
+    assert pooled.flatten().tolist() == rows.flatten().tolist() == [0, 1, 0, 2, 1, 2]
 
 
 @torch.no_grad()
