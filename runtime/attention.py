@@ -69,10 +69,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _products_win(query: Tensor, key: Tensor) -> bool:
     """Whether PyTorch would have MKL multiply for its flash attention, which is slow in bfloat16 without AMX.
 
-    MKL is there on x86 only.
+    MKL is there on x86 only. A graph that is traced for an engine keeps its attention whole.
     """
     return (
-        query.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and not torch.is_grad_enabled()
         and query.shape[:-1].numel() * key.shape[2] >= FEW_SCORES

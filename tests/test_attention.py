@@ -66,6 +66,24 @@ def test_products_where_pytorchs_own_are_slow(monkeypatch, dtype, amx, rows, pro
     assert bool(taken) is products and len(taken) <= 1
 
 
+def test_an_exported_graph_has_attention_whole_for_any_batch(monkeypatch):
+    """Also on a machine where the products win."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(attention, "FEW_SCORES", 0)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+    class Attend(torch.nn.Module):
+        def forward(self, query, key, value):
+            return attend(query, key, value)
+
+    batch = torch.export.Dim("batch", min=1, max=8)
+    with torch.no_grad():
+        given = tuple(inputs(dtype=torch.bfloat16))
+        made = torch.export.export(Attend(), given, dynamic_shapes=[{0: batch}] * 3, strict=False)
+    called = {node.target for node in made.graph.nodes if node.op == "call_function"}
+    assert torch.ops.aten.scaled_dot_product_attention.default in called
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ATTENTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
