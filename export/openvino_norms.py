@@ -1,13 +1,9 @@
-"""Group and layer normalisation as OpenVINO's CPU plugin computes them fastest.
+"""Group and layer normalisation below float32 as OpenVINO's CPU plugin computes them fastest.
 
-Below float32 ONNX casts around a normalisation, so that its statistics are taken in float32. The plugin takes those of
-MVN in float32 whatever type comes in, but computes every cast as a pass over memory, and a group norm's scale and shift
-along rows as short as the picture is wide. Without casts, and over whole channels, a step of the embedded UNet in bf16
-takes 0.86 times as long (two cores, 1 and 8 pictures of 128 x 128).
-
-In float32 a group norm's input comes in NHWC from its convolution, and is transposed first: up to 64 channels by a loop
-of the plugin's own (2026.4). A transposition in the graph is faster: eight pictures of the embedded model take 0.91
-times as long.
+ONNX casts around a normalisation, so that its statistics are taken in float32. The plugin takes those of MVN in float32
+whatever type comes in, but computes every cast as a pass over memory, and a group norm's scale and shift along rows as
+short as the picture is wide. Without casts, and over whole channels, a step of the embedded UNet in bf16 takes 0.86
+times as long (two cores, 1 and 8 pictures of 128 x 128); float32 has no casts and gains nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +12,14 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-NARROW = 64  # channels, see above
-
 
 def rewrite_norms(model: ov.Model) -> None:
-    """Replace the normalisations that stand between casts, and narrow ones, in place; names of constants stay."""
+    """Replace the normalisations that stand between casts, in place; names of constants stay."""
     replace = {"GroupNormalization": replace_group_norm, "MVN": replace_mvn}
     for node in model.get_ordered_ops():
         last = cast_back(node) if node.get_type_name() in replace else None
         if last is not None and is_cast(node.input_value(0)):
             replace[node.get_type_name()](node, last)
-        elif node.get_type_name() == "GroupNormalization" and channels_of(node) <= NARROW:
-            replace_group_norm(node, node, transpose=True)
     model.validate_nodes_and_infer_types()
 
 
@@ -37,29 +29,19 @@ def replace_mvn(node: ov.Node, last: ov.Node) -> None:
     put(op.mvn(data, axes, True, eps, "inside_sqrt"), last)
 
 
-def replace_group_norm(node: ov.Node, last: ov.Node, transpose: bool = False) -> None:
-    """GroupNormalization of (N, C, h, w), and the SiLU after `last` if there is one, over (N, C, h*w).
-
-    transpose: from NHWC, by an operation of the graph's own.
-    """
+def replace_group_norm(node: ov.Node, last: ov.Node) -> None:
+    """GroupNormalization of (N, C, h, w), and the SiLU after `last` if there is one, over (N, C, h*w)."""
     data, scale, shift = (uncast(node.input_value(i)) for i in range(3))
-    channels = channels_of(node)
+    channels = node.get_output_partial_shape(0)[1].get_length()
     groups, eps = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
     shape = op.shape_of(data)
     rows = op.gather(shape, np.array([0]), np.array(0))
-    if transpose:
-        pixels = reshape(op.transpose(data, np.array([0, 2, 3, 1])), rows, -1, channels)
-        data = op.transpose(pixels, np.array([0, 2, 1]))
     normal = op.mvn(reshape(data, rows, groups, -1), np.array([2]), True, eps, "inside_sqrt")
     scale, shift = (op.reshape(x, np.array([channels, 1]), False) for x in (scale, shift))
     result = op.add(op.multiply(reshape(normal, rows, channels, -1), scale), shift)
     if (silu := silu_of(last)) is not None:
         last, result = silu, op.multiply(result, op.sigmoid(result))
     put(op.reshape(result, shape, False), last)
-
-
-def channels_of(node: ov.Node) -> int:
-    return node.get_output_partial_shape(0)[1].get_length()
 
 
 def reshape(data: ov.Output | ov.Node, rows: ov.Node, *rest: int) -> ov.Node:
