@@ -4,8 +4,8 @@ ONNX casts around a normalisation, so that its statistics are taken in float32. 
 whatever type comes in, but computes every cast as a pass over memory, and a group norm's scale and shift along rows as
 short as the picture is wide. Without casts, and over whole channels, a step of the embedded UNet in bf16 takes 0.86
 times as long (two cores, 1 and 8 pictures of 128 x 128); float32 has no casts and gains nothing.
-With its input transposed by the graph it does (eight pictures of the embedded model take 0.91 times as long, since up to
-64 channels the plugin reorders NHWC in a slow loop), but 2026.4 then computes wrong values at 80 x 32 pixels.
+With its input transposed by the graph it does (eight pictures of the embedded model take 0.91 times as long: up to 64
+channels the plugin reorders NHWC in a slow loop), but 2026.4 then computes wrong values at 80 x 32 pixels.
 """
 
 from __future__ import annotations
