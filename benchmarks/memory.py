@@ -143,9 +143,8 @@ class Parts:
             masks = [
                 [empty(1, 1, -(-side // stride), -(-side // stride)).float()] for stride in LEVEL_STRIDES
             ]
-            control = Control(
-                [[feature] for feature in adapter()], masks, torch.ones(30, 4, 1, device="meta")
-            )
+            strengths = torch.ones(30, len(LEVEL_STRIDES), 1, device="cpu")
+            control = Control([[feature] for feature in adapter()], masks, strengths, "meta")
             given = empty(30), empty(rows, 77, 2048), empty(rows, 1280), empty(rows, 6), control, 1
             step = TorchDenoiser(self.model.unet).prepare(*given)
             return step(empty(rows, 4, latents, latents).float(), 0)

@@ -14,6 +14,7 @@ from diffusers import T2IAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kernels import ops
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, is_hub_id
 from runtime.masks import LUMINANCE, mask_pyramid
@@ -172,7 +173,7 @@ class Control:
     """What a picture's regions add to the UNet, at each level and step.
 
     features: for each level, R tensors (1, C_l, h_l, w_l). masks: for each level, R tensors (1, 1, h_l, w_l) float32,
-    each or all of them None for "everywhere". strengths: (steps, levels, R) float32.
+    each or all of them None for "everywhere". strengths: (steps, levels, R) float32 on the CPU; kept on `device`.
     """
 
     def __init__(
@@ -180,8 +181,14 @@ class Control:
         features: Sequence[Sequence[Tensor]],
         masks: Sequence[Sequence[Tensor | None] | None],
         strengths: Tensor,
+        device: str | torch.device = "cpu",
     ):
-        self.features, self.masks, self.strengths = features, masks, strengths
+        self.features, self.masks, self.strengths = features, masks, strengths.to(device)
+        first: dict[tuple, int] = {}
+        rows = strengths.flatten(1).tolist()
+        # for each step, the first one at which every strength is the same
+        self.segments = [first.setdefault(tuple(row), step) for step, row in enumerate(rows)]
+        self._gated: tuple[int, list[Tensor]] = (-1, [])  # segment and sums of the last call
 
     @classmethod
     def build(
@@ -227,22 +234,25 @@ class Control:
             features.append(done[key])
             masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in done[key]], device, mode))
         by_level = (list(zip(*regional, strict=True)) for regional in (features, masks))
-        return cls(*by_level, strength.to(device))
+        return cls(*by_level, strength, device)
 
     def at(self, step: int) -> list[LevelControl]:
-        """The control of one step as `UNet.forward` takes it: features, masks, scales (R,) of each level."""
+        """One step's features, masks and scales (R,), level by level, as `kernels.ops.inject` takes them."""
         return list(zip(self.features, self.masks, self.strengths[step], strict=True))
 
     def gated(self, step: int) -> list[Tensor]:
-        """G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level, in float32."""
-        levels = []
-        for features, masks, scales in self.at(step):
-            terms = (
-                s * f.float() * (1 if m is None else m)
-                for f, m, s in zip(features, masks, scales, strict=True)
-            )
-            levels.append(sum(terms))
-        return levels
+        """G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level, in float32.
+
+        Summed once for all steps of a segment, so that a step costs the same for any number of regions.
+        """
+        if self._gated[0] != self.segments[step]:
+            self._gated = self.segments[step], [_sum(*level) for level in self.at(step)]
+        return self._gated[1]
+
+
+def _sum(features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor) -> Tensor:
+    zeros = torch.zeros_like(features[0], dtype=torch.float32, memory_format=torch.channels_last)
+    return ops.inject(zeros, features, masks, scales, inplace=True)
 
 
 def _masks(

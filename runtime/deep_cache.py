@@ -20,7 +20,7 @@ class DeepCache:
 
     def __init__(self, unet: UNet, interval: int, control: Control | None):
         self.unet, self.interval = unet, interval
-        self.strengths = None if control is None else control.strengths.flatten(1).tolist()
+        self.control = control
         self.deep: Tensor | None = None
         self.computed_at = 0
 
@@ -43,4 +43,5 @@ class DeepCache:
     def _fits(self, rows: int, index: int) -> bool:
         if self.deep is None or len(self.deep) != rows or index - self.computed_at >= self.interval:
             return False
-        return self.strengths is None or self.strengths[index] == self.strengths[self.computed_at]
+        segments = self.control and self.control.segments
+        return not segments or segments[index] == segments[self.computed_at]

@@ -63,10 +63,10 @@ class TorchDenoiser:
         cache = DeepCache(self.unet, cache_interval, control) if cache_interval > 1 else None
 
         def step(sample: Tensor, index: int) -> Tensor:
-            at, rows = control.at(index) if control is not None else None, len(sample)
+            levels, rows = control.gated(index) if control is not None else None, len(sample)
             text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
             forward = self.unet if cache is None else partial(cache, index)
-            return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, at).float()
+            return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, levels).float()
 
         return step
 
@@ -129,18 +129,12 @@ class EngineDenoiser:
         repeat: int,
         cache_interval: int = 1,
     ) -> Step:
-        """See `TorchDenoiser.prepare`; cache_interval is 1.
-
-        The control of a step is summed once for all steps at which it is the same.
-        """
+        """See `TorchDenoiser.prepare`; cache_interval is 1."""
         time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
         time = _repeat(time, repeat, dim=1)
         constant = {name: _repeat(tensor, repeat) for name, tensor in constant.items()}
-        strengths = torch.zeros(len(timesteps), 1) if control is None else control.strengths.flatten(1)
-        _, sums = torch.unique(strengths, dim=0, return_inverse=True)
-        sums = sums.tolist()
-        gated = {key: control.gated(sums.index(key)) for key in set(sums)} if control is not None else {}
-        run, filled = object(), {}  # filled: which control is in the inputs of each binding
+        segments = [0] * len(timesteps) if control is None else control.segments
+        run, filled = object(), {}  # filled: which segment's control is in the inputs of each binding
 
         def step(sample: Tensor, index: int) -> Tensor:
             bound, rows = self._bind(sample), len(sample)
@@ -148,10 +142,11 @@ class EngineDenoiser:
                 self._owners[id(bound)], filled[id(bound)] = run, None
                 for name, tensor in constant.items():
                     bound.inputs[name].copy_(tensor[-rows:])
-            if filled[id(bound)] != sums[index]:
-                for i, name in enumerate(self._levels):
-                    bound.inputs[name].copy_(gated[sums[index]][i] if gated else torch.zeros(()))
-                filled[id(bound)] = sums[index]
+            if filled[id(bound)] != segments[index]:
+                levels = [torch.zeros(())] * len(self._levels) if control is None else control.gated(index)
+                for name, level in zip(self._levels, levels, strict=True):
+                    bound.inputs[name].copy_(level)
+                filled[id(bound)] = segments[index]
             bound.inputs["sample"].copy_(sample)
             bound.inputs["time"].copy_(time[index, -rows:])
             bound.run()

@@ -115,8 +115,9 @@ class UNet(nn.Module):
         """The model's prediction, (B, C_out, h, w), channels_last.
 
         sample: (B, C_in, h, w), any h, w. time: `embed_time` at this step, (B, C) for each resnet.
-        text: `project_text`. control: features, masks and scales for each down block and the mid block
-        (four levels in SDXL), as `kernels.ops.inject` takes them; None for no control.
+        text: `project_text`. control: for each down block and the mid block (four levels in SDXL) the gated
+        features, (1 or rows, C_l, h_l, w_l), or features, masks and scales as `kernels.ops.inject` takes them; None
+        for no control.
         """
         time, text = iter(time), iter(text)
         return self.finish(*self.deep_features(sample, time, text, control), time, text)

@@ -227,7 +227,8 @@ def add_control(x: Tensor, control: LevelControl | None) -> Tensor:
     """x plus one level's gated features; in place where no gradient is recorded."""
     if control is None:
         return x
+    inplace = not torch.is_grad_enabled()
     if isinstance(control, Tensor):
-        return x + control
+        return x.add_(control) if inplace else (x + control).to(x.dtype)
     features, masks, scales = control
-    return ops.inject(x, features, masks, scales, inplace=not torch.is_grad_enabled())
+    return ops.inject(x, features, masks, scales, inplace=inplace)

@@ -10,6 +10,7 @@ from diffusers import T2IAdapter
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from kernels import ops
 from runtime import adapter as adapter_module
 from runtime.adapter import Control, load_adapter, strengths
 from runtime.errors import InputError
@@ -267,6 +268,20 @@ def test_levels_masks_and_gated_features_follow_the_definition():
         for r in range(3):
             assert_close(f"features of level {level}, region {r}", features[r], maps[r][level])
         assert given[2] is None and given[0].dtype == s.dtype == torch.float32 and s.shape == (3,)
+
+
+def test_features_are_gated_once_for_all_steps_of_the_same_strengths(monkeypatch):
+    summed = []
+    inject = ops.inject
+    monkeypatch.setattr(ops, "inject", lambda *args, **options: summed.append(1) or inject(*args, **options))
+    conditions = torch.rand(2, 1, 1, *SIZE)
+    control = build(regions_of(Region(conditions[0]), Region(conditions[1], start=0.25, end=0.75)), steps=8)
+    assert control.segments == [0, 0, 2, 2, 2, 2, 0, 0]
+    for step in range(8):
+        first, both = (control.features[0][r] for r in range(2))
+        expected = first + both if control.segments[step] else first
+        assert_close(f"step {step}", control.gated(step)[0], expected)
+    assert len(summed) == 3 * len(CHANNELS)  # alone, both, alone
 
 
 def test_gated_features_are_zero_where_the_mask_is_zero():
