@@ -32,8 +32,9 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measure import RESULTS, check_out, environment, write_rows
 from benchmarks.random_sdxl import make_adapter, make_pipeline, read_config
 from kernels import ops
-from runtime.adapter import LEVEL_STRIDES, Control
+from runtime.adapter import LEVEL_STRIDES
 from runtime.command_line import Parser, exit_code
+from runtime.control import Control
 from runtime.denoiser import TorchDenoiser
 from runtime.fp8 import quantize
 from runtime.fused import fuse_unet, fuse_vae

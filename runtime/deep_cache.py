@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from runtime.adapter import Control
+from runtime.control import Control
 from runtime.unet import UNet
 from runtime.unet_blocks import KeyValue, LevelControl
 
@@ -20,7 +20,7 @@ class DeepCache:
 
     def __init__(self, unet: UNet, interval: int, control: Control | None):
         self.unet, self.interval = unet, interval
-        self.control = control
+        self.segments = None if control is None else control.segments
         self.deep: Tensor | None = None
         self.computed_at = 0
 
@@ -43,5 +43,4 @@ class DeepCache:
     def _fits(self, rows: int, index: int) -> bool:
         if self.deep is None or len(self.deep) != rows or index - self.computed_at >= self.interval:
             return False
-        segments = self.control and self.control.segments
-        return not segments or segments[index] == segments[self.computed_at]
+        return self.segments is None or self.segments[index] == self.segments[self.computed_at]

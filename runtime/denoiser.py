@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runtime.adapter import Control
+from runtime.control import Control
 from runtime.deep_cache import DeepCache
 from runtime.engine import Binding, Engine
 from runtime.errors import InputError

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kernels import ops
 from runtime import loading
-from runtime.adapter import Control, embedded_adapters
+from runtime.adapter import embedded_adapters
 from runtime.attention import check_attention, use_attention
 from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
+from runtime.control import Control
 from runtime.decode import decode, to_images, vae_factor
 from runtime.denoiser import EngineDenoiser, TorchDenoiser
 from runtime.device import pick_device, pick_dtype

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from runtime import LocalControlPipeline, Region
-from runtime.adapter import Control
+from runtime.control import Control
 from runtime.deep_cache import DeepCache
 from runtime.errors import InputError
 from runtime.unet import UNet

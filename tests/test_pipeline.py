@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLAdapterPipeline, T2IAdapter
 
 from runtime import LocalControlPipeline, Region
-from runtime.adapter import Control
+from runtime.control import Control
 from runtime.errors import InputError
 from runtime.masks import box
 from runtime.region import pack

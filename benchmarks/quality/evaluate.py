@@ -14,8 +14,8 @@ from benchmarks.quality import locality
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.distribution import feature_distance, vae_features
 from benchmarks.quality.samples import Sample
-from runtime.adapter import Control
 from runtime.conditions import preprocess
+from runtime.control import Control
 from runtime.masks import mask_pyramid
 from runtime.pipeline import LocalControlPipeline
 from runtime.region import Region, pack
