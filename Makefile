@@ -8,11 +8,13 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint static engines bench-cpu bench-export bench-gpu quality ablation clean
+.PHONY: help demo test test-versions machine lint static engines bench-cpu bench-export bench-gpu quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests, a worker on each core"
+	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
+	@echo "make machine  print what this machine is and which versions are installed"
 	@echo "make lint   check style and formatting"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
@@ -30,7 +32,13 @@ demo: $(INSTALLED)
 		--seed 7 --out out/demo.png --sheet out/demo-sheet.png
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --durations 10
+
+test-versions:
+	$(PYTHON) tests/versions.py
+
+machine: $(INSTALLED)
+	$(BIN)/python -m benchmarks.machine
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

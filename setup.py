@@ -11,7 +11,7 @@ PACKAGES = ("runtime", "kernels", "export", "training")
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kernels/__init__.py").read_text("utf-8"), re.M)[1]
 
 REQUIREMENTS = [
-    "torch>=2.11,<2.14",
+    "torch>=2.11,<2.15",
     'triton>=3.6; sys_platform == "linux" and platform_machine == "x86_64"',
     "accelerate>=1.15",
     "diffusers>=0.41",
@@ -22,7 +22,7 @@ REQUIREMENTS = [
     "pillow>=12",
     "safetensors>=0.8",
     "tqdm>=4.67",
-    "transformers>=5.20",
+    "transformers>=5.17",
 ]
 
 EXTRAS = {
@@ -49,6 +49,8 @@ EXTRAS = {
         "packaging",
         "psutil>=7",
         "pytest>=9",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
         "ruff>=0.17",
         "scikit-image>=0.25",
         "tensorboard>=2.19",

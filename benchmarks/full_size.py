@@ -1,10 +1,10 @@
 """python -m benchmarks.full_size [--out folder] [--repeats 3] [--small]
 
-SDXL's whole UNet (2.57 B parameters, random weights) in bf16, ours (as it is, and packed as a pipeline on a CPU has it)
-against diffusers' in channels_last: do they agree at full size, how long does a forward of each take, at what share of
-the machine's rate? 512 x 512 pixels, batch 1, without and with control. Prints one row and writes it to
-<out>/full_size.csv. Needs about 20 GB of memory; --small tries a small UNet instead.
-Exits with 1 where the relative RMS error is above 2e-2.
+SDXL's whole UNet (2.57 B parameters, random weights) in bf16, or in fp32 on a CPU that is slow in bf16: ours (as it is,
+and packed as a pipeline on a CPU has it) against diffusers' in channels_last. Do they agree at full size, how long does
+a forward of each take, at what share of the machine's rate? 512 x 512 pixels, batch 1, without and with control. Prints
+one row and writes it to <out>/full_size.csv. Needs about 20 GB of memory, 40 GB in fp32; --small tries a small UNet.
+Exits with 1 where the relative RMS error is above 2e-2 in bf16, 1e-4 in fp32.
 """
 
 import argparse
@@ -13,11 +13,14 @@ import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from benchmarks.measure import (
+    check_counts,
+    check_out,
     environment,
     flops,
     interleave,
@@ -26,13 +29,18 @@ from benchmarks.measure import (
     results_folder,
     write_rows,
 )
+from runtime.arithmetic import DTYPES, half_precision, name_of
+from runtime.command_line import Parser, exit_code
+from runtime.errors import InputError
 from runtime.fused_qkv import fuse_qkv
 from runtime.packed import pack_weights, packs_here
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
 from runtime.unet_blocks import LevelControl
 
-LIMIT = 2e-2  # relative RMS error in bf16: two orders of the same roundings
+# Relative RMS error: two orders of the same roundings.
+LIMITS = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+CPU = torch.device("cpu")
 PIXELS = 512
 # Of the random weights, each layer's output over its input. With 1, attention amplifies the roundings of bf16 to 2e-2
 # in either model (against itself in float32); with 0.5 a wrong number of heads would stay below 2e-2.
@@ -47,9 +55,8 @@ SMALL = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.full_size", description=__doc__.split("\n\n")[1]
-    )
+    """Exit code: 0; 1 where the two differ; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.full_size", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed forwards, after one that is not (default 3)"
@@ -57,21 +64,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--small", action="store_true", help="a small UNet: tries this script, measures nothing"
     )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="default: bf16, or fp32 where bf16 is slower"
+    )
     options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and write one row; return 1 where the two differ."""
     config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if options.small else {})
-    row = measure(config, options.repeats)
+    dtype = DTYPES[options.dtype] if options.dtype else half_precision(CPU)
+    check_counts(repeats=options.repeats)
+    check_out(options.out)
+    check_memory(config, dtype)
+    row = measure(config, options.repeats, dtype)
     print(*(f"{key:>16}  {value}" for key, value in row.items()), sep="\n")
     write_rows(options.out / ("full_size_small.csv" if options.small else "full_size.csv"), [row])
-    return int(max(row["error_free"], row["error_control"]) > LIMIT)
+    return int(max(row["error_free"], row["error_control"]) > LIMITS[dtype])
+
+
+def check_memory(config: dict, dtype: torch.dtype) -> None:
+    """Raise InputError where two copies of the weights, plain and packed, and the activations would not fit."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in UNet2DConditionModel.from_config(config).parameters())
+    needed, free = 3.6 * parameters * dtype.itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"full_size in {name_of(dtype)}: needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free; "
+            "use another --dtype, or --small"
+        )
 
 
 @torch.inference_mode()
-def measure(config: dict, repeats: int) -> dict:
+def measure(config: dict, repeats: int, dtype: torch.dtype) -> dict:
     """One row: how far ours is from diffusers' on the same weights and packed from plain, the median time of a forward,
     the arithmetic of one and what share of `matmul_rate` packed weights reach, the memory before packing a copy."""
-    reference = build(config)
+    reference = build(config, dtype)
     ours = UNet.from_diffusers(reference)  # the same tensors: a second copy would be another 5 GB
-    x, control = make_inputs(reference.config)
+    x, control = make_inputs(reference.config, dtype)
     added = {"text_embeds": x["pooled"], "time_ids": x["time_ids"]}
     projections = ours.embed_time(x["timesteps"], x["pooled"], x["time_ids"])
     once = [projection[0] for projection in projections], ours.project_text(x["text"])
@@ -94,7 +125,7 @@ def measure(config: dict, repeats: int) -> dict:
         errors[f"error_{name}"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     work, packed = flops(lambda: run_ours(True)), UNet.from_diffusers(reference)
-    if packs_here(torch.bfloat16, torch.device("cpu")):
+    if packs_here(dtype, CPU):
         pack_weights(fuse_qkv(packed))
     runs = {
         "diffusers": lambda: run_reference(True),
@@ -104,11 +135,11 @@ def measure(config: dict, repeats: int) -> dict:
     times = {name: percentiles(seconds)["p50_ms"] for name, seconds in interleave(runs, repeats).items()}
     expected, actual = run_ours(True).float(), runs["packed"]().float()
     errors["error_packed"] = float(f"{((actual - expected).norm() / expected.norm()).item():.3g}")
-    rate, peak = work / times["packed"] / 1e9, matmul_rate(torch.bfloat16, torch.device("cpu"))
+    rate, peak = work / times["packed"] / 1e9, matmul_rate(dtype, CPU)
     return {
         "parameters": sum(parameter.numel() for parameter in ours.parameters()),
         "pixels": PIXELS,
-        "dtype": "bf16",
+        "dtype": name_of(dtype),
         **errors,
         "output_rms": round(expected.square().mean().sqrt().item(), 4),
         "diffusers_ms": times["diffusers"],
@@ -124,10 +155,13 @@ def measure(config: dict, repeats: int) -> dict:
     }
 
 
-def build(config: dict) -> UNet2DConditionModel:
-    """diffusers' UNet in bf16, made without a float32 copy; random weights that keep activations near 1 (see GAIN)."""
+def build(config: dict, dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
+    """Return diffusers' UNet in `dtype`, made without a float32 copy.
+
+    Its random weights keep activations near 1 (see GAIN).
+    """
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config).bfloat16()
+        unet = UNet2DConditionModel.from_config(config).to(dtype)
     unet.to_empty(device="cpu").eval()
     torch.manual_seed(0)
     for module in unet.modules():
@@ -140,12 +174,12 @@ def build(config: dict) -> UNet2DConditionModel:
     return unet
 
 
-def make_inputs(config: dict) -> tuple[dict[str, Tensor], list[LevelControl]]:
+def make_inputs(config: dict, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[LevelControl]]:
     """Random latents, text and one region's features, masked to the left half: what a picture's first step sees."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).bfloat16()
+        return torch.randn(shape, generator=generator).to(dtype)
 
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     inputs = {

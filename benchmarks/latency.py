@@ -21,6 +21,8 @@ from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipelin
 
 from benchmarks import latency_plot
 from benchmarks.measure import (
+    check_out,
+    default_dtypes,
     environment,
     flops,
     interleave,
@@ -30,8 +32,11 @@ from benchmarks.measure import (
     write_rows,
 )
 from runtime import LocalControlPipeline, Region
+from runtime.arithmetic import DTYPES
 from runtime.attention import ATTENTIONS
-from runtime.loading import DTYPES, EMBEDDED
+from runtime.command_line import Parser, exit_code
+from runtime.device import pick_device
+from runtime.loading import EMBEDDED
 from runtime.manifest import read_manifest
 from runtime.masks import box
 from runtime.sampler import make_scheduler
@@ -40,10 +45,17 @@ PROMPT = "a yellow star and a blue circle at night"
 STAGES = ("text", "adapter", "denoise", "decode")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every data type, size and batch, write, plot."""
+    check_out(options.out)
     rows = []
-    for dtype in options.dtype:
+    for dtype in options.dtype or default_dtypes(pick_device(None)):
         adapters = {"canny": options.adapter} if options.adapter else None
         load = partial(LocalControlPipeline.from_pretrained, options.model, adapters, dtype=dtype)
         ours = variants(load, options)
@@ -74,9 +86,7 @@ def variants(load: Callable[..., LocalControlPipeline], options) -> dict[str, Lo
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=__doc__.partition("\n\n")[2]
-    )
+    parser = Parser(prog="python -m benchmarks.latency", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
     parser.add_argument(
         "--adapter", help="what runtime.generate's --adapter takes (default: the model's canny)"
@@ -88,7 +98,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="compiled from the model by export.build_engine",
     )
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        help="default: fp32, and bf16 unless this is a CPU that is slow in it",
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, nargs="+", help="pixels, square (default: the model's own)")

@@ -16,6 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from runtime.arithmetic import is_quick
 from runtime.errors import InputError
 from runtime.files import replacing
 from runtime.packed import PackedLinear, packs_here
@@ -49,20 +50,31 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{10 * (i + 1)}_ms": round(cuts[i] * 1e3, 3) for i in (1, 4, 7)}
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """TFLOP/s of the best square matrix product here: what the arithmetic of `dtype` is compared with.
+def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5, limit: float = 10.0) -> float:
+    """Return the TFLOP/s of the best square matrix product here: what the arithmetic of `dtype` is compared with.
 
-    On a CPU of PyTorch's own product, or of a packed one where a pipeline would use it.
+    On a CPU of PyTorch's own product, or of a packed one where a pipeline would use it; sizes grow until the next one
+    would take more than `limit` seconds.
     """
     best = 0.0
-    for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+    for side in (256, 512, 1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         runs = {"matmul": lambda a=a, b=b: a @ b}
         if packs_here(dtype, device):
             runs["packed"] = partial(PackedLinear(b, None), a)
+        start = time.perf_counter()
         for seconds in interleave(runs, repeats).values():
             best = max(best, 2 * side**3 / min(seconds) / 1e12)
+        if (
+            device.type == "cpu" and 8 * (time.perf_counter() - start) > limit
+        ):  # twice the side: 8 times the work
+            break
     return best
+
+
+def default_dtypes(device: torch.device) -> list[str]:
+    """Return the data types that a benchmark compares unless told otherwise: fp32, and bf16 where it is quick."""
+    return ["fp32", *["bf16"] * is_quick(torch.bfloat16, device)]
 
 
 def flops(run: Callable[[], None]) -> int:

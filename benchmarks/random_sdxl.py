@@ -18,8 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.full_size import SMALL, build
 from benchmarks.measure import check_out
+from runtime.arithmetic import DTYPES
 from runtime.command_line import Parser, exit_code
-from runtime.loading import DTYPES, EMBEDDED
+from runtime.loading import EMBEDDED
 from runtime.single_file import CONFIGS
 from training.embedded.text import make_tokenizers
 

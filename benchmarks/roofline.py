@@ -2,8 +2,9 @@
 
 Where the time of a denoising step goes, and the least it could take: each operation of the UNet timed by itself, its
 arithmetic over the machine's best matrix product or its bytes over its copying rate, whichever takes longer, summed by
-kind of operation. The embedded model in fp32 and bf16, one and eight guided pictures; --full-size adds SDXL's UNet of
-random weights at 512 x 512 (20 GB of memory). Writes <out>/roofline.csv and roofline.png.
+kind of operation. The embedded model in fp32, and in bf16 on a CPU that is quick in it, one and eight guided pictures;
+--full-size adds SDXL's UNet of random weights at 512 x 512 (20 GB of memory in bf16). Writes <out>/roofline.csv and
+roofline.png.
 
 Timing each operation alone adds some microseconds to each, which the sum over the kinds shows against "step".
 """
@@ -31,6 +32,7 @@ from benchmarks import full_size
 from benchmarks.measure import (
     check_counts,
     check_out,
+    default_dtypes,
     environment,
     interleave,
     matmul_rate,
@@ -38,10 +40,11 @@ from benchmarks.measure import (
     weighted_flops,
     write_rows,
 )
+from runtime.arithmetic import DTYPES, half_precision, name_of
 from runtime.command_line import Parser, exit_code
 from runtime.files import replacing
 from runtime.fused_qkv import fuse_qkv
-from runtime.loading import DTYPES, load_model
+from runtime.loading import load_model
 from runtime.packed import pack_weights, packs_here
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
@@ -58,6 +61,7 @@ KINDS = {  # kind -> parts of the operations' names
     "copies": ("cat", "clone", "copy", "upsample", "_to_copy", "reorder"),
 }
 OTHER = "other"
+CPU = torch.device("cpu")
 ATTEND = torch.ops.localcontrol.attend  # attention as one operation, whichever it is made of
 WEIGHTED = ("aten::conv2d", "aten::linear", "mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise")
 
@@ -78,13 +82,14 @@ def run(options: argparse.Namespace) -> None:
     check_out(options.out)
     check_counts(repeats=options.repeats)
     rows = []
-    for dtype in ("fp32", "bf16"):
+    for dtype in default_dtypes(CPU):
         for pictures in (1, 8):
             name = f"embedded, {dtype}, {pictures} guided"
             rows += measure(name, embedded_step(dtype, 2 * pictures), DTYPES[dtype], options.repeats)
     if options.full_size:
-        name = f"SDXL, bf16, {full_size.PIXELS} px, 1 row"
-        rows += measure(name, full_size_step(), torch.bfloat16, max(1, options.repeats // 5))
+        dtype = half_precision(CPU)
+        name = f"SDXL, {name_of(dtype)}, {full_size.PIXELS} px, 1 row"
+        rows += measure(name, full_size_step(dtype), dtype, max(1, options.repeats // 5))
     write_rows(options.out / "roofline.csv", rows)
     plot(rows, options.out / "roofline.png")
 
@@ -93,7 +98,7 @@ def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
     """A step of the embedded UNet at its own size, without control."""
     unet = fuse_qkv(load_model("embedded", dtype=DTYPES[dtype]).unet)
     config = unet.config
-    if packs_here(DTYPES[dtype], torch.device("cpu")):
+    if packs_here(DTYPES[dtype], CPU):
         pack_weights(unet)
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     time = unet.embed_time(torch.tensor([500.0]), torch.randn(rows, pooled), torch.full((rows, 6), 128.0))
@@ -102,12 +107,13 @@ def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
     return lambda: unet(sample, time, text)
 
 
-def full_size_step() -> Callable[[], Tensor]:
+def full_size_step(dtype: torch.dtype) -> Callable[[], Tensor]:
     """A forward of SDXL's UNet, its weights packed where a pipeline would, with control."""
-    unet = UNet.from_diffusers(full_size.build(json.loads((CONFIGS / "unet" / "config.json").read_text())))
+    config = json.loads((CONFIGS / "unet" / "config.json").read_text())
+    unet = UNet.from_diffusers(full_size.build(config, dtype))
     fuse_qkv(unet)
-    given, control = full_size.make_inputs(unet.config)
-    if packs_here(torch.bfloat16, torch.device("cpu")):
+    given, control = full_size.make_inputs(unet.config, dtype)
+    if packs_here(dtype, CPU):
         pack_weights(unet)
     time = [t[0] for t in unet.embed_time(given["timesteps"], given["pooled"], given["time_ids"])]
     text = unet.project_text(given["text"])
@@ -126,7 +132,7 @@ def measure(name: str, step: Callable[[], Tensor], dtype: torch.dtype, repeats: 
         (kind, statistics.median(turn[i][1] for turn in turns[1:]), work, moved)
         for i, (kind, _, work, moved) in enumerate(turns[0])
     ]
-    peak, copying = matmul_rate(dtype, torch.device("cpu")) * 1e12, copy_rate(operations)
+    peak, copying = matmul_rate(dtype, CPU) * 1e12, copy_rate(operations)
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
     for kind, seconds, work, moved in operations:
         found = (1, seconds, work, moved, max(work / peak, moved / copying))

@@ -33,9 +33,20 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, T2IAdapter, UNet2DC
 from torch import Tensor
 
 from benchmarks.full_size import SMALL, build
-from benchmarks.measure import environment, interleave, percentiles, results_folder, write_rows
+from benchmarks.measure import (
+    check_counts,
+    check_out,
+    default_dtypes,
+    environment,
+    interleave,
+    percentiles,
+    results_folder,
+    write_rows,
+)
 from kernels import reference
-from runtime.loading import DTYPES, EMBEDDED, load_model
+from runtime.arithmetic import DTYPES, warn_if_slow
+from runtime.command_line import Parser, exit_code
+from runtime.loading import EMBEDDED, load_model
 from runtime.report import peak_memory
 from runtime.single_file import CONFIGS
 from runtime.unet import UNet
@@ -49,18 +60,18 @@ from training.rows import Plan, Rows, make_loader
 from training.step import LossOf, new_adapter
 from training.stores import Stores
 
+DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"
 SCENES, SIDES = 64, ("localcontrol", "diffusers")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Step = Callable[[], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__.split("\n\n")[1]
-    )
+    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.training", description=__doc__.split("\n\n")[1])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
-    parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), help=DTYPE_HELP)
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     parser.add_argument(
         "--full-size", action="store_true", help="SDXL at 1024 x 1024, random weights: for a GPU"
@@ -70,10 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every data type, write, print."""
+    check_out(options.out)
+    check_counts(batch=options.batch, steps=options.steps)
     if options.memory_of:
         print(measured_memory(options.memory_of, options))
-        return 0
-    rows = [row for dtype in options.dtype for row in measure(dtype, options)]
+        return
+    rows = []
+    for dtype in options.dtype or default_dtypes(DEVICE):
+        warn_if_slow(DTYPES[dtype], DEVICE)
+        rows += measure(dtype, options)
     kind = "-full-size" if options.full_size else "-small" if options.small else ""
     write_rows(options.out / f"training{kind}.csv", rows)
     for row in rows:
@@ -83,7 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
                 for key in ("side", "dtype", "samples_per_second", "ratio", "peak_gib", "loss_share")
             )
         )
-    return 0
 
 
 def measure(dtype: str, options: argparse.Namespace) -> list[dict]:

@@ -11,11 +11,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_model_sources, exit_code, say
 from runtime.errors import InputError
 from runtime.options import adapter_sources, lora_sources
 
+if TYPE_CHECKING:
+    from export.builder import BuildSettings
+
+SMALL = 2**28  # bytes of engines that are compared at every size
 TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
 EXAMPLES = """\
@@ -107,11 +112,14 @@ def _add_output(group) -> None:
     group.add_argument(
         "--drop-onnx", action="store_true", help="without the ONNX files, which export.verify needs"
     )
+    group.add_argument(
+        "--no-verify", action="store_true", help="do not compare the engines with torch once they are built"
+    )
     group.add_argument("--force", action="store_true", help="build even where memory or disk seem too small")
 
 
-def build(options: argparse.Namespace, command: str) -> None:
-    """Check what can be checked before anything is loaded, then build."""
+def build(options: argparse.Namespace, command: str) -> int:
+    """Check what can be checked before anything is loaded, build, compare; return 1 where engines compute wrongly."""
     components = options.components.split(",")
     for name in components:
         if name not in COMPONENTS:
@@ -155,6 +163,37 @@ def build(options: argparse.Namespace, command: str) -> None:
         force=options.force,
         say=say,
     )
+    return 0 if options.no_verify else int(not compare(settings, folder))
+
+
+def compare(settings: BuildSettings, folder: Path) -> bool:
+    """Compare the engines with torch, where they run on this machine, and note the outcome in the folder.
+
+    Returns whether all are within their tolerance. Small models are compared at the smallest, usual and largest size,
+    in this order, large ones at the smallest.
+    """
+    from export.progress import stage
+    from export.verify import device_of, format_row, note_rows, verify
+    from runtime.engine import TARGETS
+    from runtime.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if TARGETS[manifest.target].gpu and device_of(folder).type == "cpu":
+        say(
+            f"not compared with torch: target {manifest.target} needs a GPU; python -m export.verify {folder} does"
+        )
+        return True
+    built = sum(manifest.files[file]["bytes"] for spec in manifest.engines.values() for file in spec.files)
+    with stage("compare with torch", say):
+        rows = list(
+            verify(
+                folder, smallest=built > SMALL, engines_only=True, say=say, allow_pickle=settings.allow_pickle
+            )
+        )
+    note_rows(folder, rows, whole=True)
+    for row in (row for row in rows if not row.passed):
+        say(format_row(row))
+    return all(row.passed for row in rows)
 
 
 def _path(option: str, value: str) -> Path:

@@ -24,11 +24,12 @@ from export.sizes import make_profile
 from export.stages import Stages
 from export.wrapper import Component, make_components
 from runtime.adapter import check_adapter, embedded_adapters, load_adapter
+from runtime.arithmetic import DTYPES
 from runtime.decode import vae_factor
 from runtime.engine import TARGETS, package_version
 from runtime.engine_model import model_weights
 from runtime.errors import InputError
-from runtime.loading import DTYPES, Model, load_model
+from runtime.loading import Model, load_model
 from runtime.manifest import (
     CONFIGS,
     NAME,
@@ -210,6 +211,8 @@ def _plan(settings: BuildSettings, model: Model, components: list[Component]) ->
         "source": str(settings.model),
         "vae": settings.vae,
         "loras": [list(lora) for lora in settings.loras],
+        "tokenizer": settings.tokenizer,
+        "config": settings.config,
         "sample_size": model.sample_size,
         "force_zeros_for_empty_prompt": model.force_zeros_for_empty_prompt,
         "weights": model_weights(model),

@@ -2,6 +2,7 @@
 
 Runs every graph of an engine folder in torch, in ONNX Runtime and in its engine on the same inputs, at the smallest,
 usual and largest sizes it was built for, and prints how far the outputs are apart. Exit code 1 beyond the tolerance.
+The outcome is noted in the folder: what opens it on this kind of machine goes by that.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from runtime import verified
+from runtime.arithmetic import DTYPES, is_quick
 from runtime.command_line import Parser, exit_code, say
+from runtime.engine import check_contents, check_folder
+from runtime.engine_model import engine_device
 from runtime.errors import InputError
 from runtime.images import check_writable
 from runtime.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
@@ -52,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m export.verify", description=__doc__.split("\n\n")[1], allow_abbrev=False)
     parser.add_argument("folder", help="what export.build_engine wrote")
     parser.add_argument("--model", help="where the model is now, if it was moved")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="as for the build, if it was moved")
+    parser.add_argument("--config", metavar="FOLDER", help="likewise")
     parser.add_argument("--tolerance", type=float, help="of the relative RMS error (default: by precision)")
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="only these, such as unet")
     parser.add_argument("--smallest", action="store_true", help="only the smallest size")
@@ -63,26 +71,63 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """Print every row as it is found; 1 where an output is too far from torch's."""
+    """Print every row as it is found, note the outcome; return 1 where an output is too far from torch's."""
     if options.json:
         check_writable(options.json, "--json")
-    rows = []
-    for row in verify(
-        options.folder,
-        options.model,
-        options.tolerance,
-        options.allow_pickle,
-        options.graphs,
-        options.smallest,
-        say,
-    ):
+    given = {name: getattr(options, name) for name in ("tokenizer", "config") if getattr(options, name)}
+    found, rows = (
+        verify(
+            options.folder,
+            options.model,
+            tolerance=options.tolerance,
+            only=options.graphs,
+            smallest=options.smallest,
+            say=say,
+            allow_pickle=options.allow_pickle,
+            **given,
+        ),
+        [],
+    )
+    for row in found:
         rows.append(row)
         print(format_row(row), flush=True)
     if options.json:
         write_json({"rows": [asdict(row) for row in rows]}, options.json, "--json")
+    if options.tolerance is None:
+        _note_if_writable(options.folder, rows, whole=not options.graphs)
     failed = [row for row in rows if not row.passed]
     print(f"{len(rows) - len(failed)} of {len(rows)} within tolerance")
     return int(bool(failed) or not rows)
+
+
+def device_of(folder: Path) -> torch.device:
+    """Return where the folder's engines run; the CPU where that is a GPU and there is none."""
+    kind = engine_device(folder)
+    return torch.device(kind if torch.cuda.is_available() else "cpu")
+
+
+def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool) -> None:
+    """Note in the folder what its own engines computed on this machine (see `runtime.verified`).
+
+    whole: whether every graph was compared; otherwise only a failure is worth noting. Raises InputError where the
+    folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    own = [row for row in rows if row.against == manifest.target]
+    if not own or (not whole and all(row.passed for row in own)):
+        return
+    worst = max(own, key=lambda row: float("inf") if isnan(row.rms) else row.rms / row.limit)
+    text = f"{worst.graph} {worst.output}: relative RMS {worst.rms:.1e}, at most {worst.limit:.0e} at {worst.sizes}"
+    passed = all(row.passed for row in own)
+    verified.note(manifest, folder, device_of(folder), {"worst": text}, passed)
+
+
+def _note_if_writable(folder: str, rows: Sequence[Row], whole: bool) -> None:
+    try:
+        note_rows(folder, rows, whole)
+    except InputError as error:
+        say(f"not noted: {error}")
 
 
 def format_row(row: Row) -> str:
@@ -94,25 +139,23 @@ def format_row(row: Row) -> str:
 def verify(
     folder: str | Path,
     source: str | None = None,
+    *,
     tolerance: float | None = None,
-    allow_pickle: bool = False,
     only: Sequence[str] = (),
     smallest: bool = False,
+    engines_only: bool = False,
     say: Callable[[str], None] = print,
+    **options,
 ) -> Iterator[Row]:
-    """A row for each output, size, input and runtime; see `main`.
+    """Yield a row for each output, size, input and runtime; see `main`.
 
     source: where the model is, by default where it was compiled from. only: some of the graphs. smallest: only at the
-    smallest size. Raises InputError where the folder is not whole, the model has other weights, or nothing can be
-    compared here.
+    smallest size. engines_only: without the ONNX files. options: of `loading.load_model`. Raises InputError where the
+    folder is not whole, the model has other weights, or nothing can be compared here.
     """
-    from runtime.engine import check_contents, check_folder
-    from runtime.engine_model import engine_device
-
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    kind = engine_device(folder)
-    device = torch.device(kind if kind == "cpu" or torch.cuda.is_available() else "cpu")
+    device = device_of(folder)
     check_contents(manifest, folder)
     try:
         check_folder(manifest, folder, device)
@@ -124,9 +167,9 @@ def verify(
         if name not in manifest.engines:
             raise InputError(f"--graphs {name}: expected some of {', '.join(manifest.engines)}")
     graphs = {name: spec for name, spec in manifest.engines.items() if not only or name in only}
-    modules = _modules(manifest, graphs, source, device, allow_pickle)
+    modules = _modules(manifest, graphs, source, device, **options)
     for name, spec in graphs.items():
-        runs = dict(_runs(manifest, folder, name, device, runs_here))
+        runs = dict(_runs(manifest, folder, name, device, runs_here, engines_only))
         if not runs:
             raise InputError(
                 f"{name}: nothing to compare here: its engine cannot run, nor ONNX Runtime its ONNX file"
@@ -145,24 +188,22 @@ def verify(
 
 
 def _modules(
-    manifest: Manifest,
-    graphs: Mapping[str, EngineSpec],
-    source: str | None,
-    device: torch.device,
-    allow_pickle: bool,
+    manifest: Manifest, graphs: Mapping[str, EngineSpec], source: str | None, device: torch.device, **options
 ) -> dict[str, nn.Module]:
-    """The torch module of every graph, found to have the weights that were compiled."""
+    """Return the torch module of every graph, found to have the weights that were compiled.
+
+    On a CPU that is slow in the engines' precision it computes in float32, which is no further from the truth.
+    """
     from export.wrapper import make_components
     from runtime.adapter import embedded_adapters, load_adapter
     from runtime.engine_model import load_source
-    from runtime.loading import DTYPES
     from runtime.weights import weights_digest
 
-    model = load_source(manifest, device, source, allow_pickle=allow_pickle)
+    model, dtype = load_source(manifest, device, source, **options), DTYPES[manifest.precision]
     sources = {name.removeprefix(ADAPTER) for name in graphs if name.startswith(ADAPTER)}
-    options = {"device": device, "dtype": DTYPES[manifest.precision], "allow_pickle": allow_pickle}
+    how = {"device": device, "dtype": dtype, "allow_pickle": options.get("allow_pickle", False)}
     found = {name: manifest.adapters.get(name) or embedded_adapters()[name] for name in sources}
-    adapters = {name: load_adapter(path, name=name, **options) for name, path in found.items()}
+    adapters = {name: load_adapter(path, name=name, **how) for name, path in found.items()}
     names = dict.fromkeys("adapter" if name.startswith(ADAPTER) else name for name in graphs)
     modules = {
         component.name: component.module for component in make_components(model, adapters, list(names))
@@ -170,17 +211,18 @@ def _modules(
     for name, spec in graphs.items():
         if weights_digest(modules[name]) != spec.weights:
             raise InputError(f"{name}: its weights are not those that were compiled; {manifest.rebuild}")
-    return modules
+    return modules if is_quick(dtype, device) else {name: module.float() for name, module in modules.items()}
 
 
 def _runs(
-    manifest: Manifest, folder: Path, name: str, device: torch.device, runs_here: bool
+    manifest: Manifest, folder: Path, name: str, device: torch.device, runs_here: bool, engines_only: bool
 ) -> Iterator[tuple[str, Run]]:
     """What there is to compare with torch: the ONNX file in ONNX Runtime, and the engine where it can run."""
     from runtime.engine import open_engine, package_version
 
     spec = manifest.engines[name]
-    if spec.onnx is not None and spec.dtype != torch.bfloat16 and manifest.target != "onnxruntime":
+    kept = spec.onnx is not None and not engines_only
+    if kept and spec.dtype != torch.bfloat16 and manifest.target != "onnxruntime":
         package_version("onnxruntime")
         from runtime import engine_onnxruntime
 
@@ -257,7 +299,10 @@ def _random(port: Port, sizes: Mapping[str, int], generator: torch.Generator) ->
 def _run_torch(
     module: nn.Module, spec: EngineSpec, inputs: Mapping[str, Tensor], device: torch.device
 ) -> dict[str, Tensor]:
-    outputs = module(*(inputs[port.name].to(device) for port in spec.inputs))
+    given = [inputs[port.name].to(device) for port in spec.inputs]
+    if next(module.parameters()).dtype == torch.float32:
+        given = [tensor.float() if tensor.is_floating_point() else tensor for tensor in given]
+    outputs = module(*given)
     return {port.name: tensor for port, tensor in zip(spec.outputs, outputs, strict=True)}
 
 

@@ -140,7 +140,10 @@ def _loss_bwd_kernel(
         if NOISE:
             grad += noise_difference(planes, strides, y, x, height, width, a, s, PREDICTION) * noise_scale
         at = out + y * grad_strides[2] + x * grad_strides[3]
-        tl.store(at, grad.to(grad_output.dtype.element_ty), (x < width) & (y >= top))
+        columns = tl.where(
+            y >= top, width, 0
+        )  # none of the rows above the strip, which are another program's
+        tl.store(at, grad.to(grad_output.dtype.element_ty), x < columns)
         up_l, up_m, up_r = mid_l, mid_m, mid_r
         mid_l, mid_m, mid_r = low_l, low_m, low_r
         p_up, p_mid, q_up, q_mid = p_mid, p, q_mid, q

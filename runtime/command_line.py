@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -27,9 +28,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """That of `work`: what it returns, 0 for None; 2 for bad input, in one line on stderr; 130 after an interrupt."""
+    """Return that of `work`: what it returns, 0 for None; 2 for bad input, in one line on stderr; 130 after Ctrl-C.
+
+    Each warning is one line on stderr, too.
+    """
     try:
-        return work() or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.showwarning = lambda message, *_, **__: say(" ".join(f"warning: {message}".split()))
+            return work() or 0
     except InputError as error:
         say(f"error: {error}")
         return 2

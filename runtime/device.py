@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from runtime.arithmetic import DTYPES, warn_if_slow
 from runtime.errors import InputError
-from runtime.loading import DTYPES
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -20,11 +20,16 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """That type; by default bf16 on a GPU that has it, fp16 on another, fp32 on a CPU. InputError where unknown."""
+    """Return that type; by default bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU.
+
+    Warns where a CPU is slow in the type that was asked for. Raises InputError where it is unknown.
+    """
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
-    return DTYPES.get(dtype, dtype)
+    found = DTYPES.get(dtype, dtype)
+    warn_if_slow(found, device)
+    return found

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from runtime.adapter import LEVEL_STRIDES, TYPE
+from runtime.arithmetic import DTYPES
 from runtime.decode import vae_factor
 from runtime.denoiser import EngineDenoiser
 from runtime.engine import TARGETS, Engine, check_folder, open_engine
 from runtime.errors import InputError
-from runtime.loading import DTYPES, Model, load_model
+from runtime.loading import Model, load_model
 from runtime.lora import LoraSource
 from runtime.manifest import ADAPTER, CONFIGS, Manifest, read_manifest
 from runtime.unet_once import load_once_per_image
+from runtime.verified import check_verified
 from runtime.weights import hash_tensor, read_json, weights_digest
 
 GRAPHS = {
@@ -114,6 +116,7 @@ def load_engines(
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     check_folder(manifest, folder, device)
+    check_verified(manifest, folder, device)
     if "unet" not in manifest.engines:
         raise InputError(f"engine {folder}: it has no unet; {manifest.rebuild}")
     whole = all(part in manifest.engines for part in PARTS)
@@ -191,6 +194,7 @@ def _load(
     **options,
 ) -> Model:
     given = dict(manifest.model)
+    options = {name: given.get(name) for name in ("tokenizer", "config")} | options
     return load_model(
         source or given["source"],
         device=device,

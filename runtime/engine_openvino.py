@@ -73,7 +73,7 @@ class OpenVinoEngine(Engine):
     def _compiled(self, inputs: Mapping[str, Tensor], streams: int) -> ov.CompiledModel:
         options = settings(self.core, self.spec.dtype, streams)
         try:
-            if not self.small:
+            if not self.small and not has_lone_pixel(inputs):
                 self._any_size = self._any_size or self.core.compile_model(self.model, "CPU", options)
                 return self._any_size
             model = self.model.clone()
@@ -83,6 +83,16 @@ class OpenVinoEngine(Engine):
             raise InputError(
                 f"engine: OpenVINO cannot compile {self.spec.files[0]}: {first_line(error)}"
             ) from error
+
+
+def has_lone_pixel(inputs: Mapping[str, Tensor]) -> bool:
+    """Return whether a map is a single pixel, as the deepest level of a picture of 32 x 32 is: one token to attend to.
+
+    A model with sizes left open must not see it first. With AVX2, OpenVINO (2026.4.1) keeps the layout of such a
+    value matrix, for which both orders of its axes are the same, and reads all later ones of 8 tokens or more
+    wrongly: softmax(q k^T) v of 1 token, then of 9, is 20 times its value off.
+    """
+    return any(tensor.ndim == 4 and tensor.shape[2:].numel() == 1 for tensor in inputs.values())
 
 
 def has_rows(port: Port) -> bool:

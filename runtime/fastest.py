@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from runtime.arithmetic import DTYPES, name_of
 from runtime.command_line import Parser, exit_code, say
 from runtime.device import pick_device, pick_dtype
 from runtime.errors import InputError
-from runtime.loading import DTYPES, EMBEDDED
+from runtime.loading import EMBEDDED
 from runtime.manifest import read_manifest
 from runtime.options import adapter_sources
 from runtime.report import device_name, write_json
@@ -202,10 +203,6 @@ def read_table() -> list[dict]:
 
 def absolute(folder: str | Path) -> str:
     return str(Path(folder).expanduser().absolute())
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 if __name__ == "__main__":

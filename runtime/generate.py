@@ -10,7 +10,6 @@ import contextlib
 import json
 import sys
 import time
-import warnings
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
     options = make_parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.showwarning = lambda message, *_, **__: say(" ".join(f"warning: {message}".split()))
-        return exit_code(lambda: generate(options))
+    return exit_code(lambda: generate(options))
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -96,8 +92,9 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
 
 def take_fastest(options: argparse.Namespace) -> None:
     """Set the engine that `runtime.fastest` found quickest for this picture, unless an option needs PyTorch."""
+    from runtime.arithmetic import name_of
     from runtime.device import pick_device, pick_dtype
-    from runtime.fastest import choose, name_of
+    from runtime.fastest import choose
 
     asked = (*FIXED, "device", "lora", "tokenizer", "config")
     if options.engine or options.backend != "auto" or options.cache_interval > 1:
@@ -196,7 +193,7 @@ def save(
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
     """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
-    from runtime.loading import DTYPES
+    from runtime.arithmetic import DTYPES
 
     width, height = result.images[0].size
     return {

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, T2IAdapt
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from runtime.adapter import load_adapter
+from runtime.arithmetic import DTYPES
 from runtime.errors import InputError
 from runtime.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.lora import LoraSource, find_lora, fuse_lora
@@ -25,7 +26,6 @@ from runtime.weights import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded"
 AdapterSource = str | Path | T2IAdapter
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass

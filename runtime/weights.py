@@ -38,12 +38,12 @@ def first_line(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; InputError where the file is missing or is none."""
+    """Return a JSON object. Raises InputError where the file is missing or is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: missing, expected a JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got a {type(value).__name__}")

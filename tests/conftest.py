@@ -8,10 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What somebody measured on this machine is nobody's expectation.
 os.environ["LOCALCONTROL_CACHE"] = os.devnull
 
+# Beside other workers a thread each: two threads that wait for a core take 30 times as long for a small product.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
 import random
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,12 +23,20 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# How sums are split over threads changes their last bits: two, as on the smallest machine that runs these.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # The same examples in every run; the first call of an op can be slow, which is no failure.
 hypothesis.settings.register_profile("localcontrol", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("localcontrol")
+
+WORKER = 6 * 2**30  # bytes of memory: the most that one was seen to take, building an engine
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Return how many workers `-n auto` means: one a core where the memory allows, at most 8; one beside a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // WORKER, 8))
 
 
 def pytest_collection_modifyitems(items):

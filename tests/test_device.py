@@ -9,6 +9,7 @@ from runtime.errors import InputError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.mark.filterwarnings("ignore:dtype bf16")  # of a CPU that is slow in it
 def test_what_is_asked_for_is_taken():
     assert pick_device("cpu") == pick_device(CPU) == CPU
     assert pick_dtype("bf16", CPU) == pick_dtype(torch.bfloat16, CPU) == torch.bfloat16

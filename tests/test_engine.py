@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from runtime import engine_openvino
+from runtime.arithmetic import DTYPES
 from runtime.engine import TARGETS, Engine, check_folder, open_engine, package_version
 from runtime.errors import InputError
-from runtime.loading import DTYPES
 from runtime.manifest import EngineSpec, Manifest, read_manifest
 from tests import engines
 from tests.tolerances import RELATIVE_RMS
@@ -258,7 +258,18 @@ def test_a_large_openvino_model_is_compiled_once_for_all_sizes(monkeypatch):
         inputs = engines.random_inputs(component.inputs, sizes, index)
         engines.assert_near(engine(inputs, **sizes), engines.run_torch(component, inputs))
         compiled.add(id(engine._any_size))
-    assert len(compiled) == 1
+    assert len(compiled - {id(None)}) == 1
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32), (96, 96)], [(32, 32), (96, 48), (32, 32)]], ids=str)
+def test_a_picture_with_a_single_deepest_pixel_leaves_the_next_ones_right(monkeypatch, sizes):
+    """OpenVINO with AVX2 alone keeps the layout of one token's values and reads nine wrongly, 4e-3 off in the end."""
+    monkeypatch.setattr(engine_openvino, "SMALL", 0)
+    component, made = engines.component("unet"), opened("openvino", "unet")
+    for height, width in sizes:
+        size = {"rows": 1, "height": height, "width": width}
+        given = engines.random_inputs(component.inputs, size)
+        engines.assert_near(made(given, **size), engines.run_torch(component, given))
 
 
 def test_a_signal_after_openvino_engines_came_and_went():

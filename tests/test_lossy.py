@@ -3,8 +3,10 @@
 import csv
 
 import pytest
+import torch
 
 from benchmarks import lossy
+from runtime.arithmetic import is_quick
 
 
 def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
@@ -13,7 +15,8 @@ def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(lossy, "STEPS", 4)
     assert lossy.main(["--count", "2", "--repeats", "2", "--out", str(tmp_path)]) == 0
     rows = {row["setting"]: row for row in csv.DictReader((tmp_path / "lossy.csv").open())}
-    assert list(rows) == [*settings, "bf16", "bf16, fp8", "bf16, fp8-weights"]
+    rounded = ["bf16", "bf16, fp8", "bf16, fp8-weights"]
+    assert list(rows) == [*settings, *(rounded if is_quick(torch.bfloat16, torch.device("cpu")) else [])]
     exact = rows.pop("lossless")
     assert float(exact["times_faster"]) == 1
     assert all(float(exact[f"{name}_mean"]) == 0 for name in ("latents_rms", "lfmse_inside", "lfmse_outside"))
@@ -22,7 +25,8 @@ def test_rows_against_the_lossless_picture(tmp_path, monkeypatch):
         assert (
             float(row["latents_rms_low"]) <= float(row["latents_rms_mean"]) <= float(row["latents_rms_high"])
         )
-    assert float(rows["bf16"]["latents_rms_mean"]) < float(rows["10 steps"]["latents_rms_mean"])
+    if "bf16" in rows:
+        assert float(rows["bf16"]["latents_rms_mean"]) < float(rows["10 steps"]["latents_rms_mean"])
 
 
 def test_a_folder_without_engines_is_bad_input(tmp_path, capsys):

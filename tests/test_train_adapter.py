@@ -1,10 +1,12 @@
 """training.train_adapter: the command line, from bad input to a run that is killed and goes on."""
 
+import dataclasses
 import os
 import random
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -13,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runtime import LocalControlPipeline, Region
+from tests import cpus
 from tests.tiny import make_adapter
 from tests.training_runs import command, make_scenes, train
-from training.checkpoint import WEIGHTS, newest
-from training.config import TrainConfig
-from training.train_adapter import make_parser
+from training.checkpoint import WEIGHTS, describe, newest
+from training.config import TrainConfig, with_preset
+from training.train_adapter import make_parser, with_dtype
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -48,6 +51,28 @@ def test_options_given_by_hand_win_over_the_preset(scenes, tmp_path):
     assert train(scenes, tmp_path, "--preset=paper", "--steps=1", "--batch=2", "--accumulate=1") == 0
     config = TrainConfig.read(tmp_path / "training.json")
     assert (config.steps, config.batch, config.mask_resize, config.scale_lr) == (1, 2, "nearest", True)
+
+
+@pytest.mark.parametrize("kind", cpus.KINDS, ids=lambda kind: kind.name)
+def test_arithmetic_is_in_bf16_only_where_the_cpu_is_quick_in_it(kind, tmp_path, monkeypatch):
+    cpus.pretend(kind, monkeypatch)
+    config = with_preset("masked-sobel", {"out": str(tmp_path)})
+    assert with_dtype(config).dtype == ("bf16" if kind.bf16 else "fp32")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_its_arithmetic_on_another_cpu(dtype, tmp_path, monkeypatch):
+    cpus.pretend(next(kind for kind in cpus.KINDS if kind.bf16 == (dtype == "fp32")), monkeypatch)
+    config = TrainConfig(out=str(tmp_path))
+    checkpoint = tmp_path / "checkpoints" / "00000002"
+    checkpoint.mkdir(parents=True)
+    text = describe(dataclasses.replace(config, dtype=dtype), 2)
+    (checkpoint / "training.json").write_text(text, "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a CPU that is slow in bf16
+        assert with_dtype(config).dtype == dtype
+        assert with_dtype(dataclasses.replace(config, resume=str(checkpoint))).dtype == dtype
+    assert with_dtype(dataclasses.replace(config, resume="never")).dtype != dtype
 
 
 def test_result_loads_in_diffusers_and_draws_in_the_pipeline(finished):

@@ -42,7 +42,9 @@ def test_cubic_timesteps_are_one_minus_u_cubed():
 
 
 @pytest.mark.parametrize(
-    ("sampling", "share"), [("uniform", lambda s: s), ("cubic", lambda s: 1 - (1 - s) ** (1 / 3))], ids=str
+    ("sampling", "share"),
+    [("uniform", lambda s: s), ("cubic", lambda s: 1 - (1 - s) ** (1 / 3))],
+    ids=["uniform", "cubic"],
 )
 def test_the_share_of_timesteps_below_each_is_that_of_the_formula(sampling, share):
     """Cubic: P(t < s T) = P(u^3 > 1 - s) = 1 - (1 - s)^(1/3), over an even grid of u."""

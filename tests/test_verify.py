@@ -1,14 +1,19 @@
 """export.verify: passes what is right, fails what is not, and says what it could not compare."""
 
 import json
+from functools import cache
+from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from export import verify
+from export import build_engine, verify
+from runtime import LocalControlPipeline, verified
+from runtime.errors import InputError
 from runtime.manifest import file_entry
-from tests import engines, saved_model
+from tests import cpus, engines, saved_model
 
 
 @pytest.fixture(scope="module", params=engines.TARGETS)
@@ -90,3 +95,80 @@ def test_a_damaged_engine_does_not_pass(tmp_path, capsys):
     path.write_bytes(b"edit" + path.read_bytes()[4:])
     assert verify.main([str(folder), "--graphs", "vae_decoder"]) == 2
     assert "vae_decoder.bin was edited" in capsys.readouterr().err
+
+
+def entries(folder):
+    return [(entry["passed"], entry["worst"]) for entry in verified.entries(folder)]
+
+
+def test_the_outcome_is_noted_in_the_folder(tmp_path):
+    folder = engines.copy_folder("onnxruntime", tmp_path)
+    (folder / verified.FILE).unlink()
+    assert verify.main([str(folder), "--smallest", "--graphs", "vae_decoder"]) == 0
+    assert entries(folder) == []  # the other graphs were not compared
+    assert verify.main([str(folder), "--smallest", "--tolerance", "1"]) == 0
+    assert entries(folder) == []  # by a tolerance of one's own
+    assert verify.main([str(folder), "--smallest"]) == 0
+    ((passed, worst),) = entries(folder)
+    assert passed and "at most 1e-04" in worst
+
+
+def test_a_failure_is_noted_and_the_folder_is_not_opened_any_more(tmp_path, monkeypatch):
+    folder = engines.copy_folder("onnxruntime", tmp_path)
+    monkeypatch.setitem(verify.TOLERANCES, torch.float32, 1e-12)
+    assert verify.main([str(folder), "--smallest", "--graphs", "vae_decoder"]) == 1
+    ((passed, worst),) = entries(folder)
+    assert not passed and worst.startswith("vae_decoder pixels")
+    with pytest.raises(InputError, match="computes something else than torch"):
+        LocalControlPipeline.from_engine(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_compared_all_the_same(tmp_path, monkeypatch, capsys):
+    folder = engines.copy_folder("onnxruntime", tmp_path)
+
+    def refuse(*_):
+        raise InputError("verified.json: cannot write it")
+
+    monkeypatch.setattr(verified, "write_json", refuse)
+    assert verify.main([str(folder), "--smallest"]) == 0
+    assert "not noted: verified.json: cannot write it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [1e-4, 1e-12], ids=["right", "wrong"])
+def test_a_build_compares_what_it_built(tmp_path, monkeypatch, capsys, limit):
+    monkeypatch.setitem(verify.TOLERANCES, torch.float32, limit)
+    arguments = ["--model", str(saved_model.folder()), "--precision", "fp32", "--batch=1:1:2"]
+    arguments += ["--components=text_encoder", "--height=32:64:96", "--width=32:64:96"]
+    code = build_engine.main([*arguments, "--target=onnxruntime", "--out", str(tmp_path / "engines")])
+    ((passed, worst),) = entries(tmp_path / "engines")
+    err = capsys.readouterr().err
+    assert "compare with torch" in err and "text_encoder states" in worst
+    assert (code, passed, "FAIL text_encoder" in err) == (
+        (0, True, False) if limit == 1e-4 else (1, False, True)
+    )
+
+
+def test_the_truth_is_computed_in_float32_where_the_cpu_is_slow_in_the_engines_type(monkeypatch):
+    """Otherwise it would not end: seconds for the embedded model, hours for SDXL."""
+    used = []
+    run = verify._run_torch
+    monkeypatch.setattr(
+        verify,
+        "_run_torch",
+        lambda module, *rest: used.append(next(module.parameters()).dtype) or run(module, *rest),
+    )
+    folder = half_precision_folder()
+    for kind in cpus.KINDS[:2]:
+        with pytest.MonkeyPatch.context() as patch:
+            cpus.pretend(kind, patch)
+            assert all(row.passed for row in verify.verify(folder, smallest=True, engines_only=True))
+    assert set(used) == {torch.float32}
+
+
+@cache
+def half_precision_folder():
+    path = Path(engines._DIRECTORY.name) / "half"
+    arguments = ["--model", str(saved_model.folder()), "--precision", "fp16", "--components=text_encoder_2"]
+    return engines.build(
+        path, "--target", "onnxruntime", *arguments, *engines.sizes_arguments(engines.PROFILE)
+    )

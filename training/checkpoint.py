@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,15 @@ def _newest_readable(config: TrainConfig, say) -> tuple[Path, State] | None:
             say(f"warning: {error}; trying the one before")
     if newest(config.out):
         raise InputError(f"out {config.out}: none of its checkpoints can be read; start in another folder")
+    return None
+
+
+def dtype_of_run(config: TrainConfig) -> str | None:
+    """Return the data type of the run that `config` goes on from; None where it starts one, or cannot tell."""
+    named = [] if config.resume == "never" else [Path(config.resume)]
+    for path in reversed(newest(config.out)) if config.resume == "auto" else named:
+        with suppress(InputError):
+            return TrainConfig.read(path / RUN).dtype
     return None
 
 

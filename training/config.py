@@ -98,7 +98,9 @@ class TrainConfig:
     ema: float = option(0.999, "decay of the averaged weights, which are what is saved; 0: none")
 
     dtype: str = option(
-        "bf16", "of the frozen model and the adapter's arithmetic", choices=("fp32", "bf16", "fp16")
+        "auto",
+        "of the frozen model and the adapter's arithmetic; auto: bf16, or fp32 on a CPU that is slow in bf16",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = option(False, "torch.compile the UNet (a minute or more before the first step)")
     checkpointing: str = option(

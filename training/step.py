@@ -8,7 +8,8 @@ import torch
 from diffusers import T2IAdapter
 from torch import Tensor, nn
 
-from runtime.loading import DTYPES, Model
+from runtime.arithmetic import DTYPES
+from runtime.loading import Model
 from runtime.masks import mask_pyramid
 from training.config import TrainConfig
 from training.frozen import FrozenUNet

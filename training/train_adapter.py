@@ -14,7 +14,6 @@ import sys
 import tempfile
 import types
 import typing
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import: it tells of parts not used here
@@ -24,9 +23,10 @@ from accelerate import Accelerator
 from diffusers import T2IAdapter
 
 from runtime.adapter import check_adapter, load_adapter
+from runtime.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from runtime.command_line import Parser, exit_code, say
 from runtime.errors import InputError
-from runtime.loading import DTYPES, Model, load_model
+from runtime.loading import Model, load_model
 from training import checkpoint
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data import open_source
@@ -49,9 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
     given = vars(make_parser().parse_args(arguments))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return exit_code(lambda: train(with_preset(given.pop("preset", "masked-sobel"), given)))
+        return exit_code(lambda: train(with_preset(given.pop("preset", "masked-sobel"), given)))
     except Stopped as stopped:
         say(str(stopped))
         return 128 + stopped.number
@@ -63,9 +61,8 @@ def train(config: TrainConfig) -> None:
         raise InputError(
             f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
-    if config.dtype == "fp16" and not torch.cuda.is_available():
-        raise InputError("dtype fp16: a CPU trains in fp32 or bf16")
     out = make_out(config)
+    config = with_dtype(config)
     source = open_source(config)
     # accelerate's word is for its gradient scaler; the arithmetic's dtype is our own
     mixed = "fp16" if config.dtype == "fp16" else "no"
@@ -96,6 +93,21 @@ def train(config: TrainConfig) -> None:
     finally:
         accelerator.end_training()
     accelerator.print(f"the adapter is in {out}: python -m runtime.generate --adapter NAME={out} ...")
+
+
+def with_dtype(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with a data type in place of "auto": the resumed run's, or what is quick here.
+
+    Raises InputError for fp16 on a CPU.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.dtype == "auto":
+        found = checkpoint.dtype_of_run(config) or name_of(half_precision(device))
+        config = dataclasses.replace(config, dtype=found)
+    if config.dtype == "fp16" and device.type == "cpu":
+        raise InputError("dtype fp16: a CPU trains in fp32 or bf16; use --dtype auto")
+    warn_if_slow(DTYPES[config.dtype], device)
+    return config
 
 
 def check_launch(accelerator: Accelerator) -> None:

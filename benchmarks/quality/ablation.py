@@ -35,7 +35,7 @@ from training.validate import NAME
 
 SCENES = 4000
 SETTINGS = {
-    "batch": 32, "accumulate": 1, "adapter_blocks": 1, "dtype": "bf16", "workers": 1, "validate_every": 0,
+    "batch": 32, "accumulate": 1, "adapter_blocks": 1, "dtype": "auto", "workers": 1, "validate_every": 0,
     "save_every": 200, "keep": 1, "lr": 1e-3, "lr_schedule": "cosine", "warmup": 50, "beta2": 0.99, "ema": 0.99,
 }  # fmt: skip
 LATE = {"z0_schedule": "step_range", "z0_from": 500}  # the noisier half, where the picture is laid out

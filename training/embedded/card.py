@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from runtime.arithmetic import half_precision, name_of
 from runtime.pipeline import LocalControlPipeline
 from runtime.report import device_name, versions
 from training.embedded import adapter as adapter_stage
@@ -42,6 +43,7 @@ def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
         "steps": {name: run.step for name, run in runs.items()},
         "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
         "device": f"{device_name(DEVICE)}, {torch.get_num_threads()} threads",
+        "arithmetic": f"{name_of(half_precision(DEVICE))} arithmetic",
         "versions": versions(),
         "commit": made_by,
     }
@@ -106,7 +108,7 @@ and measured without a download. It knows nothing else. Licence: Apache-2.0, lik
 | UNet and text encoders, v prediction | {base_stage.SCENES:,} captioned scenes | {m["steps"]["base"]:,} x {base_stage.BATCH} | {minutes["base"]:.0f} |
 | canny adapter: masked features, {adapter_stage.EDGES.capitalize()} z0 loss, weight {adapter_stage.LAMBDA:g} | the same, random masks | {m["steps"]["adapter"]:,} x {adapter_stage.BATCH} | {minutes["adapter"]:.0f} |
 
-On {m["device"]}, bf16 autocast, torch {m["versions"]["torch"]}, diffusers {m["versions"]["diffusers"]}.
+On {m["device"]}, {m["arithmetic"]}, torch {m["versions"]["torch"]}, diffusers {m["versions"]["diffusers"]}.
 
 ## Measured
 
