@@ -1,7 +1,7 @@
 """python -m benchmarks.machine
 
-Prints what this machine is: processor, its instructions and how quickly it multiplies in each data type, memory, GPU, and
-the versions of what takes part in a picture. For the head of a log, or of a report of a fault.
+Prints what this machine is: processor, its instructions and how quickly it multiplies in each data type, memory, GPU,
+and the versions of what takes part in a picture. For the head of a log, or of a report of a fault.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ import torch
 from runtime.arithmetic import DTYPES, SIDE, is_quick, product_seconds
 from runtime.report import commit, device_name, versions
 
-PACKAGES = ("triton", "numpy", "peft", "accelerate", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx")
+PACKAGES = (
+    "triton",
+    "numpy",
+    "peft",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt-rtx",
+)
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16")
 CPU = torch.device("cpu")
 
@@ -38,7 +48,10 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "PyTorch uses", torch.backends.cpu.get_cpu_capability()
     for name, dtype in DTYPES.items():
         quick = "" if is_quick(dtype, CPU) else ", slower than fp32"
-        yield name, f"{2 * SIDE**3 / product_seconds(dtype) / 1e9:.1f} GFLOP/s in a {SIDE} x {SIDE} product{quick}"
+        yield (
+            name,
+            f"{2 * SIDE**3 / product_seconds(dtype) / 1e9:.1f} GFLOP/s in a {SIDE} x {SIDE} product{quick}",
+        )
     if torch.cuda.is_available():
         yield "GPU", device_name(torch.device("cuda"))
     yield "versions", ", ".join(f"{name} {version}" for name, version in found_versions().items())

@@ -7,7 +7,7 @@ from tests import cpus
 
 
 def test_processor_instructions_rates_and_versions(capsys, monkeypatch):
-    monkeypatch.setattr(machine, "product_seconds", {d: 1e-3 for d in machine.DTYPES.values()}.__getitem__)
+    monkeypatch.setattr(machine, "product_seconds", dict.fromkeys(machine.DTYPES.values(), 0.001).__getitem__)
     cpus.pretend(cpus.KINDS[0], monkeypatch)
     assert machine.main() == 0
     lines = {line[:12].strip(): line[13:] for line in capsys.readouterr().out.splitlines()}

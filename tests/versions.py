@@ -66,7 +66,9 @@ def run(case: Case, folder: Path, arguments: list[str]) -> tuple[dict[str, str],
     install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "-c", floors]
     if subprocess.run([*install, "-e", f"{ROOT}[dev]"], check=False).returncode:
         return {}, "cannot be installed", False
-    listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], stdout=subprocess.PIPE, check=True)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=json"], stdout=subprocess.PIPE, check=True
+    )
     versions = {package["name"]: package["version"] for package in json.loads(listed.stdout)}
     tests = arguments or ["-m", "not slow and not gpu", "-n", "auto", "--dist", "loadfile"]
     log = ROOT / "out" / f"versions-{case.name}.log"
