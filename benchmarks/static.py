@@ -1,4 +1,4 @@
-"""python -m benchmarks.static [--arch 80 90] [--quick] [--check] [--out benchmarks/results/static.csv]
+"""python -m benchmarks.static [--arch 80 90] [--op inject] [--quick] [--check] [--out benchmarks/results/static.csv]
 
 Compiles every kernel for GPUs that need not be there, and writes what their machine code shows: registers, spills,
 shared memory, the widths of global loads and stores, launches of a call, and the bytes it moves over the least.
@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,12 +29,14 @@ from benchmarks.host_calls import DTYPES, FIRST, LAYOUTS, REAL, calls, traffic_n
 from benchmarks.measure import RESULTS, write_rows
 
 ARCHS = (80, 86, 89, 90, 100, 120)
+OPS = ("inject", "group_norm_silu", "geglu", "guidance_step", "sobel_z0_loss", "noise_and_z0_loss")
 Row = dict[str, object]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
+    parser.add_argument("--op", nargs="+", choices=OPS, default=[], help="only these (default: all)")
     parser.add_argument("--quick", action="store_true", help="bfloat16, NHWC, the first shape; no traffic")
     parser.add_argument(
         "--check", action="store_true", help="only tell where the table is not of these kernels"
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         stale = out_of_date(options.out)
         print("\n".join(stale) or f"{options.out} is of these kernels")
         return min(len(stale), 1)
-    rows = compile_all(options.arch, options.quick)
+    rows = compile_all(options.arch, options.quick, options.op)
     write_traffic(options.out, rows, {})  # the longer half is to come
     print("\n".join(summary(rows)), flush=True)
     if not options.quick:
@@ -63,29 +65,33 @@ def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> Non
     write_rows(path, rows)
 
 
-def compile_all(archs: list[int], quick: bool) -> list[Row]:
+def compile_all(archs: list[int], quick: bool, ops: list[str]) -> list[Row]:
     """All rows, the architectures side by side on this machine's processors."""
     if len(archs) == 1:
-        return compiled(archs[0], quick)
+        return compiled(archs[0], quick, ops)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        tables = pool.map(compiled, archs, [quick] * len(archs))
+        tables = pool.map(compiled, archs, [quick] * len(archs), [ops] * len(archs))
         return [row for table in tables for row in table]
 
 
-def compiled(arch: int, quick: bool) -> list[Row]:
-    """The rows of one architecture."""
+def compiled(arch: int, quick: bool, ops: list[str]) -> list[Row]:
+    """The rows of one architecture; ops: of these alone, of all where there are none."""
     rows = []
-    for row, launch in kernels(arch, quick):
+    for row, launch in kernels(arch, quick, ops):
         rows.append({"arch": f"sm_{arch}"} | row | sass.figures(launch) | {"triton": triton.__version__})
     return rows
 
 
-def kernels(arch: int | None = None, quick: bool = False) -> Iterator[tuple[Row, sass.Launch]]:
+def kernels(
+    arch: int | None = None, quick: bool = False, ops: Sequence[str] = ()
+) -> Iterator[tuple[Row, sass.Launch]]:
     """What a row says of a kernel before it is compiled, and a launch; one binary for several shapes comes once."""
     found: dict[tuple, tuple[list[str], Row, sass.Launch]] = {}
     for dtype in list(DTYPES)[: 1 if quick else None]:
         for layout in list(LAYOUTS)[: 1 if quick else None]:
             for call in calls("meta", DTYPES[dtype], layout, FIRST if quick else REAL):
+                if ops and call.op not in ops:
+                    continue
                 with sass.noted_launches(arch) as launches:
                     call.run()
                 about = {"op": call.op, "way": call.way, "variant": call.variant, "launches": len(launches)}

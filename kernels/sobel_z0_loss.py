@@ -140,9 +140,8 @@ def _loss_bwd_kernel(
         if NOISE:
             grad += noise_difference(planes, strides, y, x, height, width, a, s, PREDICTION) * noise_scale
         at = out + y * grad_strides[2] + x * grad_strides[3]
-        columns = tl.where(
-            y >= top, width, 0
-        )  # none of the rows above the strip, which are another program's
+        # the rows above the strip are another program's
+        columns = tl.where(y >= top, width, 0)
         tl.store(at, grad.to(grad_output.dtype.element_ty), x < columns)
         up_l, up_m, up_r = mid_l, mid_m, mid_r
         mid_l, mid_m, mid_r = low_l, low_m, low_r

@@ -8,10 +8,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What somebody measured on this machine is nobody's expectation.
 os.environ["LOCALCONTROL_CACHE"] = os.devnull
 
-# Beside other workers a thread each: two threads that wait for a core take 30 times as long for a small product.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Beside other workers a thread each: two threads that wait for a core take 10 times as long for a step of the UNet.
+if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
+    os.environ["OMP_NUM_THREADS"] = "1"  # in place of what the process inherited from the one that started it
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import random
+import sys
 
 import hypothesis
 import numpy as np
@@ -40,6 +43,10 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
+    """One worker runs a file, for its fixtures; and all that exports the tiny model, which is done once a process."""
+    for item in items:
+        shares = getattr(item.module, "engines", None) is sys.modules.get("tests.engines", item)
+        item.add_marker(pytest.mark.xdist_group("engines" if shares else item.location[0]))
     if torch.cuda.is_available():
         return
     for item in items:

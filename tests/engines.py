@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -58,9 +59,7 @@ def component(name: str, precision: str = "fp32") -> Component:
 
 @cache
 def graph(name: str, precision: str = "fp32", profile: Profile = PROFILE) -> Path:
-    """One of `ENGINES` as an ONNX file."""
-    if (precision, profile) == ("fp32", PROFILE):
-        return folder(TARGETS[0]) / "onnx" / f"{name}.onnx"
+    """One of `ENGINES` as an ONNX file, exported once a process."""
     path = Path(_DIRECTORY.name) / f"{precision}-{profile.guidance}" / f"{name}.onnx"
     path.parent.mkdir(exist_ok=True)
     export_onnx(component(name, precision), profile, path)
@@ -68,10 +67,7 @@ def graph(name: str, precision: str = "fp32", profile: Profile = PROFILE) -> Pat
 
 
 def folder(target: str, components: tuple[str, ...] = COMPONENTS) -> Path:
-    """An engine folder in fp32 for the sizes of `PROFILE`: not to be changed.
-
-    The first one exports its graphs, which takes the longest; the others have copies of them.
-    """
+    """An engine folder in fp32 for the sizes of `PROFILE`, with copies of `graph`'s files: not to be changed."""
     return _folder(target, components)
 
 
@@ -80,27 +76,32 @@ def _folder(target: str, components: tuple[str, ...]) -> Path:
     path = Path(_DIRECTORY.name) / f"{target} {' '.join(components)}"
     arguments = ["--model", str(saved_model.folder()), "--adapter", f"canny={adapter()}"]
     arguments += ["--precision", "fp32", "--components", ",".join(components), *sizes_arguments(PROFILE)]
-    first = (target, components) == (TARGETS[0], COMPONENTS)
-    return build(path, "--target", target, *arguments, graphs=None if first else folder(TARGETS[0]))
+    return build(path, "--target", target, *arguments, graphs={name: graph(name) for name in ENGINES})
 
 
 def sizes_arguments(profile: Profile) -> list[str]:
     """The profile's sizes as the command line takes them."""
     sizes = {"--batch": profile.images, "--height": profile.height, "--width": profile.width}
-    return [part for name, size in sizes.items() for part in (name, ":".join(map(str, size)))]
+    named = [part for name, size in sizes.items() for part in (name, ":".join(map(str, size)))]
+    return [*named, "--guidance", profile.guidance]
 
 
-def build(path: Path, *arguments: str, graphs: Path | None = None) -> Path:
+def graphs_of(folder: Path) -> dict[str, Path]:
+    """The ONNX files of an engine folder, by the names of their engines."""
+    return {name: folder / "onnx" / f"{name}.onnx" for name in read_manifest(folder).engines}
+
+
+def build(path: Path, *arguments: str, graphs: Mapping[str, Path] | None = None) -> Path:
     """Build an engine folder with the command line.
 
-    graphs: a folder of the same model, precision and sizes whose graphs are copied instead of exported again.
+    graphs: ONNX files of the same model, precision and sizes, which are copied instead of exported again.
     """
 
     def copy_graph(component: Component, profile: Profile, to: Path, progress=None) -> None:
-        manifest = read_manifest(graphs)
-        assert profile == manifest.profile
-        for file in (name for name in manifest.files if Path(name).name.startswith(to.name)):
-            shutil.copy(graphs / file, to.with_name(Path(file).name))
+        source = graphs[component.name]
+        for file in (source, source.with_name(f"{source.name}.data")):
+            if file.exists():
+                shutil.copy(file, to.with_name(file.name))
 
     with pytest.MonkeyPatch.context() as patch:
         if graphs is not None:

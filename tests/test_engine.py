@@ -36,6 +36,12 @@ def opened(target: str, name: str, changed: Manifest | None = None, device=CPU, 
     return open_engine(changed or manifest(target), engines.folder(target), name, device, weights)
 
 
+@pytest.mark.parametrize("name", engines.ENGINES)
+def test_a_graph_is_exported(name):
+    """Each in a test of its own, for the time it takes; everything else here has copies."""
+    assert engines.graph(name).stat().st_size > 0
+
+
 @pytest.mark.parametrize("index", range(3), ids=["smallest", "usual", "largest"])
 @pytest.mark.parametrize("name", engines.ENGINES)
 @pytest.mark.parametrize("target", engines.TARGETS)

@@ -33,13 +33,17 @@ def describe(row):
     return " ".join(row[name] for name in ("arch", "kernel", "variant", "way", "dtype", "layout", "shapes"))
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The rows of every kernel at one shape, compiled now for sm_90."""
+@pytest.fixture(scope="module", params=["committed", *static.OPS])
+def rows(request, committed, tmp_path_factory):
+    """The committed rows; and those of each op at one shape, compiled now for sm_90."""
+    if request.param == "committed":
+        return committed
     path = tmp_path_factory.mktemp("static") / "static.csv"
-    done = run("static", "--quick", "--arch", 90, "--out", path)
+    done = run("static", "--quick", "--arch", 90, "--op", request.param, "--out", path)
     assert done.returncode == 0, done.stderr
-    return read(path)
+    found = read(path)
+    assert {row["op"] for row in found} == {request.param}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -72,38 +76,50 @@ def test_committed_traffic_is_near_the_least(committed):
     ] == []
 
 
-@pytest.mark.parametrize("table", ["rows", "committed"])
-def test_nothing_spills(table, request):
-    rows = request.getfixturevalue(table)
+def test_the_ops_are_all_of_them(committed):
+    assert {row["op"] for row in committed} == set(static.OPS)
+
+
+def test_nothing_spills(rows):
     assert [describe(row) for row in rows if row["spills"] != "0"] == []
 
 
-@pytest.mark.parametrize("table", ["rows", "committed"])
-def test_contiguous_tensors_move_16_bytes_at_a_time(table, request):
-    rows = request.getfixturevalue(table)
+def test_contiguous_tensors_move_16_bytes_at_a_time(rows):
     mine = [row for row in rows if row["op"] in CONTIGUOUS]
     narrow = [row for row in mine if int(row["tile_load"]) < 16 or 0 < int(row["tile_store"]) < 16]
-    assert mine and [describe(row) for row in narrow] == []
+    assert [describe(row) for row in narrow] == []
     stores = {row["kernel"] for row in mine if row["tile_store"] != "0"}
-    assert stores >= {"inject_fwd_kernel", "inject_bwd_kernel", "normalize_kernel", "gradient_kernel"}
+    writers = {"inject_fwd_kernel", "inject_bwd_kernel", "normalize_kernel", "gradient_kernel"}
+    assert stores >= writers & {row["kernel"] for row in mine}
 
 
-@pytest.mark.parametrize("table", ["rows", "committed"])
-def test_latents_of_four_channels_move_8_bytes_or_more(table, request):
-    rows = request.getfixturevalue(table)
+def test_latents_of_four_channels_move_8_bytes_or_more(rows):
     mine = [row for row in rows if row["op"] == "guidance_step"]
     narrow = [row for row in mine if min(int(row["tile_load"]), int(row["tile_store"])) < 8]
-    assert mine and [describe(row) for row in narrow] == []
+    assert [describe(row) for row in narrow] == []
 
 
 def test_taps_that_windows_share_are_loaded_once(rows):
     """Backward looks at three windows of 3 taps, 5 of them distinct: in three tensors, beside 3 of the mask."""
-    rows = [r for r in rows if r["kernel"] == "loss_bwd_kernel" and r["op"] == "sobel_z0_loss"]
-    assert [dict(c.split("x") for c in row["loads"].split())["2"] for row in rows] == [str(5 * 3 + 3)]
+    mine = [
+        r for r in rows if r["kernel"] == "loss_bwd_kernel" and r["op"] == "sobel_z0_loss" and is_first(r)
+    ]
+    assert {dict(c.split("x") for c in row["loads"].split())["2"] for row in mine} <= {str(5 * 3 + 3)}
+    assert mine or rows[0]["op"] != "sobel_z0_loss"
+
+
+def is_first(row):
+    """Whether `static --quick` has this row too."""
+    return (row["arch"], row["dtype"], row["layout"], row["variant"]) == (
+        "sm_90",
+        "bfloat16",
+        "nhwc",
+        "sobel",
+    )
 
 
 def test_every_op_is_one_launch_and_the_norm_two(rows):
-    assert {(row["op"] == "group_norm_silu", row["launches"]) for row in rows} == {(True, "2"), (False, "1")}
+    assert {(row["op"] == "group_norm_silu", row["launches"]) for row in rows} <= {(True, "2"), (False, "1")}
 
 
 def test_committed_launches_are_those_of_today(tmp_path):

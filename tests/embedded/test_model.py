@@ -122,7 +122,7 @@ def test_control_holds_inside_the_mask_and_leaves_the_rest_alone():
     for i, scene in enumerate(held_out_scenes(24)):  # of 8 the free half's mean is too noisy
         wanted = condition(i)
         for name, regions in (("free", []), ("masked", [Region(wanted, mask=mask)])):
-            made = edges(np.asarray(pipe()(scene.caption, regions, seed=i).images[0]))
+            made = edges(np.asarray(pipe()(scene.caption, regions, steps=8, seed=i).images[0]))
             error = lfmse_canny(made, wanted, mask[0, 0].numpy())
             errors[name].append((error.inside, error.outside_wanted))
     free, masked = (np.mean(errors[name], axis=0) for name in ("free", "masked"))
