@@ -42,11 +42,13 @@ def pytest_xdist_auto_num_workers(config):
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // WORKER, 8))
 
 
+def pytest_itemcollected(item):
+    """Have one worker run a file, for its fixtures; and all that exports the tiny model, once a process."""
+    shares = getattr(item.module, "engines", None) is sys.modules.get("tests.engines", item)
+    item.add_marker(pytest.mark.xdist_group("engines" if shares else item.location[0]))
+
+
 def pytest_collection_modifyitems(items):
-    """One worker runs a file, for its fixtures; and all that exports the tiny model, which is done once a process."""
-    for item in items:
-        shares = getattr(item.module, "engines", None) is sys.modules.get("tests.engines", item)
-        item.add_marker(pytest.mark.xdist_group("engines" if shares else item.location[0]))
     if torch.cuda.is_available():
         return
     for item in items:
