@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 		--seed 7 --out out/demo.png --sheet out/demo-sheet.png
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadgroup --durations 10
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --durations 10
 
 test-versions:
 	$(PYTHON) tests/versions.py

@@ -14,7 +14,8 @@ if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import random
-import sys
+import re
+from functools import cache
 
 import hypothesis
 import numpy as np
@@ -42,10 +43,22 @@ def pytest_xdist_auto_num_workers(config):
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // WORKER, 8))
 
 
-def pytest_itemcollected(item):
-    """Have one worker run a file, for its fixtures; and all that exports the tiny model, once a process."""
-    shares = getattr(item.module, "engines", None) is sys.modules.get("tests.engines", item)
-    item.add_marker(pytest.mark.xdist_group("engines" if shares else item.location[0]))
+def pytest_xdist_make_scheduler(config, log):
+    """Have one worker run a file, for its fixtures; and all that shares the exported graphs, which are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "engines" if shares_graphs(config.rootpath / file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def shares_graphs(file):
+    """Return whether a test file uses the graphs of tests/engines.py."""
+    return re.search(r"\bengines\.(folder|copy_folder|graph)\(", file.read_text("utf-8")) is not None
 
 
 def pytest_collection_modifyitems(items):
