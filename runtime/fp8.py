@@ -6,6 +6,8 @@ product is accumulated in float32 and unscaled. Convolutions, norms, and what ru
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """InputError where `name` is unknown, or the device or dtype does not go with it."""
+    """Raise InputError where `name` is unknown, or the device, the dtype or this torch does not go with it."""
     if name is None:
         return
     if name not in QUANTIZATIONS:
@@ -54,6 +56,22 @@ def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -
         raise InputError(f"quantize fp8: float8 products give bfloat16, got {found}; expected dtype bf16")
     if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
         raise InputError("quantize fp8: this GPU has no float8 matrix units; expected fp8-weights")
+    if name == "fp8" and not multiplies_here(device):
+        raise InputError(
+            f"quantize fp8: torch {torch.__version__} has no row-wise float8 product on {device.type}; "
+            "use fp8-weights, or a newer torch"
+        )
+
+
+@cache
+def multiplies_here(device: torch.device) -> bool:
+    """Return whether this torch multiplies in float8 on `device`; on a CPU 2.11 does not, 2.13 does."""
+    layer = nn.Linear(MULTIPLE, MULTIPLE, device=device, dtype=torch.bfloat16)
+    try:
+        Fp8Linear(layer)(torch.ones(1, MULTIPLE, device=device, dtype=torch.bfloat16))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True
 
 
 def quantize(unet: UNet, name: str) -> UNet:

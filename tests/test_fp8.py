@@ -6,13 +6,18 @@ from torch import nn
 
 from runtime import LocalControlPipeline
 from runtime.errors import InputError
-from runtime.fp8 import FP8, Fp8Linear, check_quantize, quantize, to_fp8
+from runtime.fp8 import FP8, Fp8Linear, check_quantize, multiplies_here, quantize, to_fp8
 from runtime.loading import from_diffusers
 from tests.tiny import make_pipeline
 from tests.tolerances import relative_rms
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ROUNDING = 2.0**-4 / 3**0.5  # RMS of rounding to 3 bits of mantissa, at most
+
+
+needs_products = pytest.mark.skipif(
+    not multiplies_here(torch.device("cpu")), reason="this torch has no float8 product on a CPU"
+)
 
 
 def test_rows_fill_the_range_and_come_back():
@@ -25,6 +30,7 @@ def test_rows_fill_the_range_and_come_back():
     assert not (stored[4].float() * scale[4]).any()
 
 
+@needs_products
 @torch.inference_mode()
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bias", [True, False])
@@ -36,6 +42,20 @@ def test_a_linear_layer(device, bias, shape):
     assert made.shape == (*shape[:-1], 48) and made.dtype == torch.bfloat16
     exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert relative_rms(made, exact) < 2**0.5 * ROUNDING  # of both sides
+
+
+def test_a_torch_without_the_product_is_refused_in_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Only per-tensor scaling is supported")
+
+    multiplies_here.cache_clear()
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    with pytest.raises(
+        InputError, match="has no row-wise float8 product on cpu; use fp8-weights, or a newer"
+    ):
+        check_quantize("fp8", torch.device("cpu"), torch.bfloat16)
+    check_quantize("fp8-weights", torch.device("cpu"), torch.bfloat16)
+    multiplies_here.cache_clear()
 
 
 def layers(unet, kind):
@@ -55,7 +75,7 @@ def test_a_unet_keeps_what_runs_once_per_image():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["fp8", "fp8-weights"])
+@pytest.mark.parametrize("name", [pytest.param("fp8", marks=needs_products), "fp8-weights"])
 @pytest.mark.parametrize("linear", [True, False], ids=["linear projection", "convolution as projection"])
 def test_a_whole_unet_is_near(name, linear):
     pipe = make_pipeline()
@@ -81,6 +101,7 @@ def stored(unet) -> int:
     return sum(t.nbytes for t in (*unet.parameters(), *unet.buffers()))
 
 
+@needs_products
 def test_a_pipeline():
     pipe = LocalControlPipeline.from_pretrained("embedded", dtype="bf16", quantize="fp8")
     plain = LocalControlPipeline.from_pretrained("embedded", dtype="bf16")
