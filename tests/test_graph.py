@@ -174,7 +174,7 @@ def test_shapes_are_not_computed(name):
 
 def test_half_precision_is_in_the_graph():
     """fp16: float32 where latents, time and size come in and the prediction goes out, and nowhere else."""
-    model = onnx.load(engines.graph("unet", "fp16"))
+    model = onnx.load(engines.graph("unet", "fp16", engines.STATIC))
     kinds, made = types(model), makers(model)
     assert [kinds[value.name] for value in model.graph.output] == [TensorProto.FLOAT]
     for node in model.graph.node:

