@@ -66,8 +66,8 @@ def half_precision(device: torch.device) -> torch.dtype:
 def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
     """Warn, in one line, where `dtype` was asked for and this CPU is slower in it than in float32."""
     if not is_quick(dtype, device):
+        times = f"at least {slowdown(dtype):.0f} times as long for a product as in fp32"
         warnings.warn(
-            f"dtype {name_of(dtype)}: this CPU takes {slowdown(dtype):.0f} times as long for a product as in fp32; "
-            "use fp32, which is the default here",
+            f"dtype {name_of(dtype)}: this CPU takes {times}; use fp32, which is the default here",
             stacklevel=3,
         )

@@ -30,12 +30,12 @@ class Parser(argparse.ArgumentParser):
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Return that of `work`: what it returns, 0 for None; 2 for bad input, in one line on stderr; 130 after Ctrl-C.
 
-    Each warning is one line on stderr, too.
+    Each warning is one line on stderr, too, however often it comes.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            warnings.showwarning = lambda message, *_, **__: say(" ".join(f"warning: {message}".split()))
+            warnings.showwarning = _say_once(set())
             return work() or 0
     except InputError as error:
         say(f"error: {error}")
@@ -43,6 +43,16 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
     except KeyboardInterrupt:
         say(interrupted)
         return CANCELLED
+
+
+def _say_once(said: set[str]) -> Callable[..., None]:
+    def show(message, *_, **__) -> None:
+        line = " ".join(f"warning: {message}".split())
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return show
 
 
 def say(line: str) -> None:
