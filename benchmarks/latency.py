@@ -21,6 +21,7 @@ from diffusers import StableDiffusionXLAdapterPipeline, StableDiffusionXLPipelin
 
 from benchmarks import latency_plot
 from benchmarks.measure import (
+    DTYPE_HELP,
     check_out,
     default_dtypes,
     environment,
@@ -102,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         nargs="+",
         choices=DTYPES,
-        help="default: fp32, and bf16 unless this is a CPU that is slow in it",
+        help=DTYPE_HELP,
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])

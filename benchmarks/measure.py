@@ -23,6 +23,7 @@ from runtime.packed import PackedLinear, packs_here
 from runtime.report import commit, device_name
 
 RESULTS = Path("benchmarks/results")
+DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"  # see `default_dtypes`
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from benchmarks.full_size import SMALL, build
 from benchmarks.measure import (
+    DTYPE_HELP,
     check_counts,
     check_out,
     default_dtypes,
@@ -60,7 +61,6 @@ from training.rows import Plan, Rows, make_loader
 from training.step import LossOf, new_adapter
 from training.stores import Stores
 
-DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"
 SCENES, SIDES = 64, ("localcontrol", "diffusers")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Step = Callable[[], None]

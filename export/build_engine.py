@@ -184,16 +184,14 @@ def compare(settings: BuildSettings, folder: Path) -> bool:
         )
         return True
     built = sum(manifest.files[file]["bytes"] for spec in manifest.engines.values() for file in spec.files)
+    options = {"smallest": built > SMALL, "engines_only": True, "allow_pickle": settings.allow_pickle}
     with stage("compare with torch", say):
-        rows = list(
-            verify(
-                folder, smallest=built > SMALL, engines_only=True, say=say, allow_pickle=settings.allow_pickle
-            )
-        )
+        rows = list(verify(folder, say=say, **options))
     note_rows(folder, rows, whole=True)
-    for row in (row for row in rows if not row.passed):
+    failed = [row for row in rows if not row.passed]
+    for row in failed:
         say(format_row(row))
-    return all(row.passed for row in rows)
+    return not failed
 
 
 def _path(option: str, value: str) -> Path:

@@ -74,20 +74,18 @@ def _compare(options: argparse.Namespace) -> int:
     """Print every row as it is found, note the outcome; return 1 where an output is too far from torch's."""
     if options.json:
         check_writable(options.json, "--json")
-    given = {name: getattr(options, name) for name in ("tokenizer", "config") if getattr(options, name)}
-    found, rows = (
-        verify(
-            options.folder,
-            options.model,
-            tolerance=options.tolerance,
-            only=options.graphs,
-            smallest=options.smallest,
-            say=say,
-            allow_pickle=options.allow_pickle,
-            **given,
-        ),
-        [],
+    found = verify(
+        options.folder,
+        options.model,
+        tolerance=options.tolerance,
+        only=options.graphs,
+        smallest=options.smallest,
+        say=say,
+        allow_pickle=options.allow_pickle,
+        tokenizer=options.tokenizer,
+        config=options.config,
     )
+    rows = []
     for row in found:
         rows.append(row)
         print(format_row(row), flush=True)

@@ -194,7 +194,8 @@ def _load(
     **options,
 ) -> Model:
     given = dict(manifest.model)
-    options = {name: given.get(name) for name in ("tokenizer", "config")} | options
+    for name in ("tokenizer", "config"):  # as recorded, unless it was moved
+        options[name] = options.get(name) or given.get(name)
     return load_model(
         source or given["source"],
         device=device,

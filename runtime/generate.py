@@ -193,7 +193,7 @@ def save(
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
     """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
-    from runtime.arithmetic import DTYPES
+    from runtime.arithmetic import name_of
 
     width, height = result.images[0].size
     return {
@@ -215,7 +215,7 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "loras": options.lora,
         "tokenizer": options.tokenizer,
         "config": options.config,
-        "dtype": next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype),
+        "dtype": name_of(pipe.dtype),
         "device": str(pipe.device),
         "backend": pipe.backend,
         "attention": pipe.attention,

@@ -15,6 +15,7 @@ from timeit import repeat
 import torch
 from torch import Tensor, nn
 
+from runtime.arithmetic import has_kernels
 from runtime.unet import UNet
 from runtime.unet_blocks import GEGLU, Transformer
 
@@ -148,7 +149,7 @@ def packs_here(dtype: torch.dtype, device: torch.device) -> bool:
         return False
     if dtype == torch.float32:
         return mkl_is_slow()
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.bfloat16 and has_kernels(dtype)
 
 
 @torch.inference_mode()
