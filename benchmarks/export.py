@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import environment, results_folder, write_rows
 from benchmarks.random_sdxl import save
-from runtime.manifest import read_manifest
+from runtime.engines.manifest import read_manifest
 
 TARGET = ("--target", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16")
 SIZES = ("--height", "256:1024:1024", "--width", "256:1024:1024")

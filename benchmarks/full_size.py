@@ -29,14 +29,14 @@ from benchmarks.measure import (
     results_folder,
     write_rows,
 )
-from runtime.arithmetic import DTYPES, half_precision, name_of
-from runtime.command_line import Parser, exit_code, say
+from runtime.cli.command import Parser, exit_code, say
 from runtime.errors import InputError
-from runtime.fused_qkv import fuse_qkv
-from runtime.packed import pack_weights, packs_here
-from runtime.single_file import CONFIGS
-from runtime.unet import UNet
-from runtime.unet_blocks import LevelControl
+from runtime.loading.single_file import CONFIGS
+from runtime.machine.arithmetic import DTYPES, half_precision, name_of
+from runtime.model.blocks import LevelControl
+from runtime.model.unet import UNet
+from runtime.optimize.fused_qkv import fuse_qkv
+from runtime.optimize.packed import pack_weights, packs_here
 
 # Relative RMS error: two orders of the same roundings.
 LIMITS = {torch.bfloat16: 2e-2, torch.float32: 1e-4}

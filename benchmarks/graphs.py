@@ -21,14 +21,14 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.full_size import SMALL, build
 from benchmarks.measure import RESULTS, environment, write_rows
-from export import compile_tensorrt
-from export.graph import OPSET, export_onnx, quiet
-from export.report import report
-from export.wrapper import make_components
+from export.graph_report import report
+from export.graphs import make_components
+from export.onnx_export import OPSET, export_onnx, quiet
+from export.targets import tensorrt as compile_tensorrt
+from runtime.engines.ports import Profile
 from runtime.errors import InputError
-from runtime.profile import Profile
-from runtime.single_file import CONFIGS
-from runtime.unet import UNet
+from runtime.loading.single_file import CONFIGS
+from runtime.model.unet import UNet
 
 PIXELS = 1024
 TOKENS = 77

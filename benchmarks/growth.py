@@ -27,10 +27,10 @@ from benchmarks.measure import (
     write_rows,
 )
 from runtime import LocalControlPipeline, Region
-from runtime.command_line import Parser, exit_code
-from runtime.files import replacing
-from runtime.masks import box
-from runtime.report import peak_memory
+from runtime.cli.command import Parser, exit_code
+from runtime.control.masks import box
+from runtime.machine.files import replacing
+from runtime.machine.report import peak_memory
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.kernel_cases import Case, cases, geglu_case, guidance_case, inject_case, loss_case, norm_case
 from benchmarks.measure import environment, results_folder, write_rows
 from kernels import reference
-from runtime.arithmetic import DTYPES
+from runtime.machine.arithmetic import DTYPES
 
 COPY_BYTES = 1 << 30
 ERROR = 2e-2  # relative, of a result that is right but was rounded after every operation

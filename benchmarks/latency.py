@@ -33,14 +33,14 @@ from benchmarks.measure import (
     write_rows,
 )
 from runtime import LocalControlPipeline, Region
-from runtime.arithmetic import DTYPES
-from runtime.attention import ATTENTIONS
-from runtime.command_line import Parser, exit_code
-from runtime.device import pick_device
-from runtime.loading import EMBEDDED
-from runtime.manifest import read_manifest
-from runtime.masks import box
-from runtime.sampler import make_scheduler
+from runtime.cli.command import Parser, exit_code
+from runtime.control.masks import box
+from runtime.engines.manifest import read_manifest
+from runtime.loading.load import EMBEDDED
+from runtime.machine.arithmetic import DTYPES
+from runtime.machine.device import pick_device
+from runtime.model.attention import ATTENTIONS
+from runtime.sampling.loop import make_scheduler
 
 PROMPT = "a yellow star and a blue circle at night"
 STAGES = ("text", "adapter", "denoise", "decode")

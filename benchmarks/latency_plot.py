@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from runtime.files import replacing
+from runtime.machine.files import replacing
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import sass
-from benchmarks.host_calls import FIRST, Call, calls, tensors_of
 from benchmarks.kernel_cases import KORNIA
 from benchmarks.measure import RESULTS, write_rows
-from kernels import launch, reference
+from benchmarks.static import sass
+from benchmarks.static.host_calls import FIRST, Call, calls, tensors_of
+from kernels import reference
+from kernels.launching import launch
 
 Count = tuple[int, int]  # launches, bytes allocated
 NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")

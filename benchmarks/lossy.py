@@ -30,14 +30,14 @@ from benchmarks.measure import (
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.samples import Sample, held_out_samples
 from runtime import LocalControlPipeline
-from runtime.arithmetic import is_quick
-from runtime.command_line import Parser, exit_code, say
-from runtime.conditions import preprocess
-from runtime.manifest import read_manifest
+from runtime.cli.command import Parser, exit_code, say
+from runtime.control.conditions import preprocess
+from runtime.engines.manifest import read_manifest
+from runtime.machine.arithmetic import is_quick
 from runtime.pipeline import Result
 from training.embedded.shapes import adherence
+from training.loop.validate import control_region
 from training.metrics import lfmse_canny
-from training.validate import control_region
 
 STEPS = 30
 SETTINGS: Mapping[str, dict] = {  # of the pipeline's call

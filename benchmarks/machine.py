@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from runtime.arithmetic import DTYPES, SIDE, is_quick, product_seconds
-from runtime.report import commit, device_name, versions
+from runtime.machine.arithmetic import DTYPES, SIDE, is_quick, product_seconds
+from runtime.machine.report import commit, device_name, versions
 
 PACKAGES = (
     "triton",

@@ -16,11 +16,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.arithmetic import is_quick
 from runtime.errors import InputError
-from runtime.files import replacing
-from runtime.packed import PackedLinear, packs_here
-from runtime.report import commit, device_name
+from runtime.machine.arithmetic import is_quick
+from runtime.machine.files import replacing
+from runtime.machine.report import commit, device_name
+from runtime.optimize.packed import PackedLinear, packs_here
 
 RESULTS = Path("benchmarks/results")
 DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"  # see `default_dtypes`

@@ -32,14 +32,14 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measure import RESULTS, check_out, environment, write_rows
 from benchmarks.random_sdxl import make_adapter, make_pipeline, read_config
 from kernels import ops
-from runtime.adapter import LEVEL_STRIDES
-from runtime.command_line import Parser, exit_code
-from runtime.control import Control
-from runtime.denoiser import TorchDenoiser
-from runtime.fp8 import quantize
-from runtime.fused import fuse_unet, fuse_vae
-from runtime.loading import Model, from_diffusers
-from runtime.quiet import quiet
+from runtime.cli.command import Parser, exit_code
+from runtime.control.features import Control
+from runtime.loading.adapter import LEVEL_STRIDES
+from runtime.loading.load import Model, from_diffusers
+from runtime.loading.quiet import quiet
+from runtime.optimize.fp8 import quantize
+from runtime.optimize.fused import fuse_unet, fuse_vae
+from runtime.sampling.denoiser import TorchDenoiser
 
 DTYPE = torch.bfloat16
 SIDES = (512, 768, 1024, 1536, 2048)

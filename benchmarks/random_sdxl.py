@@ -18,10 +18,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.full_size import SMALL, build
 from benchmarks.measure import check_out
-from runtime.arithmetic import DTYPES
-from runtime.command_line import Parser, exit_code
-from runtime.loading import EMBEDDED
-from runtime.single_file import CONFIGS
+from runtime.cli.command import Parser, exit_code
+from runtime.loading.load import EMBEDDED
+from runtime.loading.single_file import CONFIGS
+from runtime.machine.arithmetic import DTYPES
 from training.embedded.text import make_tokenizers
 
 SMALL_TEXT = {

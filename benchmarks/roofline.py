@@ -40,14 +40,14 @@ from benchmarks.measure import (
     weighted_flops,
     write_rows,
 )
-from runtime.arithmetic import DTYPES, half_precision, name_of
-from runtime.command_line import Parser, exit_code
-from runtime.files import replacing
-from runtime.fused_qkv import fuse_qkv
-from runtime.loading import load_model
-from runtime.packed import pack_weights, packs_here
-from runtime.single_file import CONFIGS
-from runtime.unet import UNet
+from runtime.cli.command import Parser, exit_code
+from runtime.loading.load import load_model
+from runtime.loading.single_file import CONFIGS
+from runtime.machine.arithmetic import DTYPES, half_precision, name_of
+from runtime.machine.files import replacing
+from runtime.model.unet import UNet
+from runtime.optimize.fused_qkv import fuse_qkv
+from runtime.optimize.packed import pack_weights, packs_here
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -125,7 +125,7 @@ def measure(name: str, step: Callable[[], Tensor], dtype: torch.dtype, repeats: 
     whole = statistics.median(interleave({name: step}, repeats)[name])
     turns = []
     for _ in range(repeats + 1):
-        with Timed() as timed, mock.patch("runtime.attention._attend", ATTEND):
+        with Timed() as timed, mock.patch("runtime.model.attention._attend", ATTEND):
             step()
         turns.append(timed.operations)
     operations = [

@@ -45,21 +45,21 @@ from benchmarks.measure import (
     write_rows,
 )
 from kernels import reference
-from runtime.arithmetic import DTYPES, warn_if_slow
-from runtime.command_line import Parser, exit_code
-from runtime.loading import EMBEDDED, load_model
-from runtime.report import peak_memory
-from runtime.single_file import CONFIGS
-from runtime.unet import UNet
+from runtime.cli.command import Parser, exit_code
+from runtime.loading.load import EMBEDDED, load_model
+from runtime.loading.single_file import CONFIGS
+from runtime.machine.arithmetic import DTYPES, warn_if_slow
+from runtime.machine.report import peak_memory
+from runtime.model.unet import UNet
 from training.config import TrainConfig
-from training.data import open_source
+from training.data.prepare import prepare
+from training.data.rows import Plan, Rows, make_loader
+from training.data.sources import open_source
+from training.data.stores import Stores
 from training.embedded.scenes import write_scenes
-from training.loss import add_noise, training_loss, v_target
-from training.optimize import make_optimizer
-from training.prepare import prepare
-from training.rows import Plan, Rows, make_loader
-from training.step import LossOf, new_adapter
-from training.stores import Stores
+from training.loop.loss import add_noise, training_loss, v_target
+from training.loop.optimize import make_optimizer
+from training.loop.step import LossOf, new_adapter
 
 SCENES, SIDES = 64, ("localcontrol", "diffusers")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

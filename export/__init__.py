@@ -1,1 +1,1 @@
-"""Compiles models and adapters to engines; writes the engine manifest through `runtime.manifest`."""
+"""Compiles models and adapters to engines; writes the engine manifest through `runtime.engines.manifest`."""

@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.command_line import Parser, add_model_sources, exit_code, say
+from runtime.cli.command import Parser, add_model_sources, exit_code, say
+from runtime.cli.options import adapter_sources, lora_sources
 from runtime.errors import InputError
-from runtime.options import adapter_sources, lora_sources
 
 if TYPE_CHECKING:
-    from export.builder import BuildSettings
+    from export.build import BuildSettings
 
 SMALL = 2**28  # bytes of engines that are compared at every size
 TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
@@ -126,8 +126,8 @@ def build(options: argparse.Namespace, command: str) -> int:
             raise InputError(f"--components {name}: expected some of {', '.join(COMPONENTS)}")
     adapters, loras = adapter_sources(options.adapter), lora_sources(options.lora)
     _check_packages()
-    from export.builder import BuildSettings, build_folder
-    from export.compile import GIB, CompileOptions, check_target
+    from export.build import BuildSettings, build_folder
+    from export.targets.compile import GIB, CompileOptions, check_target
 
     wanted = tuple(options.compute_capability)
     capabilities = check_target(options.target, options.precision, wanted, options.refit)
@@ -174,8 +174,8 @@ def compare(settings: BuildSettings, folder: Path) -> bool:
     """
     from export.progress import stage
     from export.verify import device_of, format_row, note_rows, verify
-    from runtime.engine import TARGETS
-    from runtime.manifest import read_manifest
+    from runtime.engines.base import TARGETS
+    from runtime.engines.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if TARGETS[manifest.target].gpu and device_of(folder).type == "cpu":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runtime.control.region import check_size
+from runtime.engines.ports import Profile, Range
 from runtime.errors import InputError
-from runtime.profile import Profile, Range
-from runtime.region import check_size
 
 
 def make_profile(values: Mapping[str, str | None], guidance: str, default: int) -> Profile:

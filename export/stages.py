@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.engines.manifest import NAME, file_entry
 from runtime.errors import InputError
-from runtime.files import replacing, sync
-from runtime.manifest import NAME, file_entry
+from runtime.machine.files import replacing, sync
 
 try:
     import fcntl

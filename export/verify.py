@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from runtime import verified
-from runtime.arithmetic import DTYPES, is_quick
-from runtime.command_line import Parser, exit_code, say
-from runtime.engine import check_contents, check_folder
-from runtime.engine_model import engine_device
+from runtime.cli.command import Parser, exit_code, say
+from runtime.control.images import check_writable
+from runtime.engines import verified
+from runtime.engines.base import check_contents, check_folder
+from runtime.engines.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
+from runtime.engines.parts import engine_device
+from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
-from runtime.images import check_writable
-from runtime.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
-from runtime.profile import Axis, Port, Profile
-from runtime.report import write_json
+from runtime.machine.arithmetic import DTYPES, is_quick
+from runtime.machine.report import write_json
 
 # Largest relative RMS error: float32 in another order; half precision, whose rounding adds up over hundreds of layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -105,7 +105,7 @@ def device_of(folder: Path) -> torch.device:
 
 
 def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool) -> None:
-    """Note in the folder what its own engines computed on this machine (see `runtime.verified`).
+    """Note in the folder what its own engines computed on this machine (see `runtime.engines.verified`).
 
     whole: whether every graph was compared; otherwise only a failure is worth noting. Raises InputError where the
     folder cannot be written.
@@ -192,10 +192,10 @@ def _modules(
 
     On a CPU that is slow in the engines' precision it computes in float32, which is no further from the truth.
     """
-    from export.wrapper import make_components
-    from runtime.adapter import embedded_adapters, load_adapter
-    from runtime.engine_model import load_source
-    from runtime.weights import weights_digest
+    from export.graphs import make_components
+    from runtime.engines.parts import load_source
+    from runtime.loading.adapter import embedded_adapters, load_adapter
+    from runtime.loading.weights import weights_digest
 
     model, dtype = load_source(manifest, device, source, **options), DTYPES[manifest.precision]
     sources = {name.removeprefix(ADAPTER) for name in graphs if name.startswith(ADAPTER)}
@@ -216,13 +216,13 @@ def _runs(
     manifest: Manifest, folder: Path, name: str, device: torch.device, runs_here: bool, engines_only: bool
 ) -> Iterator[tuple[str, Run]]:
     """What there is to compare with torch: the ONNX file in ONNX Runtime, and the engine where it can run."""
-    from runtime.engine import open_engine, package_version
+    from runtime.engines.base import open_engine, package_version
 
     spec = manifest.engines[name]
     kept = spec.onnx is not None and not engines_only
     if kept and spec.dtype != torch.bfloat16 and manifest.target != "onnxruntime":
         package_version("onnxruntime")
-        from runtime import engine_onnxruntime
+        from runtime.engines import onnxruntime as engine_onnxruntime
 
         check_files(manifest, folder, [file for file in manifest.files if file.startswith(spec.onnx)])
         path, cpu = folder / spec.onnx, torch.device("cpu")
@@ -273,7 +273,7 @@ def _constant_inputs(
     unet: nn.Module, rows: int, tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, dict]:
     """Of random prompts: what the UNet takes at each of `TIMESTEPS`, and at all."""
-    from runtime.denoiser import constant_inputs
+    from runtime.sampling.denoiser import constant_inputs
 
     config, device = unet.config, unet.conv_in.weight.device
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

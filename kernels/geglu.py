@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks, launch, tuning
-from kernels.tiles import tile_at, tile_inside, tile_start
+from kernels import checks
+from kernels.launching import launch, tuning
+from kernels.launching.tiles import tile_at, tile_inside, tile_start
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 GAUSS_SCALE = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)

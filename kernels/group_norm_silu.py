@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks, launch
+from kernels import checks
 from kernels.groups import (
     before_silu,
     chunk_start,
@@ -27,7 +27,8 @@ from kernels.groups import (
     store_partials,
     store_statistics,
 )
-from kernels.tiles import tile_at, tile_inside
+from kernels.launching import launch
+from kernels.launching.tiles import tile_at, tile_inside
 
 
 @triton.jit

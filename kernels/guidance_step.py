@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks, launch
-from kernels.tiles import tile_at, tile_inside, tile_start
+from kernels import checks
+from kernels.launching import launch
+from kernels.launching.tiles import tile_at, tile_inside, tile_start
 
 
 @triton.jit

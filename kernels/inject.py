@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks, launch, tuning
-from kernels.tiles import tile_at, tile_inside, tile_start
+from kernels import checks
+from kernels.launching import launch, tuning
+from kernels.launching.tiles import tile_at, tile_inside, tile_start
 
 MAX_REGIONS = 8  # of one launch; more take another
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks, launch
+from kernels import checks
 from kernels.edges import (
     adjoint_across,
     adjoint_down,
@@ -23,6 +23,7 @@ from kernels.edges import (
     prediction_slope,
     row_sums,
 )
+from kernels.launching import launch
 
 
 @triton.jit

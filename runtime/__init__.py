@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.control.region import Region
     from runtime.pipeline import LocalControlPipeline, Result
-    from runtime.region import Region
 
 __all__ = ["LocalControlPipeline", "Region", "Result"]
 
 _MODULES = {
     "LocalControlPipeline": "runtime.pipeline",
-    "Region": "runtime.region",
+    "Region": "runtime.control.region",
     "Result": "runtime.pipeline",
 }
 

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from runtime.arithmetic import DTYPES, name_of
-from runtime.command_line import Parser, exit_code, say
-from runtime.device import pick_device, pick_dtype
+from runtime.cli.command import Parser, exit_code, say
+from runtime.cli.options import adapter_sources
+from runtime.engines.manifest import read_manifest
 from runtime.errors import InputError
-from runtime.loading import EMBEDDED
-from runtime.manifest import read_manifest
-from runtime.options import adapter_sources
-from runtime.report import device_name, write_json
+from runtime.loading.load import EMBEDDED
+from runtime.machine.arithmetic import DTYPES, name_of
+from runtime.machine.device import pick_device, pick_dtype
+from runtime.machine.report import device_name, write_json
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import kernels
-from runtime.command_line import exit_code, heartbeat, quick_imports, say
-from runtime.generate_checks import (
+from runtime.cli.command import exit_code, heartbeat, quick_imports, say
+from runtime.cli.generate_checks import (
     FIXED,
     check_files,
     check_outputs,
@@ -24,7 +24,7 @@ from runtime.generate_checks import (
     picture_paths,
     region_paths,
 )
-from runtime.options import adapter_sources, lora_sources, make_parser, region_fields
+from runtime.cli.options import adapter_sources, lora_sources, make_parser, region_fields
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline, Region, Result
@@ -92,9 +92,9 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
 
 def take_fastest(options: argparse.Namespace) -> None:
     """Set the engine that `runtime.fastest` found quickest for this picture, unless an option needs PyTorch."""
-    from runtime.arithmetic import name_of
-    from runtime.device import pick_device, pick_dtype
     from runtime.fastest import choose
+    from runtime.machine.arithmetic import name_of
+    from runtime.machine.device import pick_device, pick_dtype
 
     asked = (*FIXED, "device", "lora", "tokenizer", "config")
     if options.engine or options.backend != "auto" or options.cache_interval > 1:
@@ -121,7 +121,7 @@ def warm_up(pipe: LocalControlPipeline, options: argparse.Namespace) -> None:
 
 def make_regions(fields, height: int, width: int) -> list[Region]:
     """The regions, their conditions computed at the picture's size."""
-    from runtime.region import Region
+    from runtime.control.region import Region
 
     return [Region.from_dict(given, name, folder, size=(height, width)) for name, given, folder in fields]
 
@@ -161,9 +161,9 @@ def save(
     pipe, result: Result, regions, settings: dict, options: argparse.Namespace, seconds: dict[str, float]
 ) -> None:
     """Write the pictures, the sheet and the report."""
-    from runtime.images import save_png
-    from runtime.report import device_name, peak_memory, versions, write_json
-    from runtime.sheet import make_sheet
+    from runtime.control.images import save_png
+    from runtime.control.sheet import make_sheet
+    from runtime.machine.report import device_name, peak_memory, versions, write_json
 
     start, paths = time.perf_counter(), picture_paths(options)
     for i, (path, image) in enumerate(zip(paths, result.images, strict=True)):
@@ -193,7 +193,7 @@ def save(
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
     """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
-    from runtime.arithmetic import name_of
+    from runtime.machine.arithmetic import name_of
 
     width, height = result.images[0].size
     return {

@@ -14,27 +14,27 @@ from PIL import Image
 from torch import Tensor
 
 from kernels import ops
-from runtime import loading
-from runtime.adapter import embedded_adapters
-from runtime.attention import check_attention, use_attention
-from runtime.checks import MAX_SEED, check_backend, check_call, check_finite
-from runtime.control import Control
-from runtime.decode import decode, to_images, vae_factor
-from runtime.denoiser import EngineDenoiser, TorchDenoiser
-from runtime.device import pick_device, pick_dtype
-from runtime.engine_model import EngineAdapter, engine_device, load_engines
-from runtime.engine_torch import compile_decoder, compile_unet
+from runtime.control.features import Control
+from runtime.control.region import Region, check_size, pack
+from runtime.engines.parts import EngineAdapter, engine_device, load_engines
+from runtime.engines.torch_compile import compile_decoder, compile_unet
 from runtime.errors import InputError
-from runtime.fp8 import check_quantize
-from runtime.fused import fuse_unet, fuses_here
-from runtime.loading import AdapterSource, Model
-from runtime.lora import LoraSource
-from runtime.offload import Offload, check_offload
-from runtime.region import Region, check_size, pack
-from runtime.report import timed
-from runtime.sampler import denoise, guided_steps, make_noise, make_scheduler, set_timesteps
-from runtime.specialize import specialize
-from runtime.text import encode_guidance
+from runtime.loading import load as loading
+from runtime.loading.adapter import embedded_adapters
+from runtime.loading.load import AdapterSource, Model
+from runtime.loading.lora import LoraSource
+from runtime.machine.device import pick_device, pick_dtype
+from runtime.machine.report import timed
+from runtime.model.attention import check_attention, use_attention
+from runtime.optimize.fp8 import check_quantize
+from runtime.optimize.fused import fuse_unet, fuses_here
+from runtime.optimize.offload import Offload, check_offload
+from runtime.optimize.specialize import specialize
+from runtime.sampling.checks import MAX_SEED, check_backend, check_call, check_finite
+from runtime.sampling.decode import decode, to_images, vae_factor
+from runtime.sampling.denoiser import EngineDenoiser, TorchDenoiser
+from runtime.sampling.loop import denoise, guided_steps, make_noise, make_scheduler, set_timesteps
+from runtime.sampling.text import encode_guidance
 
 
 @dataclass
@@ -66,7 +66,7 @@ class LocalControlPipeline:
     ):
         """backend: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`).
 
-        attention: see `runtime.attention`. offload: what brings a model that waits in main memory to its device.
+        attention: see `runtime.model.attention`. offload: what brings a model that waits in main memory to its device.
         """
         check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
@@ -96,9 +96,10 @@ class LocalControlPipeline:
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
         adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
-        it, fp16 on another, fp32 on a CPU, where the UNet's weights are packed if that helps (see `runtime.packed`).
+        it, fp16 on another, fp32 on a CPU, where the UNet's weights are packed if that helps (see
+        `optimize.packed`).
         attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
-        (see `runtime.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `runtime.offload`).
+        (see `optimize.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `optimize.offload`).
         vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
         options: `loading.load_model`'s: vae, loras, tokenizer, config.
 

@@ -1,1 +1,1 @@
-"""One file of tests for each source module; tolerances are in `tests.tolerances`."""
+"""One file of tests for each source module; tolerances are in `tests.support.tolerances`."""

@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @cache
 def shares_graphs(file):
-    """Return whether a test file uses the graphs of tests/engines.py."""
+    """Return whether a test file uses the graphs of tests/support/engines.py."""
     return re.search(r"\bengines\.(folder|copy_folder|graph)\(", file.read_text("utf-8")) is not None
 
 

@@ -175,9 +175,9 @@ def test_importing_runtime_imports_nothing_heavy(tmp_path):
 
 def test_runtime_hands_out_its_public_names():
     import runtime
-    import runtime.region
+    import runtime.control.region
 
-    assert runtime.Region is runtime.region.Region
+    assert runtime.Region is runtime.control.region.Region
     assert set(runtime.__all__) <= set(dir(runtime))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = runtime.no_such_name

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.conditions import names as condition_names
+from runtime.control.conditions import names as condition_names
 from runtime.errors import InputError
 
 MASK_SHAPES = ("box", "square", "circle", "strokes")
@@ -37,7 +37,9 @@ class TrainConfig:
     caption_key: str = option("text", "column, or key of metadata.jsonl or a tar's .json, of the captions")
     image_key: str = option("image", "hf: column of the images")
     streaming: bool = option(False, "hf: read as a stream instead of downloading first")
-    condition: str = option("canny", "how conditions are computed from the images; see runtime.conditions")
+    condition: str = option(
+        "canny", "how conditions are computed from the images; see runtime.control.conditions"
+    )
     condition_from: str | None = option(None, "ready conditions: a folder, column, or extension in a tar")
     condition_channels: int = option(1, "channels that a new adapter reads", choices=(1, 3))
     adapter_blocks: int = option(2, "residual blocks at each level of a new adapter")

@@ -22,18 +22,18 @@ import torch
 from accelerate import Accelerator
 from diffusers import T2IAdapter
 
-from runtime.adapter import check_adapter, load_adapter
-from runtime.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
-from runtime.command_line import Parser, exit_code, say
+from runtime.cli.command import Parser, exit_code, say
 from runtime.errors import InputError
-from runtime.loading import Model, load_model
-from training import checkpoint
+from runtime.loading.adapter import check_adapter, load_adapter
+from runtime.loading.load import Model, load_model
+from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from training.config import PRESETS, TrainConfig, with_preset
-from training.data import open_source
-from training.prepare import prepare
-from training.step import new_adapter
-from training.stores import Stores
-from training.trainer import Stopped, Trainer
+from training.data.prepare import prepare
+from training.data.sources import open_source
+from training.data.stores import Stores
+from training.loop import checkpoint
+from training.loop.step import new_adapter
+from training.loop.trainer import Stopped, Trainer
 
 GROUPS = {  # the first option of each
     "data": "what is trained, on what",

@@ -24,9 +24,9 @@ from benchmarks.quality import curves, distribution, plots, report
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, measure, summary
 from benchmarks.quality.samples import MASK_KINDS, Sample, folder_samples, held_out_samples
-from runtime.command_line import Parser, exit_code
+from runtime.cli.command import Parser, exit_code
+from runtime.cli.options import adapter_sources
 from runtime.errors import InputError
-from runtime.options import adapter_sources
 from runtime.pipeline import LocalControlPipeline
 
 SHEET_ROWS, CURVE_SAMPLES, DIVERSITY_SAMPLES, DIVERSITY_SEEDS = 8, 16, 8, range(6)

@@ -25,13 +25,13 @@ from benchmarks.quality.ablation_report import write_report
 from benchmarks.quality.bootstrap import Estimate, paired
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, evaluate, summary
 from benchmarks.quality.samples import Sample, held_out_samples
-from runtime.command_line import Parser, exit_code
+from runtime.cli.command import Parser, exit_code
+from runtime.machine.report import write_json
 from runtime.pipeline import LocalControlPipeline
-from runtime.report import write_json
 from training import train_adapter
 from training.config import METHODS, TrainConfig
 from training.embedded.scenes import write_scenes
-from training.validate import NAME
+from training.loop.validate import NAME
 
 SCENES = 4000
 SETTINGS = {

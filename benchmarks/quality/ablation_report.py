@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.quality.bootstrap import Estimate
 from benchmarks.quality.report import MEANINGS, cell, number
-from runtime.files import replacing
+from runtime.machine.files import replacing
 
 
 def write_report(

@@ -14,14 +14,14 @@ from benchmarks.quality import locality
 from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.distribution import feature_distance, vae_features
 from benchmarks.quality.samples import Sample
-from runtime.conditions import preprocess
-from runtime.control import Control
-from runtime.masks import mask_pyramid
+from runtime.control.conditions import preprocess
+from runtime.control.features import Control
+from runtime.control.masks import mask_pyramid
+from runtime.control.region import Region, pack
 from runtime.pipeline import LocalControlPipeline
-from runtime.region import Region, pack
 from training.embedded.shapes import adherence
+from training.loop.validate import control_region
 from training.metrics import diffcc, lfmse_canny, lfmse_sobel
-from training.validate import control_region
 
 LEAKAGE_BINS = (0, 4, 8, 16, 32, 64)  # px from the mask's border
 KEYS = ("number", "mask", "prompted")  # of a row of measures; all else is a figure

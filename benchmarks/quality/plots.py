@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.quality.bootstrap import Estimate
-from runtime.files import replacing
-from runtime.images import save_png
+from runtime.control.images import save_png
+from runtime.machine.files import replacing
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

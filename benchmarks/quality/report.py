@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.quality.bootstrap import Estimate
 from benchmarks.quality.samples import Sample
-from runtime.files import replacing
+from runtime.machine.files import replacing
 
 MEANINGS = {  # figure -> (what it is, which way is better)
     "lfmse_inside": ("LFMSE to the condition inside the mask (the original's measure)", "lower"),

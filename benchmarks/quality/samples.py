@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from runtime import images, masks
-from runtime.conditions import preprocess
+from runtime.control import images, masks
+from runtime.control.conditions import preprocess
 from runtime.errors import InputError
 from training.config import TrainConfig
-from training.data import open_source
+from training.data.masks import random_mask
+from training.data.sources import open_source
 from training.embedded.evaluate import held_out_scenes
 from training.embedded.vae import SIZE
 from training.embedded.world import Scene, render
-from training.masks import random_mask
 
 RANDOM_MASKS = TrainConfig(
     mask_shapes=("box", "circle"), mask_count=1, mask_min_area=0.15, mask_soft=0.0, mask_full=0.0

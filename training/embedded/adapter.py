@@ -9,13 +9,13 @@ import torch
 from diffusers import T2IAdapter
 
 from kernels import ops
-from runtime.masks import box, circle, mask_pyramid
+from runtime.control.masks import box, circle, mask_pyramid
 from training.embedded.base import Base, add_noise, make_scheduler, time_ids
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.text import encode, tokenize
 from training.embedded.vae import SIZE
 from training.embedded.world import sample_scene
-from training.group_norm import use_quick_group_norm
+from training.loop.group_norm import use_quick_group_norm
 
 STEPS, BATCH = 8_000, 32
 # The variant of `benchmarks.quality.ablation` that follows best inside the mask: a linear filter keeps the sign of an

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from runtime.conditions import preprocess
-from runtime.files import replacing
+from runtime.control.conditions import preprocess
+from runtime.machine.files import replacing
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.text import encode, make_text_encoders, make_tokenizers, tokenize, write_vocabulary
 from training.embedded.vae import SIZE, to_pixels
 from training.embedded.world import render, sample_scene
-from training.group_norm import use_quick_group_norm
+from training.loop.group_norm import use_quick_group_norm
 
 SCENES = 32_000
 STEPS, BATCH = 7_000, 64

@@ -17,8 +17,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from runtime.quiet import quiet
-from runtime.report import commit
+from runtime.loading.quiet import quiet
+from runtime.machine.report import commit
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from runtime.arithmetic import half_precision, name_of
+from runtime.machine.arithmetic import half_precision, name_of
+from runtime.machine.report import device_name, versions
 from runtime.pipeline import LocalControlPipeline
-from runtime.report import device_name, versions
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage

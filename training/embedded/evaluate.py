@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from runtime.masks import box
+from runtime.control.masks import box
+from runtime.control.region import Region
 from runtime.pipeline import LocalControlPipeline
-from runtime.region import Region
 from training.embedded.base import edges
 from training.embedded.stage import DEVICE
 from training.embedded.vae import SIZE, to_pixels

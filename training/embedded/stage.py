@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from runtime.arithmetic import half_precision
-from runtime.files import replacing
+from runtime.machine.arithmetic import half_precision
+from runtime.machine.files import replacing
 
 EMA_DECAY = 0.999
 WARM_UP_STEPS = 200

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.world import render, sample_scene
-from training.group_norm import use_quick_group_norm
+from training.loop.group_norm import use_quick_group_norm
 
 SIZE = 128
 STEPS, BATCH = 6_000, 4

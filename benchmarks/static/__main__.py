@@ -1,0 +1,159 @@
+"""python -m benchmarks.static [--arch 80 90] [--op inject] [--quick] [--check] [--out benchmarks/results/static.csv]
+
+Compiles every kernel for GPUs that need not be there, and writes what their machine code shows: registers, spills,
+shared memory, the widths of global loads and stores, launches of a call, and the bytes it moves over the least.
+
+One row for a kernel, variant, dtype, layout and architecture; `shapes` are those that one binary serves. tile_load and
+tile_store are the bytes that one instruction moves of the tensors the op is about: 16 where neighbours in memory belong
+to one thread. The loss is a stencil: a thread owns a pixel, so its taps are one element wide by design, and a warp's
+taps are neighbours. `traffic` is of the whole call, counted in bfloat16; see benchmarks.static.traffic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+
+from benchmarks.measure import RESULTS, write_rows
+from benchmarks.static import sass
+from benchmarks.static.host_calls import DTYPES, FIRST, LAYOUTS, REAL, calls, traffic_name
+
+ARCHS = (80, 86, 89, 90, 100, 120)
+OPS = ("inject", "group_norm_silu", "geglu", "guidance_step", "sobel_z0_loss", "noise_and_z0_loss")
+Row = dict[str, object]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
+    parser.add_argument("--op", nargs="+", choices=OPS, default=[], help="only these (default: all)")
+    parser.add_argument("--quick", action="store_true", help="bfloat16, NHWC, the first shape; no traffic")
+    parser.add_argument(
+        "--check", action="store_true", help="only tell where the table is not of these kernels"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "static.csv")
+    options = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("with TRITON_INTERPRET=1 there is nothing to compile")
+    if options.check:
+        stale = out_of_date(options.out)
+        print("\n".join(stale) or f"{options.out} is of these kernels")
+        return min(len(stale), 1)
+    rows = compile_all(options.arch, options.quick, options.op)
+    write_traffic(options.out, rows, {})  # the longer half is to come
+    print("\n".join(summary(rows)), flush=True)
+    if not options.quick:
+        write_traffic(options.out, rows, measured_traffic())
+    return 0
+
+
+def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> None:
+    """The table, with what is known of the bytes moved."""
+    for row in rows:
+        parts = [str(row[name]) for name in ("op", "variant", "way", "dtype", "layout", "shapes")]
+        row["traffic"] = traffic.get(traffic_name(*parts), "")
+    write_rows(path, rows)
+
+
+def compile_all(archs: list[int], quick: bool, ops: list[str]) -> list[Row]:
+    """All rows, the architectures side by side on this machine's processors."""
+    if len(archs) == 1:
+        return compiled(archs[0], quick, ops)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        tables = pool.map(compiled, archs, [quick] * len(archs), [ops] * len(archs))
+        return [row for table in tables for row in table]
+
+
+def compiled(arch: int, quick: bool, ops: list[str]) -> list[Row]:
+    """The rows of one architecture; ops: of these alone, of all where there are none."""
+    rows = []
+    for row, launch in kernels(arch, quick, ops):
+        rows.append({"arch": f"sm_{arch}"} | row | sass.figures(launch) | {"triton": triton.__version__})
+    return rows
+
+
+def kernels(
+    arch: int | None = None, quick: bool = False, ops: Sequence[str] = ()
+) -> Iterator[tuple[Row, sass.Launch]]:
+    """What a row says of a kernel before it is compiled, and a launch; one binary for several shapes comes once."""
+    found: dict[tuple, tuple[list[str], Row, sass.Launch]] = {}
+    for dtype in list(DTYPES)[: 1 if quick else None]:
+        for layout in list(LAYOUTS)[: 1 if quick else None]:
+            for call in calls("meta", DTYPES[dtype], layout, FIRST if quick else REAL):
+                if ops and call.op not in ops:
+                    continue
+                with sass.noted_launches(arch) as launches:
+                    call.run()
+                about = {"op": call.op, "way": call.way, "variant": call.variant, "launches": len(launches)}
+                for launch in launches:
+                    row = about | {"kernel": launch.name, "dtype": dtype, "layout": layout}
+                    row |= {"blocks": blocks_of(launch), "source": sass.source_digest(launch.kernel)}
+                    shapes, _, first = found.setdefault(tuple(row.values()), ([], row, launch))
+                    shapes.append(call.shape)
+                    if arch is not None and launch.compiled.hash != first.compiled.hash:
+                        raise ValueError(f"{launch.name}: not the same binary at {' and '.join(shapes)}")
+    for shapes, row, launch in found.values():
+        yield row | {"shapes": " ".join(shapes)}, launch
+
+
+def blocks_of(launch: sass.Launch) -> str:
+    """The compile-time constants."""
+    return " ".join(f"{name}={value}" for name, value in launch.options.items()).replace(", ", ",")
+
+
+def measured_traffic() -> dict[str, float]:
+    """Call -> bytes moved over the least, from a process in which Triton interprets."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "benchmarks.static.traffic"]
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def out_of_date(path: Path) -> list[str]:
+    """What the table lacks of today's kernels at today's block sizes, and what it has that is of others."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [{name: str(value) for name, value in row.items()} for row, _ in kernels()]
+    found = []
+    for arch in (f"sm_{arch}" for arch in ARCHS):
+        have = [{name: row[name] for name in wanted[0]} for row in rows if row["arch"] == arch]
+        found += [f"missing: {arch} {_line(row)}" for row in wanted if row not in have]
+        found += [f"not of these kernels: {arch} {_line(row)}" for row in have if row not in wanted]
+    return found
+
+
+def summary(rows: list[Row]) -> Iterator[str]:
+    """A line for every kernel: the extremes over its variants, dtypes, layouts and architectures."""
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        mine = [row for row in rows if row["kernel"] == kernel]
+        registers = [row["registers"] for row in mine]
+        spills, widths = sum(row["spills"] for row in mine), sorted({row["tile_load"] for row in mine})
+        yield (
+            f"{kernel:22} {len(mine):4} binaries, {min(registers):3} to {max(registers):3} registers, "
+            f"{spills} spills, {' or '.join(map(str, widths))} bytes a load"
+        )
+
+
+def _call_name(row: Row) -> str:
+    return " ".join(filter(None, (row["op"], row["variant"], row["way"])))
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row['kernel']}, {_call_name(row)}, {row['dtype']} {row['layout']} {row['shapes']}, {row['blocks']}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

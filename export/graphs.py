@@ -1,0 +1,153 @@
+"""The graphs that are exported: each part of the model as a module of plain tensors, with named inputs and outputs.
+
+The control is two graphs. `adapter` turns a condition, its masks and strengths into four gated feature maps, once per
+image and region; `unet` takes their sum at every step, zeros where no control acts. So masks, strengths, the steps at
+which a region acts, the adapter and the number of regions change without a rebuild. What the UNet computes once per
+image (time projections, keys and values of the text) stays in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import AutoencoderKL, T2IAdapter
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from runtime.engines.ports import Axis, Port
+from runtime.engines.unet_graph import UNetGraph, level_ports, pixel_axes, unet_ports
+from runtime.loading.adapter import LEVEL_STRIDES
+from runtime.loading.load import Model
+from runtime.sampling.decode import vae_factor
+from runtime.sampling.text import encode_ids
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph to export. module: frozen, takes the inputs in order, returns a tuple of the outputs."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class TextEncoderGraph(nn.Module):
+    """Token ids (B, S) -> hidden states (B, S, D) and, of the second encoder, the pooled embedding (B, P)."""
+
+    def __init__(self, encoder: CLIPTextModel | CLIPTextModelWithProjection):
+        super().__init__()
+        self.encoder = encoder
+        self.pools = isinstance(encoder, CLIPTextModelWithProjection)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        states, pooled = encode_ids(self.encoder, ids)
+        return (states, pooled) if self.pools else (states,)
+
+
+class AdapterGraph(nn.Module):
+    """One region's gated features: strengths[l] * mask_l * feature_l of each level, in the adapter's dtype."""
+
+    def __init__(self, adapter: T2IAdapter):
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, condition: Tensor, strengths: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        features = self.adapter(condition.to(self.adapter.dtype))
+        gates = [mask * strength for mask, strength in zip(masks, strengths.unbind(), strict=True)]
+        return tuple((f.float() * g).to(f.dtype) for f, g in zip(features, gates, strict=True))
+
+
+class VAEDecoderGraph(nn.Module):
+    """Latents, unscaled, (B, C, h, w) -> pixels (B, 3, H, W) in [-1, 1], computed in the VAE's dtype."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        return (self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float(),)
+
+
+class VAEEncoderGraph(nn.Module):
+    """Pixels (B, 3, H, W) in [-1, 1] -> mean and log variance of the latents, unscaled, (B, 2C, h, w)."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.parameters.float(),)
+
+
+def make_components(
+    model: Model, adapters: Mapping[str, T2IAdapter], names: Sequence[str]
+) -> Iterator[Component]:
+    """The graphs of the named components; "adapter" stands for every adapter, called adapter_<its name>."""
+    for name in names:
+        if name == "adapter":
+            for adapter_name, adapter in adapters.items():
+                yield adapter_component(f"adapter_{adapter_name}", adapter)
+        else:
+            yield _MAKERS[name](name, model)
+
+
+def _text_encoder(name: str, model: Model) -> Component:
+    index = ("text_encoder", "text_encoder_2").index(name)
+    graph = TextEncoderGraph(model.text_encoders[index])
+    ids = Port("ids", torch.int64, (Axis("items"), model.tokenizers[index].model_max_length))
+    config, rows = graph.encoder.config, Axis("items")
+    dtype = graph.encoder.dtype
+    outputs = [Port("states", dtype, (rows, ids.shape[1], config.hidden_size))]
+    if graph.pools:
+        outputs.append(Port("pooled", dtype, (rows, config.projection_dim)))
+    return Component(name, graph, (ids,), tuple(outputs))
+
+
+def adapter_component(name: str, adapter: T2IAdapter) -> Component:
+    """An adapter's graph."""
+    condition = Port(
+        "condition", torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width"))
+    )
+    masks = [
+        Port(f"mask_{i}", torch.float32, (1, 1, *pixel_axes(stride)))
+        for i, stride in enumerate(LEVEL_STRIDES)
+    ]
+    strengths = Port("strengths", torch.float32, (len(LEVEL_STRIDES),))
+    levels = level_ports(adapter.config.channels, adapter.dtype)
+    return Component(name, AdapterGraph(adapter), (condition, strengths, *masks), levels)
+
+
+def _unet(name: str, model: Model) -> Component:
+    graph = UNetGraph(model.unet)
+    tokens, factor = model.tokenizers[0].model_max_length, vae_factor(model.vae)
+    return Component(name, graph, *unet_ports(graph, tokens, factor))
+
+
+def _vae_decoder(name: str, model: Model) -> Component:
+    latents, pixels = _vae_ports(model, model.vae.config.latent_channels, model.vae.config.out_channels)
+    return Component(name, VAEDecoderGraph(model.vae), (latents,), (pixels,))
+
+
+def _vae_encoder(name: str, model: Model) -> Component:
+    moments, pixels = _vae_ports(model, 2 * model.vae.config.latent_channels, model.vae.config.in_channels)
+    return Component(name, VAEEncoderGraph(model.vae), (pixels,), (replace(moments, name="moments"),))
+
+
+def _vae_ports(model: Model, channels: int, colours: int) -> tuple[Port, Port]:
+    rows, small = Axis("items"), pixel_axes(vae_factor(model.vae))
+    return (
+        Port("latents", torch.float32, (rows, channels, *small)),
+        Port("pixels", torch.float32, (rows, colours, *pixel_axes(1))),
+    )
+
+
+_MAKERS = {
+    "text_encoder": _text_encoder,
+    "text_encoder_2": _text_encoder,
+    "unet": _unet,
+    "vae_decoder": _vae_decoder,
+    "vae_encoder": _vae_encoder,
+}

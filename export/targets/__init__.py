@@ -1,0 +1,1 @@
+"""One file for each library that compiles graphs, and the table of them."""

@@ -1,0 +1,1 @@
+"""What the host sides of the kernels share: dispatch, tiles, tuning."""

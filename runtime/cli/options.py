@@ -1,0 +1,263 @@
+"""The command line of `runtime.generate`: its options, and the regions they describe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.cli.command import Parser, add_model_sources
+from runtime.errors import InputError
+
+EXAMPLES = """\
+examples:
+  python -m runtime.generate --prompt "a yellow star at night" --condition examples/sketch.png \\
+      --preprocess sketch --mask examples/mask-left.png --out out.png --sheet sheet.png
+  python -m runtime.generate --engine engines --prompt "a yellow star at night" --out out.png
+  python -m runtime.generate --model sdxl.safetensors --adapter canny=t2i-adapter-canny-sdxl-1.0 \\
+      --prompt "a stone cottage by a lake" --height 1024 --width 1024 \\
+      --region condition=house.jpg,preprocess=canny,mask=left.png,scale=0.9,end=0.7 \\
+      --region condition=tree.jpg,preprocess=canny,mask=right.png --out cottage.png
+"""
+REGION_KEYS = "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m runtime.generate",
+        usage="%(prog)s --prompt TEXT [--condition IMAGE --mask IMAGE] [--out FILE.png] [options]",
+        description="Text-to-image with SDXL, with controls that act only inside painted regions.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_picture(parser.add_argument_group("the picture"))
+    _add_region(parser.add_argument_group("one region"))
+    _add_regions(parser.add_argument_group("several regions"))
+    _add_model(parser.add_argument_group("the model"))
+    _add_speed(parser.add_argument_group("speed and memory"))
+    _add_output(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_picture(group) -> None:
+    group.add_argument("--prompt", required=True, help="what to draw")
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to keep away from")
+    group.add_argument("--height", type=int, help="pixels, a multiple of 16 (default: the model's own size)")
+    group.add_argument("--width", type=int, help="likewise")
+    group.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
+    group.add_argument(
+        "--guidance", type=float, default=5.0, help="classifier-free guidance; 1 or less: none (default 5)"
+    )
+    group.add_argument(
+        "--guidance-range",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("START", "END"),
+        help="the part of the steps with guidance, as fractions: the others take half the time (default 0 1)",
+    )
+    group.add_argument("--seed", type=int, help="of the first image, the next has seed + 1 (default: drawn)")
+    group.add_argument("--images", type=int, default=1, metavar="N", help="how many (default 1)")
+    group.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="euler, euler_trailing, euler_a, dpm++2m, dpm++2m_karras, ddim, unipc, lcm ... or any scheduler "
+        "class of diffusers "
+        "(default: the model's own)",
+    )
+
+
+def _add_region(group) -> None:
+    group.add_argument("--condition", metavar="IMAGE", help="what the control shows")
+    group.add_argument(
+        "--preprocess",
+        metavar="NAME",
+        help="compute the condition of the image: canny, sobel, sketch, color, depth (default none: it is one)",
+    )
+    group.add_argument("--mask", metavar="IMAGE", help="where it acts, white = control (default: everywhere)")
+    group.add_argument(
+        "--control", metavar="NAME", help="the adapter that reads it (default: the first --adapter, or canny)"
+    )
+    group.add_argument("--scale", help="its strength (default 1)")
+    group.add_argument("--start", help="the share of the steps after which it begins to act (default 0)")
+    group.add_argument("--end", help="the share of the steps after which it stops (default 1)")
+    group.add_argument(
+        "--levels", metavar="A:B:C:D", help="factors on the strength from the finest level to the coarsest"
+    )
+    group.add_argument(
+        "--mask-condition",
+        action="store_const",
+        const=True,
+        help="also blank the condition outside the mask, so that nothing of it there can reach the picture",
+    )
+
+
+def _add_regions(group) -> None:
+    group.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help=f"one region, may be given several times; keys: {REGION_KEYS}",
+    )
+    group.add_argument(
+        "--regions",
+        metavar="FILE.json",
+        help="a list of objects with the same keys; paths are relative to the file's folder",
+    )
+
+
+def _add_model(group) -> None:
+    group.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="embedded, a diffusers folder, a .safetensors file or a hub id (default embedded)",
+    )
+    group.add_argument(
+        "--engine",
+        metavar="FOLDER",
+        help="run on the engines that python -m export.build_engine wrote; --model is then only needed for parts "
+        "that were not compiled, --adapter adds adapters, --lora needs engines built with --refit",
+    )
+    add_model_sources(group)
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    group.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 or fp16 on a GPU, fp32 on a CPU"
+    )
+    group.add_argument(
+        "--backend",
+        choices=("auto", "triton", "torch"),
+        default="auto",
+        help="of the kernels; auto (the default) also takes an engine that runtime.fastest found faster here",
+    )
+
+
+def _add_speed(group) -> None:
+    group.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="auto, flash, cudnn, efficient, math, xformers, flash_attn (default auto: PyTorch chooses)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet and the VAE: minutes, the first time"
+    )
+    group.add_argument("--cuda-graph", action="store_true", help="capture a step as a CUDA graph")
+    group.add_argument(
+        "--cache-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compute the UNet's deep features at every Nth step only (default 1; lossy above)",
+    )
+    group.add_argument(
+        "--quantize",
+        metavar="NAME",
+        help="fp8: linear layers in float8; fp8-weights: weights kept in it, to save memory (lossy)",
+    )
+    group.add_argument(
+        "--offload",
+        metavar="NAME",
+        help="of a GPU with little memory: model: its parts take turns on it; group: so do the UNet's layers",
+    )
+    group.add_argument(
+        "--vae-tiling",
+        action="store_true",
+        help="decode pictures larger than the model's own in tiles (lossy)",
+    )
+
+
+def _add_output(group) -> None:
+    group.add_argument(
+        "--out",
+        default="out.png",
+        metavar="FILE.png",
+        help="the picture; of several, the second is FILE-1.png and so on (default out.png)",
+    )
+    group.add_argument(
+        "--sheet", metavar="FILE.png", help="condition, mask, result and its edges in one picture"
+    )
+    group.add_argument("--report", metavar="FILE.json", help="timings, memory, versions, seed and settings")
+
+
+def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any], Path | None]]:
+    """Every region that was asked for: its name in messages, its fields, and the folder its paths start from."""
+    adapter = options.control or next(iter(adapter_sources(options.adapter)), None)
+    default = {} if adapter is None else {"adapter": adapter}
+    names = ("condition", "preprocess", "mask", "scale", "start", "end", "levels", "mask_condition")
+    single = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    found: list[tuple[str, dict, Path | None]] = []
+    if single:
+        if "condition" not in single:
+            given = ", ".join("--" + name.replace("_", "-") for name in single)
+            raise InputError(f"{given} without --condition; expected the picture that the control shows")
+        found.append(("region", single, None))
+    found += [(f"--region {i + 1}", parse_region(text), None) for i, text in enumerate(options.region)]
+    if options.regions:
+        folder = Path(os.path.expanduser(options.regions)).parent
+        for i, fields in enumerate(read_regions(options.regions)):
+            found.append((f"{options.regions} region {i + 1}", fields, folder))
+    return [
+        (name, {**default, **fields} if isinstance(fields, Mapping) else fields, folder)
+        for name, fields, folder in found
+    ]
+
+
+def parse_region(text: str) -> dict[str, str]:
+    """ "condition=a.png,scale=0.5" -> its keys and values; a comma inside a path is part of it."""
+    fields: dict[str, str] = {}
+    for part in re.split(r",(?=\s*\w+\s*=)", text):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals:
+            raise InputError(
+                f"--region {text!r}: {part.strip()!r} has no value; expected key=value, of {REGION_KEYS}"
+            )
+        if key in fields:
+            raise InputError(f"--region {text!r}: {key} is given twice; expected it once")
+        fields[key] = value.strip()
+    return fields
+
+
+def read_regions(path: str) -> list:
+    """The list of a --regions file."""
+    try:
+        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
+    except ValueError as error:  # also UnicodeDecodeError
+        raise InputError(f"regions: {path} is no JSON: {error}") from error
+    if not isinstance(data, list) or not data:
+        raise InputError(f'regions: {path} holds no list of regions; expected [{{"condition": ...}}, ...]')
+    return data
+
+
+def adapter_sources(values: list[str]) -> dict[str, str]:
+    """--adapter name=path, several times -> name: path."""
+    sources: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (equals and name and path):
+            raise InputError(
+                f"--adapter {value!r}; expected name=path, such as canny=t2i-adapter-canny-sdxl-1.0"
+            )
+        if name in sources:
+            raise InputError(f"--adapter {value!r}: the name {name} is given twice; expected another")
+        sources[name] = path
+    return sources
+
+
+def lora_sources(values: list[str]) -> list[tuple[str, float]]:
+    """--lora file[=weight], several times -> (file, weight)."""
+    loras = []
+    for value in values:
+        path, equals, weight = value.rpartition("=")
+        try:
+            loras.append((path, float(weight)) if equals else (value, 1.0))
+        except ValueError:
+            loras.append((value, 1.0))  # a path with "=" in it
+    return loras

@@ -1,0 +1,221 @@
+"""Pictures in and out: read what a user may hand over, refuse the rest in one line, write all or nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.errors import InputError
+from runtime.machine.files import replacing
+
+ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stays below it
+RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
+
+
+def load_image(source, name: str = "image", background: str = "white") -> Image.Image:
+    """Read `source` as an 8-bit picture, mode "L" (grey) or "RGB", upright and without transparency.
+
+    `source` is a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (H, W), (C, H, W) or
+    (1, C, H, W), with C = 1, 3 or 4; values are uint8, uint16, bool, or float in [0, 1]. EXIF orientation is
+    applied, transparency is laid on `background` ("white" or "black"), 16-bit and float pictures are scaled
+    to 8 bits, and of an animation the first frame counts. Grey pictures stay grey; all others become RGB.
+
+    Raises:
+        InputError: missing, empty, damaged or foreign files, more pixels than PIL's `Image.MAX_IMAGE_PIXELS`,
+            NaN, wrong shapes, types or ranges; names `name` and the path.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        image = _open(Path(source), name)
+    elif isinstance(source, Image.Image):
+        image = _decode(source, name)
+    else:
+        pixels = (_from_array(source, name)[0] * 255).round().to(torch.uint8).numpy()
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
+    return _to_8_bits(image, name, background)
+
+
+def load_tensor(source, name: str = "image", background: str = "white") -> Tensor:
+    """As `load_image`, but (1, C, H, W) float32 in [0, 1], C = 1 or 3; arrays are not rounded to 8 bits."""
+    if isinstance(source, (str, os.PathLike, Image.Image)):
+        return to_tensor(load_image(source, name, background))
+    tensor = _from_array(source, name)
+    if tensor.shape[1] == 4:
+        colour, alpha = tensor[:, :3], tensor[:, 3:]
+        tensor = colour * alpha + (1 - alpha) * (1.0 if background == "white" else 0.0)
+    return tensor
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(1, C, H, W) float32 in [0, 1] of a picture of mode "L" (C = 1) or "RGB" (C = 3)."""
+    pixels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str = "bilinear") -> Tensor:
+    """Resize (1, C, H0, W0) to (1, C, height, width), stretching with a warning if the aspect ratio differs.
+
+    "bilinear" is antialiased; "area" averages all pixels that an output pixel touches, so that one over zeros
+    only is exactly 0.
+    """
+    rows, columns = image.shape[-2:]
+    if (rows, columns) == (height, width):
+        return image
+    if abs(columns * height / (rows * width) - 1) > ASPECT_TOLERANCE:
+        warnings.warn(
+            f"{name}: {columns} x {rows} px is stretched to {width} x {height}, another aspect ratio",
+            stacklevel=2,
+        )
+    if mode == "area":
+        return F.interpolate(image, (height, width), mode="area")
+    return F.interpolate(image, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def check_writable(path, name: str = "output") -> Path:
+    """The path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
+    try:
+        path = Path(path).expanduser()
+        kind = _kind(path)
+        if kind == stat.S_IFDIR:
+            raise InputError(f"{name}: {path} is a folder; expected the name of a file to write")
+        if kind is not None and not (kind == stat.S_IFREG and os.access(path, os.W_OK)):
+            raise InputError(f"{name}: {path} cannot be replaced; expected a new or a writable regular file")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise InputError(f"{name}: the folder {folder} does not exist; create it first")
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, an unknown ~user
+        raise InputError(f"{name}: cannot write {path}: {_reason(error)}") from error
+    return path
+
+
+def save_png(image: Image.Image, path, metadata: dict[str, str] | None = None) -> None:
+    """Write a PNG with `metadata` as text chunks (iTXt where a value is not latin-1), all or nothing.
+
+    The file appears under its name only once it is complete and on the disk: an interruption or a full disk
+    leaves the file that was there before, or none. A symbolic link keeps pointing at its target.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():  # lone surrogates, from a shell's broken UTF-8, become "?"
+        info.add_text(key, str(value).encode("utf-8", "replace").decode("utf-8"))
+    try:
+        with replacing(path) as partial:
+            image.save(partial, format="PNG", pnginfo=info)
+    except OSError as error:
+        raise InputError(f"output: cannot write {path}: {_reason(error)}") from error
+
+
+def _open(path: Path, name: str) -> Image.Image:
+    try:
+        path = path.expanduser()
+        kind = _kind(path)
+        if kind != stat.S_IFREG:
+            found = {None: "does not exist", stat.S_IFDIR: "is a folder"}.get(kind, "is no regular file")
+            raise InputError(f"{name}: {path} {found}; expected an image file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{name}: {path} is empty (0 bytes); expected an image file")
+        with open(path, "rb") as file:
+            return _decode(file, name, str(path))
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, unknown ~user
+        raise InputError(f"{name}: {path} cannot be read: {_reason(error)}") from error
+
+
+def _kind(path: Path) -> int | None:
+    """The file type bits of what is at the path (links followed), None if nothing is."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _decode(source, name: str, path: str = "the image") -> Image.Image:
+    """The decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise InputError(f"{name}: {path} has too many pixels; expected at most {limit}") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{name}: {path} is not an image in a known format") from error
+    except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
+        raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
+
+
+def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
+    if min(image.size) == 0:
+        raise InputError(f"{name}: the image is {image.width} x {image.height} px; expected at least 1 x 1")
+    if image.mode == "F":
+        return load_image(np.asarray(image), name)
+    if image.mode.startswith("I"):  # 16-bit grey is "I;16", or from some formats the 32-bit "I"
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise InputError(f"{name}: values from {pixels.min()} to {pixels.max()}; expected 0 to 65535")
+        return load_image(pixels.astype(np.uint16), name)
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert(mode)
+
+
+def _from_array(source, name: str) -> Tensor:
+    """(1, C, H, W) float32 in [0, 1], C = 1, 3 or 4; arrays have their channels last, tensors first."""
+    if isinstance(source, Tensor):
+        expected = "a tensor (H, W), (C, H, W) or (1, C, H, W) with C = 1, 3 or 4"
+        tensor = source.detach().cpu()
+        tensor = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
+    elif isinstance(source, np.ndarray):
+        expected = "an array (H, W) or (H, W, C) with C = 1, 3 or 4"
+        if source.dtype.kind not in "biuf":
+            raise InputError(f"{name}: values of type {source.dtype}; expected uint8, or float in [0, 1]")
+        native = np.float32 if source.dtype.kind == "f" else source.dtype.newbyteorder("=")
+        tensor = torch.from_numpy(source.astype(native))
+        tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
+    else:
+        kind = type(source).__name__
+        raise InputError(f"{name}: a {kind} is no image; expected a path, a PIL image, an array or a tensor")
+    tensor = tensor[None] if tensor.ndim == 2 else tensor
+    if tensor.ndim != 3 or len(tensor) not in (1, 3, 4) or tensor.numel() == 0:
+        raise InputError(f"{name}: shape {tuple(source.shape)}; expected {expected}")
+    return _to_unit_range(tensor, name)[None].contiguous()
+
+
+def _to_unit_range(values: Tensor, name: str) -> Tensor:
+    """float32 in [0, 1]: unsigned integers over their type's largest value, floats as they are."""
+    if values.dtype in (torch.uint8, torch.uint16):
+        return values.float() / torch.iinfo(values.dtype).max
+    if values.dtype == torch.bool:
+        return values.float()
+    if not values.is_floating_point():
+        raise InputError(f"{name}: values of type {values.dtype}; expected uint8, or float in [0, 1]")
+    values = values.float()
+    if not torch.isfinite(values).all():
+        raise InputError(f"{name}: contains NaN or infinity; expected finite values in [0, 1]")
+    low, high = values.min().item(), values.max().item()
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise InputError(f"{name}: values from {low:g} to {high:g}; expected uint8, or float in [0, 1]")
+    return values.clamp(0, 1)

@@ -1,0 +1,142 @@
+"""Masks: where a control acts. Painted, loaded, feathered, and resized to the levels of the UNet.
+
+A mask is a float32 tensor (1, 1, H, W) in [0, 1]: 1 (white) where the control acts, 0 (black) where the model
+is free. Coordinates are in pixels, x to the right and y down from the top left corner; the pixel in row i and
+column j has its centre at x = j + 0.5, y = i + 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.control.images import fit, load_tensor
+from runtime.errors import InputError
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
+
+
+def read_mask(source, name: str = "mask") -> Tensor:
+    """(1, 1, H0, W0) float32 of any source that `images.load_image` takes, at its own size.
+
+    Colours count by their luminance. Transparency counts as black: white painted on an empty layer is a mask.
+    """
+    mask = load_tensor(source, name, background="black")
+    if mask.shape[1] == 3:
+        weights = torch.tensor(LUMINANCE, dtype=torch.float64)  # in float32 white would not be exactly 1
+        mask = torch.einsum("bchw,c->bhw", mask.double(), weights)[:, None].float()
+    return mask
+
+
+def load_mask(source, height: int, width: int, name: str = "mask") -> Tensor:
+    """(1, 1, height, width) float32, resized by area average; warns if the aspect ratio differs.
+
+    Raises:
+        InputError: as `images.load_image`.
+    """
+    return fit(read_mask(source, name), height, width, name, mode="area")
+
+
+def mask_pyramid(mask: Tensor, sizes: Sequence[tuple[int, int]], mode: str = "area") -> list[Tensor]:
+    """The mask (B, 1, H, W) at the size (h, w) of every level of the UNet.
+
+    "area" averages each cell's own footprint: a cell that the mask does not touch is exactly 0, one that it
+    fills is exactly 1. The footprints are those of the adapter's and the UNet's features, whose strides are
+    powers of two and whose sizes round up: at H = 1040 the stride of 32 gives 33 cells, of which the last has
+    16 rows. Sizes that no such stride gives are cut evenly. "nearest" takes one pixel a cell, as the original
+    method does.
+    """
+    if mode == "nearest":
+        return [F.interpolate(mask, tuple(size), mode="nearest") for size in sizes]
+    if mode != "area":
+        raise InputError(f"mask mode {mode!r} is unknown; expected 'area' or 'nearest'")
+    return [_average_cells(mask, *size) for size in sizes]
+
+
+def box(height: int, width: int, corners: tuple[float, float, float, float]) -> Tensor:
+    """1 where a pixel's centre lies in x0 <= x < x1, y0 <= y < y1; `corners` is (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = _finite(corners, 4, "box")
+    if not (x0 < x1 and y0 < y1):
+        raise InputError(f"mask box {corners} is empty; expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+    x, y = _centres(height, width)
+    return ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).float()[None, None]
+
+
+def circle(height: int, width: int, centre: tuple[float, float], radius: float) -> Tensor:
+    """1 where a pixel's centre is at most `radius` from `centre` = (cx, cy)."""
+    cx, cy, radius = _finite((*centre, radius), 3, "circle")
+    if radius <= 0:
+        raise InputError(f"mask circle radius {radius:g}; expected more than 0")
+    x, y = _centres(height, width)
+    return ((x - cx) ** 2 + (y - cy) ** 2 <= radius**2).float()[None, None]
+
+
+def strokes(height: int, width: int, points: Sequence[tuple[float, float]], thickness: float) -> Tensor:
+    """A brush stroke, `thickness` px wide with round ends, through `points` [(x, y), ...]; one is a dot."""
+    path = [_finite(point, 2, "stroke") for point in points]
+    (thickness,) = _finite((thickness,), 1, "stroke thickness")
+    if not path or thickness <= 0:
+        raise InputError(f"mask stroke: {len(path)} points, {thickness:g} px; expected a point and a width")
+    x, y = _centres(height, width)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    for (x0, y0), (x1, y1) in zip(path, path[1:] or path, strict=False):
+        dx, dy = x1 - x0, y1 - y0
+        along = (((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-12)).clamp(0, 1)
+        mask |= (x - x0 - along * dx) ** 2 + (y - y0 - along * dy) ** 2 <= (thickness / 2) ** 2
+    return mask.float()[None, None]
+
+
+def feather(mask: Tensor, radius: float) -> Tensor:
+    """Soften the edge of a mask (1, 1, H, W) over `radius` px, inwards only.
+
+    The mask is multiplied by a ramp that rises from 0 at the region's edge to 1 at `radius` px inside. So the
+    region never grows, pixels outside it stay exactly 0, and values stay in [0, 1]; what is thinner than
+    twice the radius no longer reaches 1 (paint it larger). The picture's own border is no edge.
+    """
+    (radius,) = _finite((radius,), 1, "feather radius")
+    if radius < 0:
+        raise InputError(f"mask feather radius {radius:g}; expected 0 or more")
+    inside = (mask[0, 0] > 0).to(torch.uint8).cpu().numpy()
+    if radius == 0 or inside.all():
+        return mask
+    # To the nearest pixel outside, centre to centre: the edge itself is half a pixel nearer.
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # The square is a whole number. OpenCV's last bit depends on where its buffers lie: rounding gives the same bits
+    # in every run.
+    distance = torch.from_numpy(np.sqrt(np.rint(np.square(distance, dtype=np.float64))))
+    return mask * ((distance - 0.5) / radius).clamp(0, 1).to(mask)
+
+
+def _average_cells(mask: Tensor, height: int, width: int) -> Tensor:
+    strides = [_stride(pixels, cells) for pixels, cells in zip(mask.shape[-2:], (height, width), strict=True)]
+    if None in strides:
+        return F.interpolate(mask, (height, width), mode="area")
+    return F.avg_pool2d(mask, strides, ceil_mode=True)
+
+
+def _stride(pixels: int, cells: int) -> int | None:
+    """The power of two of which `cells` are needed to cover `pixels`; None if there is none."""
+    stride = 1
+    while -(-pixels // stride) > cells:
+        stride *= 2
+    return stride if -(-pixels // stride) == cells else None
+
+
+def _centres(height: int, width: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
+
+
+def _finite(values: Sequence[float], count: int, name: str) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise InputError(f"mask {name} {values!r}; expected {count} finite number{'s'[: count > 1]}")
+    return numbers

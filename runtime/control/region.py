@@ -1,0 +1,217 @@
+"""A region: one control, where it acts, how strongly and when; and its packing into tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.control import conditions, images, masks
+from runtime.errors import InputError
+
+SIZE_MULTIPLE = 16  # the adapter's first stride
+LEVELS = 4  # the adapter's feature maps
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One control inside one mask.
+
+    Attributes:
+        condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor.
+        mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere.
+        adapter: name of the adapter that reads the condition.
+        scale: strength; any finite number, 0 is no control.
+        start, end: the fractions of the denoising steps between which it acts, 0 <= start <= end <= 1.
+        levels: four factors on the scale, one for each level of the UNet, from the finest to the coarsest.
+        mask_condition: also blank the condition where the mask is exactly 0, so that nothing of it there can
+            reach the image, not even through the adapter's receptive field.
+
+    Raises:
+        InputError: a field outside its range; names the field and the value.
+    """
+
+    condition: Any
+    mask: Any = None
+    adapter: str = "canny"
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    levels: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    mask_condition: bool = False
+
+    def __post_init__(self):
+        for field, value in _check(vars(self), "region").items():
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def from_dict(
+        cls,
+        fields: Mapping[str, Any],
+        name: str = "region",
+        base: str | os.PathLike | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Region:
+        """A region of a command line's or a JSON file's fields.
+
+        Values may be strings ("0.5", levels "1,1,0.5,0" or "1:1:0.5:0", mask_condition "yes"); relative paths
+        are resolved against the folder `base`. The extra key "preprocess" names the condition to compute of
+        the picture (see `conditions`); with `size` = (height, width) it is computed at that size, where its
+        lines have the width that adapters know.
+
+        Raises:
+            InputError: unknown or missing keys and bad values; starts with `name`.
+        """
+        if not isinstance(fields, Mapping):
+            raise InputError(
+                f"{name}: {fields!r} is no region; expected keys (condition, mask ...) and values"
+            )
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        known = [*defaults, "preprocess"]
+        unknown = [str(key) for key in fields if key not in known]
+        if unknown:
+            raise InputError(f"{name}: unknown key {', '.join(unknown)}; expected {', '.join(known)}")
+        given = {key: value for key, value in fields.items() if not (value is None or _is_blank(value))}
+        if "condition" not in given:
+            raise InputError(f"{name}: condition is missing; expected the path of a picture")
+        method = given.pop("preprocess", "none")
+        for key in given.keys() & {"condition", "mask"}:
+            given[key] = _resolve(given[key], base)
+        given = _check({**defaults, **given}, name)
+        if method != "none":
+            given["condition"] = _preprocess(method, given["condition"], size, name)
+        return cls(**given)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRegion:
+    """A region's pictures, float32 in [0, 1]: condition (1, 1 | 3, H, W), mask (1, 1, H, W) or None."""
+
+    condition: Tensor
+    mask: Tensor | None
+    region: Region
+
+
+def pack(regions: Sequence[Region], height: int, width: int) -> list[PackedRegion]:
+    """Read every region's pictures and resize them to height x width.
+
+    Warns (UserWarning) where a picture is stretched to another aspect ratio and where a mask is all zero.
+
+    Raises:
+        InputError: a size that is no multiple of 16, unreadable or NaN pictures; says which region's.
+    """
+    check_size(height, width)
+    return [_pack(region, height, width, f"region {i + 1}") for i, region in enumerate(regions)]
+
+
+def check_size(height: int, width: int) -> None:
+    """InputError unless both are positive multiples of 16; says the nearest that are."""
+    for side, value in (("height", height), ("width", width)):
+        if not isinstance(value, Integral) or value < 1:
+            raise InputError(f"{side} {value!r}; expected pixels, a positive multiple of {SIZE_MULTIPLE}")
+        if value % SIZE_MULTIPLE:
+            below = value // SIZE_MULTIPLE * SIZE_MULTIPLE
+            nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"
+            raise InputError(f"{side} {value} is no multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
+
+
+def _pack(region: Region, height: int, width: int, name: str) -> PackedRegion:
+    if not isinstance(region, Region):
+        raise InputError(f"{name}: a {type(region).__name__}; expected a runtime.control.region.Region")
+    condition = images.load_tensor(region.condition, f"{name} condition")
+    if region.mask is None:
+        return PackedRegion(images.fit(condition, height, width, f"{name} condition"), None, region)
+    painted = masks.read_mask(region.mask, f"{name} mask")
+    mask = masks.load_mask(painted, height, width, f"{name} mask")
+    if not mask.any():
+        warnings.warn(f"{name} mask: all zero (black), so the region has no control", stacklevel=2)
+    if region.mask_condition:
+        # At the condition's own size first: resizing mixes pixels across the mask's edge.
+        condition = condition * (F.interpolate(painted, condition.shape[-2:], mode="area") > 0)
+    condition = images.fit(condition, height, width, f"{name} condition")
+    if region.mask_condition:
+        condition = condition * (mask > 0)
+    return PackedRegion(condition, mask, region)
+
+
+def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields of a Region, converted to their types; InputError names `name`, the field and the value."""
+    fields = dict(fields)
+    if fields["condition"] is None:
+        raise InputError(f"{name}: condition is None; expected a PIL image, a path, an array or a tensor")
+    if not isinstance(fields["adapter"], str) or not fields["adapter"]:
+        raise InputError(f"{name}: adapter {fields['adapter']!r}; expected the name of an adapter")
+    for field in ("scale", "start", "end"):
+        fields[field] = _number(fields[field], f"{name}: {field}")
+    start, end = fields["start"], fields["end"]
+    expected = "expected 0 <= start <= end <= 1"
+    for field in ("start", "end"):
+        if not 0 <= fields[field] <= 1:
+            raise InputError(f"{name}: {field} {fields[field]:g} is outside [0, 1]; {expected}")
+    if start > end:
+        raise InputError(f"{name}: start {start:g} is after end {end:g}; {expected}")
+    fields["levels"] = _levels(fields["levels"], name)
+    fields["mask_condition"] = _boolean(fields["mask_condition"], f"{name}: mask_condition")
+    return fields
+
+
+def _number(value, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{name} {value!r}; expected a finite number")
+    return number
+
+
+def _levels(value, name: str) -> tuple[float, ...]:
+    parts = re.split(r"[,:;/\s]+", value.strip()) if isinstance(value, str) else value
+    try:
+        parts = list(parts)
+    except TypeError:
+        parts = []
+    if len(parts) != LEVELS:
+        raise InputError(f"{name}: levels {value!r}; expected {LEVELS} finite numbers, one for each level")
+    return tuple(_number(part, f"{name}: levels {value!r} has") for part in parts)
+
+
+def _boolean(value, name: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in words:
+        raise InputError(f"{name} {value!r}; expected true or false")
+    return words[str(value).lower()]
+
+
+def _is_blank(value) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _resolve(source, base: str | os.PathLike | None):
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    try:
+        return Path(base or "").expanduser() / Path(source).expanduser()
+    except RuntimeError:  # an unknown ~user; the loader says so
+        return source
+
+
+def _preprocess(method: str, source, size: tuple[int, int] | None, name: str):
+    image = images.load_image(source, f"{name} condition")
+    if size is not None:
+        fitted = images.fit(images.to_tensor(image), *size, f"{name} condition")
+        image = images.load_image(fitted)
+    try:
+        return conditions.preprocess(method, image)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

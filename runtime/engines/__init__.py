@@ -1,0 +1,1 @@
+"""Compiled models: the folder of an engine, and the libraries that run one."""

@@ -1,0 +1,100 @@
+"""The UNet in PyTorch as an engine: compiled by torch.compile, captured as a CUDA graph, or both.
+
+A step is then one call on tensors that stay the same, as with engines of other makers: inputs are filled in place, and
+a graph that was captured once for a size is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.fx.experimental import _config as symbolic_shapes
+
+from runtime.engines.base import Engine
+from runtime.engines.cuda_graph import captured
+from runtime.engines.manifest import EngineSpec
+from runtime.engines.ports import Axis, Profile
+from runtime.engines.unet_graph import UNetGraph, unet_ports
+from runtime.errors import InputError
+from runtime.loading.load import Model
+from runtime.model.unet import UNet
+from runtime.optimize.packed import unpack_weights
+from runtime.sampling.decode import vae_factor
+from runtime.sampling.denoiser import EngineDenoiser
+
+SIDE, IMAGES = 2**15, 2**15  # larger than any
+
+
+def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Callable:
+    """`function` by torch.compile; one graph for all sizes that are marked as dynamic.
+
+    compiler: torch.compile's backend. Sizes of one row or one pixel, and equal ones, are sizes like all others. On a
+    CPU PyTorch's convolutions choose by the number of rows: 1, 2 to 15, and 16 or more are compiled once each.
+    """
+    compiled = torch.compile(function, backend=compiler, fullgraph=True)
+
+    def call(*tensors: Tensor):
+        with symbolic_shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
+            return compiled(*tensors)
+
+    return call
+
+
+def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool) -> EngineDenoiser:
+    """The model's UNet as one call a step; see `LocalControlPipeline.compile`."""
+    if compiler is not None:
+        unpack_weights(model.unet)
+    tokens = model.tokenizers[0].model_max_length
+    engine = TorchEngine(model.unet, tokens, vae_factor(model.vae), compiler, cuda_graph)
+    return EngineDenoiser(engine, model.unet)
+
+
+def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:
+    """Have `vae` decode latents of any number and size by one compiled graph."""
+    compiled = compiled_for_any_size(vae.decoder.forward, compiler)
+
+    def forward(latents: Tensor) -> Tensor:
+        torch._dynamo.mark_dynamic(latents, (0, 2, 3))
+        return compiled(latents)
+
+    vae.decoder.forward = forward
+
+
+class TorchEngine(Engine):
+    """`UNetGraph`, for any size."""
+
+    def __init__(
+        self, unet: UNet, tokens: int, factor: int, compiler: str | Callable | None, cuda_graph: bool
+    ):
+        """tokens: of a prompt. factor: pixels of a latent's side. compiler: torch.compile's backend, None for none.
+
+        Raises InputError for a CUDA graph of a UNet that is not on a GPU.
+        """
+        graph, weight = UNetGraph(unet), unet.conv_in.weight
+        if cuda_graph and weight.device.type != "cuda":
+            raise InputError(f"cuda graph: the UNet is on {weight.device}, expected a CUDA device")
+        inputs, outputs = unet_ports(graph, tokens, factor)
+        spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
+        profile = Profile((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
+        super().__init__(spec, profile, weight.device)
+        self.cuda_graph = cuda_graph
+        self._pool = torch.cuda.graph_pool_handle() if cuda_graph else None
+        self._compiled = compiler is not None
+        self._forward = compiled_for_any_size(graph, compiler) if self._compiled else graph
+
+    def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
+        if self._compiled:
+            for port in self.spec.inputs:
+                sizes = [i for i, size in enumerate(port.shape) if isinstance(size, Axis)]
+                torch._dynamo.mark_dynamic(inputs[port.name], sizes)
+
+        @torch.inference_mode()
+        def run() -> None:
+            results = self._forward(*inputs.values())
+            for output, result in zip(outputs.values(), results, strict=True):
+                output.copy_(result)
+
+        return captured(run, self.device, self._pool) if self.cuda_graph else run

@@ -1,0 +1,54 @@
+"""The UNet as a graph of plain tensors with names: what is exported, compiled and captured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from runtime.engines.ports import Axis, Port
+from runtime.loading.adapter import LEVEL_STRIDES
+from runtime.model.unet import UNet
+
+
+class UNetGraph(nn.Module):
+    """What a denoising step computes anew. What is known before the first one comes in: `denoiser.constant_inputs`."""
+
+    def __init__(self, unet: UNet):
+        super().__init__()
+        self.unet = unet
+        self.widths = [resnet.time_emb_proj.out_features for resnet in unet.resnets()]
+        self.attentions = [block.attn2 for block in unet.transformer_blocks()]
+
+    def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """rest: key and value of each cross-attention, then the levels of control."""
+        count = 2 * len(self.attentions)
+        text, levels = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
+        sample = sample.to(self.unet.conv_in.weight.dtype)
+        return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
+
+
+def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The graph's inputs and outputs. tokens: of a prompt; factor: pixels of a latent's side."""
+    config, dtype, rows = graph.unet.config, graph.unet.conv_in.weight.dtype, Axis("rows")
+    latents = pixel_axes(factor)
+    text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
+    inputs = (
+        Port("sample", torch.float32, (rows, config.in_channels, *latents)),
+        Port("time", dtype, (rows, sum(graph.widths))),
+        *(Port(f"{kind}_{i}", dtype, shape) for i, shape in enumerate(text) for kind in ("key", "value")),
+        *level_ports(config.control_channels, dtype),
+    )
+    return inputs, (Port("prediction", torch.float32, (rows, config.out_channels, *latents)),)
+
+
+def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
+    """The gated features, as an adapter gives and the UNet takes them."""
+    sized = enumerate(zip(channels, LEVEL_STRIDES, strict=True))
+    return tuple(Port(f"level_{i}", dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
+
+
+def pixel_axes(divisor: int) -> tuple[Axis, Axis]:
+    """Height and width, in pixels / divisor."""
+    return Axis("height", divisor), Axis("width", divisor)

@@ -1,0 +1,1 @@
+"""Weights: from files, folders and the hub to modules."""

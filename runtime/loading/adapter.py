@@ -1,0 +1,196 @@
+"""T2I-Adapters: loading one, and whether it fits the model.
+
+An adapter ("full_adapter_xl") turns a condition image (1, C, H, W) into four feature maps, at strides 16, 16, 32, 32
+from the image. What they do to the UNet is `runtime.control.features`'s.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import T2IAdapter
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runtime.control.masks import LUMINANCE
+from runtime.control.region import LEVELS
+from runtime.errors import InputError
+from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
+from runtime.loading.quiet import quiet
+from runtime.loading.weights import check_finite, read_json, tensor_shapes
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
+TYPE = "full_adapter_xl"
+STRIDE = 16  # of the adapter's pixel unshuffle
+LEVEL_STRIDES = (16, 16, 32, 32)  # of its features, from the image
+
+
+def embedded_adapters() -> dict[str, Path]:
+    """The adapters that come with the embedded model: name -> folder."""
+    return {path.name: path for path in sorted(EMBEDDED.glob("*")) if path.is_dir()}
+
+
+def load_adapter(
+    source: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> T2IAdapter:
+    """Load a T2I-Adapter for SDXL, in eval mode.
+
+    source: a folder in diffusers' layout, a .safetensors file in diffusers' or the original layout, the name of an
+        embedded adapter ("canny"), or a hub id "organisation/name" (Hugging Face's cache first, then the network).
+    allow_pickle: also read .bin, .pt, .pth and .ckpt files, tensors only (weights_only=True).
+    name: what to call the adapter in an error; `source` by default.
+
+    Raises InputError where it is missing, truncated, of another type, or a pickle that was not asked for.
+    """
+    label = f"adapter {source}" if name is None else f"adapter {name} ({source})"
+    path, declared = _find(str(source), label, allow_pickle), {}
+    if path.is_dir():
+        declared = _read_config(path, label)
+        path = _weights_in(path)
+    shapes = _diffusers_names(tensor_shapes(path, allow_pickle))
+    config = _config_of(shapes, label)
+    for key in config.keys() & declared.keys():
+        if declared[key] != config[key]:
+            raise InputError(
+                f"{label}: config.json has {key} {declared[key]}, its weights have {config[key]}"
+            )
+    with torch.device("meta"):
+        adapter = T2IAdapter(**config)
+    _check_shapes(adapter, shapes, label)
+    weights = _diffusers_names(_read(path))
+    adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
+    check_finite({"adapter": adapter}, label)
+    with quiet():
+        return adapter.to(device, dtype).eval()
+
+
+def _find(source: str, label: str, allow_pickle: bool) -> Path:
+    for path in (Path(source).expanduser(), EMBEDDED / source):
+        if path.exists():
+            return path
+    looked = f"looked in {Path(source).absolute()}, {EMBEDDED}"
+    if is_hub_id(source):
+        patterns = ["config.json", "diffusion_pytorch_model*.safetensors"] + ["*.bin"] * allow_pickle
+        for offline in (True, False):
+            folder = fetch_files(source, patterns, offline=offline)
+            if folder is not None and any(folder.glob("diffusion_pytorch_model*")):
+                return folder
+        looked = f"{looked}, {cache_folder(source)}, and it is not to be had from the hub"
+    known = ", ".join(embedded_adapters()) or "none"
+    raise InputError(
+        f"{label}: not found, {looked}; "
+        f"expected a folder, a .safetensors file, a hub id or an embedded adapter ({known})"
+    )
+
+
+def _read_config(folder: Path, label: str) -> dict:
+    """A folder's config, once it has been found to be that of a T2I-Adapter for SDXL."""
+    config = {"_class_name": "T2IAdapter", "adapter_type": "full_adapter"} | read_json(folder / "config.json")
+    for key, expected in {
+        "_class_name": "T2IAdapter",
+        "adapter_type": TYPE,
+        "downscale_factor": STRIDE,
+    }.items():
+        if config.get(key) != expected:
+            raise InputError(
+                f"{label}: its {key} is {config.get(key)}, expected {expected} (a T2I-Adapter for SDXL)"
+            )
+    return config
+
+
+def _weights_in(folder: Path) -> Path:
+    """The folder's weight file: .safetensors before a pickle, whole precision before fp16."""
+    name = "diffusion_pytorch_model"
+    files = [folder / f"{name}{v}.{suffix}" for suffix in ("safetensors", "bin") for v in ("", ".fp16")]
+    return next((file for file in files if file.exists()), files[0])
+
+
+def _check_shapes(adapter: T2IAdapter, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
+    expected = {key: tuple(value.shape) for key, value in adapter.state_dict().items()}
+    for key in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(key) != expected.get(key):
+            found, wanted = shapes.get(key, "missing"), expected.get(key, "no such tensor")
+            raise InputError(f"{label}: not a whole {TYPE}: {key} is {found}, expected {wanted}")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    while "state_dict" in tensors:
+        tensors = tensors["state_dict"]
+    return tensors
+
+
+def _diffusers_names(tensors: Mapping) -> dict:
+    """The tensors under diffusers' names; those of the original files number all residual blocks in one row."""
+    flat = {int(m[1]) for key in tensors if (m := re.match(r"body\.(\d+)\.block1\.weight", key))}
+    per_level = max(len(flat) // LEVELS, 1)
+
+    def rename(key: str) -> str:
+        if not (match := re.fullmatch(r"body\.(\d+)\.(in_conv|block1|block2)\.(weight|bias)", key)):
+            return key if key.startswith("adapter.") else f"adapter.{key}"
+        level, block = divmod(int(match[1]), per_level)
+        layer = match[2] if match[2] == "in_conv" else f"resnets.{block}.{match[2]}"
+        return f"adapter.body.{level}.{layer}.{match[3]}"
+
+    return {rename(key): value for key, value in tensors.items()}
+
+
+def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
+    """A T2IAdapter config that fits a file's tensors; a single file has none of its own."""
+    if "adapter.body.0.out_conv.weight" in shapes:
+        raise InputError(f"{label}: its type is light_adapter, expected {TYPE} (a T2I-Adapter for SDXL)")
+    first = "adapter.body.{}.resnets.0.block1.weight"
+    channels = [shapes.get(first.format(level), (0,))[0] for level in range(LEVELS)]
+    unshuffled = shapes.get("adapter.conv_in.weight", (0, 0))[1]
+    if not unshuffled or not all(channels):
+        raise InputError(
+            f"{label}: no T2I-Adapter's tensors, first {next(iter(shapes), 'none')}; expected {TYPE}"
+        )
+    if unshuffled % STRIDE**2:
+        raise InputError(f"{label}: its type is full_adapter (for Stable Diffusion 1), expected {TYPE}")
+    blocks = sum(f"adapter.body.0.resnets.{i}.block1.weight" in shapes for i in range(len(shapes)))
+    return {
+        "in_channels": unshuffled // STRIDE**2,
+        "channels": channels,
+        "num_res_blocks": blocks,
+        "downscale_factor": STRIDE,
+        "adapter_type": TYPE,
+    }
+
+
+def check_name(name: str, known: Collection[str]) -> None:
+    """InputError unless the adapter that a region asks for is among the `known` ones."""
+    if name not in known:
+        listed = ", ".join(sorted(known)) or "none is loaded"
+        raise InputError(f"adapter {name!r} is unknown; expected one of: {listed}")
+
+
+def check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequence[int]) -> None:
+    """InputError unless the adapter of that name is known and gives the UNet's `channels` at each level."""
+    check_name(name, adapters.keys())
+    config = adapters[name].config
+    if config.adapter_type != TYPE:
+        raise InputError(f"adapter {name!r}: its type is {config.adapter_type}, expected {TYPE}")
+    if tuple(config.channels) != tuple(channels):
+        raise InputError(
+            f"adapter {name!r} has features of {tuple(config.channels)} channels, the UNet expects {tuple(channels)}"
+        )
+    if config.in_channels not in (1, 3):
+        raise InputError(f"adapter {name!r} reads {config.in_channels} channels, expected 1 or 3")
+
+
+def fit_channels(condition: Tensor, channels: int) -> Tensor:
+    """(B, 1 | 3, H, W) as (B, channels, H, W), channels 1 or 3: grey repeated, or colour reduced to its luminance."""
+    if condition.shape[1] == channels:
+        return condition
+    if channels == 3:
+        return condition.expand(-1, 3, -1, -1)
+    return (condition * condition.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)

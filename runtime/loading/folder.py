@@ -1,0 +1,144 @@
+"""SDXL in diffusers' folder layout: checked part by part, then loaded into a StableDiffusionXLPipeline."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from runtime.errors import InputError
+from runtime.loading.weights import LOAD_ERRORS, find_weights, first_line, read_json
+from runtime.model.config import UNetConfig
+
+MODELS = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+EXPECTED = "expected an SDXL text-to-image model"
+
+
+def load_folder(
+    folder: Path, *, dtype: torch.dtype, vae: AutoencoderKL | None = None, allow_pickle: bool = False
+) -> StableDiffusionXLPipeline:
+    """Load a diffusers SDXL folder, the VAE in float32 (or the one given), all else in `dtype`.
+
+    Raises InputError where a file is missing, truncated or does not fit, or the folder holds another kind of
+    model.
+    """
+    check_folder(folder)
+    parts = {"vae": vae} if vae is not None else {}
+    dtypes = {part: torch.float32 if part == "vae" else dtype for part in MODELS if part not in parts}
+    for part in dtypes:  # all of them before the first is read
+        find_weights(folder / part, dtypes[part], allow_pickle)
+    for part in dtypes:
+        parts[part] = load_component(MODELS[part], folder / part, dtypes[part], allow_pickle)
+    try:
+        return StableDiffusionXLPipeline.from_pretrained(folder, **parts, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise InputError(f"{folder}: tokenizer or scheduler not readable: {first_line(error)}") from error
+
+
+def load_component(
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, allow_pickle: bool = False
+) -> nn.Module:
+    """Load one model from its folder; InputError unless its files are whole and hold every weight of it.
+
+    Weights that the model has no place for are left out with a warning.
+    """
+    read_json(folder / "config.json")
+    files = find_weights(folder, dtype, allow_pickle)
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # told of below, with the name
+            output_loading_info=True,
+            **files,
+        )
+    except LOAD_ERRORS as error:
+        raise InputError(f"{folder}: {model_class.__name__} not readable: {first_line(error)}") from error
+    # the loaders fill a missing weight with random numbers
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"{folder}: {len(missing)} weights of config.json's model missing, first {missing[0]}"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise InputError(f"{folder}: {name} is {list(found)}, config.json's model expects {list(expected)}")
+    if unexpected := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{folder}: {len(unexpected)} weights unknown to config.json's model left out, first {unexpected[0]}",
+            stacklevel=2,
+        )
+    return model
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless the folder's configs are an SDXL text-to-image model's, its tokenizers there."""
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: model_index.json missing, {EXPECTED} in diffusers' folder layout")
+    index = read_json(folder / "model_index.json")
+    check_index(index, folder)
+    configs = {part: read_json(folder / part / "config.json") for part in MODELS}
+    check_configs(folder, **configs)
+    for part in TOKENIZERS:
+        if not has_vocabulary(folder / part):
+            raise InputError(
+                f"{folder / part}: tokenizer missing, expected tokenizer.json or vocab.json and merges.txt"
+            )
+
+
+def check_index(index: Mapping, folder: Path) -> None:
+    """Raise InputError, saying what the pipeline is, unless model_index.json lists SDXL's parts."""
+    parts = {part: (index.get(part) or [None, None])[1] for part in (*MODELS, *TOKENIZERS, "scheduler")}
+    absent = [part for part, class_name in parts.items() if class_name is None]
+    if absent:
+        refiner = absent == ["text_encoder", "tokenizer"]
+        kind = "the SDXL refiner" if refiner else f"a {index.get('_class_name', 'pipeline')}"
+        raise InputError(f"{folder}: {kind}, without {', '.join(absent)}; {EXPECTED}")
+    for part, model_class in MODELS.items():
+        if parts[part] != model_class.__name__:
+            raise InputError(f"{folder}: its {part} is a {parts[part]}, expected {model_class.__name__}")
+
+
+def check_configs(
+    source: object, unet: Mapping, vae: Mapping, text_encoder: Mapping, text_encoder_2: Mapping
+) -> None:
+    """Raise InputError, naming `source`, unless the four configs belong to one SDXL text-to-image model."""
+    try:
+        config = UNetConfig.from_diffusers(unet)
+    except InputError as error:
+        raise InputError(f"{source}: {error}; {EXPECTED}") from error
+    check_channels(source, config.in_channels, vae.get("latent_channels", 4))
+    texts = [CLIPTextConfig(**text_encoder), CLIPTextConfig(**text_encoder_2)]
+    width = sum(text.hidden_size for text in texts)
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    if config.cross_attention_dim != width or pooled != texts[1].projection_dim:
+        raise InputError(
+            f"{source}: the UNet expects {config.cross_attention_dim} text features and {pooled} pooled, "
+            f"the text encoders give {width} and {texts[1].projection_dim}; {EXPECTED}"
+        )
+
+
+def check_channels(source: object, channels: int, latent: int) -> None:
+    """Raise InputError, saying what the model is, unless its UNet takes the latent and nothing else."""
+    if channels != latent:
+        kinds = {2 * latent + 1: "an inpainting model", 2 * latent: "an image-editing model"}
+        kind = kinds.get(channels, "a UNet of another model")
+        raise InputError(
+            f"{source}: {kind}: it takes {channels} channels, the latent has {latent}; {EXPECTED}"
+        )
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer's own files are there: without them transformers makes an empty tokenizer."""
+    return (folder / "tokenizer.json").is_file() or all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    )

@@ -1,0 +1,182 @@
+"""Loading an SDXL model: the embedded one, a diffusers folder, a single file, a hub id, a diffusers pipeline.
+
+There is one path: everything loads into diffusers' StableDiffusionXLPipeline, LoRAs are fused there, and
+`from_diffusers` takes the parts out of it, the UNet's weights shared with our own UNet.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, T2IAdapter
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from runtime.errors import InputError
+from runtime.loading.adapter import load_adapter
+from runtime.loading.folder import EXPECTED, MODELS, TOKENIZERS, check_configs, load_component, load_folder
+from runtime.loading.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
+from runtime.loading.lora import LoraSource, find_lora, fuse_lora
+from runtime.loading.quiet import quiet
+from runtime.loading.single_file import CONFIGS, load_single_file, load_vae_file
+from runtime.loading.weights import check_finite
+from runtime.machine.arithmetic import DTYPES
+from runtime.model.unet import UNet
+
+EMBEDDED = Path(__file__).parents[1] / "embedded"
+AdapterSource = str | Path | T2IAdapter
+
+
+@dataclass
+class Model:
+    """The parts of an SDXL model; `scheduler` has the noise schedule and prediction type it was trained for."""
+
+    name: str
+    unet: UNet
+    vae: AutoencoderKL
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]
+    text_encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection]
+    scheduler: SchedulerMixin
+    sample_size: int  # of the latents the model was trained on
+    force_zeros_for_empty_prompt: bool
+
+
+def load_model(
+    source: str | Path = "embedded",
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
+    loras: Iterable[LoraSource] = (),
+    allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+) -> Model:
+    """Load an SDXL text-to-image model.
+
+    source: "embedded", a diffusers folder, a .safetensors file in the original SDXL layout, or a hub id
+        "organisation/name" (Hugging Face's cache first, then the network).
+    dtype: float32, bfloat16 or float16, for all but a VAE that overflows in float16 (its config says
+        force_upcast, as SDXL's original does): that one stays float32. The VAE works in its own dtype.
+    vae: another VAE: a diffusers folder, a .safetensors file in diffusers' or the original layout, a hub id.
+    loras: files, or (file, weight), fused into the weights.
+    allow_pickle: also read .bin and .ckpt files, tensors only (weights_only=True).
+    tokenizer, config: for a single file: a folder with CLIP's vocabulary; one with diffusers' configs.
+
+    Raises InputError, naming the file and what was expected, before anything large is read where it can.
+    """
+    if dtype not in DTYPES.values():
+        raise InputError(f"dtype {dtype}: expected float32, bfloat16 or float16")
+    loras = [find_lora(lora, allow_pickle) for lora in loras]
+    path = EMBEDDED if source == "embedded" else _find(source, dtype, allow_pickle)
+    config = Path(config) if config else None
+    with quiet():
+        configs = (config or CONFIGS) if path.is_file() else path
+        new_vae = None if vae is None else _load_vae(vae, configs / "vae", allow_pickle)
+        if path.is_file():
+            tokenizer = Path(tokenizer) if tokenizer else None
+            pipe = load_single_file(
+                path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle, tokenizer=tokenizer, config=config
+            )
+        else:
+            pipe = load_folder(path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle)
+        if not (dtype == torch.float16 and pipe.vae.config.force_upcast):
+            pipe.vae.to(dtype)
+        pipe.to(device)
+        for lora in loras:
+            fuse_lora(pipe, lora)
+    parts = {part: getattr(pipe, part).requires_grad_(False) for part in MODELS}
+    check_finite(parts, str(source))
+    return from_diffusers(pipe, name=str(source))
+
+
+def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
+    """Take the parts out of any diffusers SDXL pipeline. The weights are shared with it, not copied.
+
+    Only a float16 VAE that overflows in float16 (force_upcast) is copied, in float32. Raises InputError where
+    the pipeline is not an SDXL text-to-image one, or has LoRA layers that are not fused.
+    """
+    name = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
+    absent = [part for part in (*MODELS, *TOKENIZERS, "scheduler") if getattr(pipe, part, None) is None]
+    if absent:
+        raise InputError(f"{type(pipe).__name__} {name}: it has no {', '.join(absent)}; {EXPECTED}")
+    text_encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    check_configs(
+        name, pipe.unet.config, pipe.vae.config, *(encoder.config.to_dict() for encoder in text_encoders)
+    )
+    for module in (pipe.unet, *text_encoders):
+        if getattr(module, "peft_config", None):
+            raise InputError(
+                f"{name}: its {type(module).__name__} has LoRA layers; expected them fused: "
+                "pipe.fuse_lora(), then pipe.unload_lora_weights()"
+            )
+    for tokenizer, encoder in zip((pipe.tokenizer, pipe.tokenizer_2), text_encoders, strict=True):
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise InputError(
+                f"{name}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}"
+            )
+    vae = pipe.vae
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae = copy.deepcopy(vae).float()
+    return Model(
+        name=name,
+        unet=UNet.from_diffusers(pipe.unet),
+        vae=vae,
+        tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
+        text_encoders=text_encoders,
+        scheduler=pipe.scheduler,
+        sample_size=_sample_size(pipe.unet.config.sample_size),
+        force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def load_adapters(
+    sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
+) -> dict[str, T2IAdapter]:
+    """Every adapter by its name, in eval mode; see `adapter.load_adapter`."""
+    adapters = {}
+    for name, source in sources.items():
+        if isinstance(source, T2IAdapter):
+            with quiet():
+                adapters[name] = source.to(device, dtype).eval()
+        else:
+            adapters[name] = load_adapter(
+                source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name
+            )
+    return adapters
+
+
+def _sample_size(configured: int | list[int] | None) -> int:
+    """A UNet config's sample_size: a number, rarely a pair; SDXL's own where it says nothing."""
+    if isinstance(configured, (list, tuple)):
+        return max(configured)
+    return configured or 128
+
+
+def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:
+    if (path := Path(source)).exists():
+        return path
+    if is_hub_id(str(source)):
+        return fetch_pipeline(str(source), dtype=dtype, allow_pickle=allow_pickle)
+    raise InputError(
+        f"model {source}: no such file or folder; expected embedded, a diffusers folder, a .safetensors file "
+        "or a hub id"
+    )
+
+
+def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> AutoencoderKL:
+    """Load a VAE, in float32. config: the folder of the config of one that comes as a single file."""
+    path = Path(source)
+    if not path.exists() and is_hub_id(str(source)):
+        patterns = ["config.json", "diffusion_pytorch_model*.safetensors"]
+        found = fetch_files(str(source), patterns, offline=True) or fetch_files(
+            str(source), patterns, offline=False
+        )
+        path = found or cache_folder(str(source))
+    if path.is_file():
+        return load_vae_file(path, config, allow_pickle)
+    if not path.is_dir():
+        raise InputError(f"vae {source}: no such file or folder (looked in {path})")
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    return load_component(AutoencoderKL, folder, torch.float32, allow_pickle)

@@ -1,0 +1,1 @@
+"""The machine: its arithmetic, devices, files, and the facts about a run."""

@@ -1,0 +1,35 @@
+"""The device and the data type that a pipeline runs in, where it is not told."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.errors import InputError
+from runtime.machine.arithmetic import DTYPES, warn_if_slow
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """That device; a GPU where there is one by default. InputError where it is unknown, or not to be had."""
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: unknown, expected cpu, cuda, cuda:0 ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device}: no CUDA device is available here, expected cpu")
+    return device
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return that type; by default bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU.
+
+    Warns where a CPU is slow in the type that was asked for. Raises InputError where it is unknown.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if not isinstance(dtype, torch.dtype) and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: unknown, expected {', '.join(DTYPES)}")
+    found = DTYPES.get(dtype, dtype)
+    warn_if_slow(found, device)
+    return found

@@ -1,0 +1,94 @@
+"""The facts about a run: what ran, where, how long, in how much memory; written as JSON, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import kernels
+from runtime.errors import InputError
+from runtime.machine.files import replacing
+
+PACKAGES = ("diffusers", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python, and the packages whose versions can change a picture."""
+    found = {package: metadata.version(package) for package in PACKAGES}
+    # torch's own word names its build too ("+cpu", "+cu130"), which its metadata on PyPI does not
+    found["torch"] = torch.__version__
+    return {"localcontrol": kernels.__version__, "python": platform.python_version(), **found}
+
+
+def commit() -> str:
+    """Of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one.
+
+    What a benchmark has just written is no such change: the next one in a row has the same commit.
+    """
+    tracked = ("--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    head = _git("rev-parse", "--short", "HEAD")
+    return head + "-dirty" * bool(_git("status", "--porcelain", *tracked)) if head else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints in this checkout; nothing where it fails or is missing."""
+    call = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name, such as "NVIDIA H200" or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """The process's largest use so far, bytes: "ram" (resident; None where unknown) and on a GPU "gpu"."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        peak = {"ram": None}
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> None:
+    """Write a JSON file, complete or not at all; InputError names `name` where it cannot be written."""
+    try:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    """Add the wall-clock seconds of the block, GPU work included."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    timings[stage] = time.perf_counter() - start

@@ -1,0 +1,70 @@
+"""A UNet and a VAE for a GPU: normalisations and gates as `kernels.ops`, one call where PyTorch takes two or three.
+
+PyTorch's own group norm answers in NCHW whatever it was given (torch 2.13, CUDA), and the next convolution turns that
+around again; `kernels.ops.group_norm_silu` keeps NHWC. Parameters, their names and what is computed stay the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from kernels import ops
+from runtime.model.blocks import GEGLU, Resnet, Transformer
+from runtime.model.unet import UNet
+
+
+class FusedGroupNorm(nn.GroupNorm):
+    """nn.GroupNorm of (B, C, H, W), memory format kept."""
+
+    silu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, silu=self.silu)
+
+
+class FusedGroupNormSiLU(FusedGroupNorm):
+    """The same, and SiLU."""
+
+    silu = True
+
+
+class FusedGEGLU(GEGLU):
+    """The gate in one pass over the linear layer's result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.geglu(self.proj(x))
+
+
+def fuses_here(backend: str, device: torch.device) -> bool:
+    """Whether `kernels.ops` would run kernels: on a GPU, or in Triton's interpreter where that was asked for."""
+    return backend == "triton" or (backend == "auto" and device.type == "cuda")
+
+
+def fuse_unet(unet: UNet) -> UNet:
+    """`unet` with its normalisations and gates exchanged, in place."""
+    for module in list(unet.modules()):
+        if isinstance(module, Resnet):
+            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
+            module.activation = nn.Identity()
+        elif isinstance(module, Transformer):
+            module.norm.__class__ = FusedGroupNorm
+        elif isinstance(module, GEGLU):
+            module.__class__ = FusedGEGLU
+    unet.conv_norm_out.__class__ = FusedGroupNormSiLU
+    unet.conv_act = nn.Identity()
+    return unet
+
+
+def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
+    """`vae` with the normalisations of its residual blocks exchanged, in place."""
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D) and isinstance(module.nonlinearity, nn.SiLU):
+            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
+            module.nonlinearity = nn.Identity()
+    for part in (vae.encoder, vae.decoder):
+        part.conv_norm_out.__class__ = FusedGroupNormSiLU
+        part.conv_act = nn.Identity()
+    return vae

@@ -1,0 +1,66 @@
+"""Parts of a model that wait in main memory while others work on the GPU: less of its memory, more time.
+
+"model": text encoders, UNet and VAE take turns. "group": so do the UNet's layers, one copied while another computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+
+from runtime.errors import InputError
+from runtime.loading.load import Model
+
+OFFLOADS = ("model", "group")
+
+
+def check_offload(how: str | None, device: torch.device) -> None:
+    """InputError where `how` is unknown, or there is no GPU to make room on."""
+    if how is None:
+        return
+    if how not in OFFLOADS:
+        raise InputError(f"offload {how!r}: unknown, expected {', '.join(OFFLOADS)}")
+    if device.type != "cuda":
+        raise InputError(f"offload {how}: it makes room on a GPU, got device {device}; expected none")
+
+
+class Offload:
+    """Brings the parts of a model, all of it in main memory, to a device for as long as they work."""
+
+    def __init__(self, model: Model, device: torch.device, how: str):
+        """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one."""
+        self.device, self.how = device, how
+        self.parts = {"text": model.text_encoders, "denoise": (model.unet,), "decode": (model.vae,)}
+        if how == "group":
+            self.parts["denoise"] = ()
+            streams = device.type == "cuda"
+            apply_group_offloading(model.unet, device, offload_type="leaf_level", use_stream=streams)
+
+    def check(self, cache_interval: int) -> None:
+        """InputError where layers that take turns, in an order fixed at the first step, were to skip some."""
+        if self.how == "group" and cache_interval > 1:
+            raise InputError(
+                f"cache_interval {cache_interval}: with offload group every step computes all layers, expected 1"
+            )
+
+    @contextmanager
+    def at_work(self, stage: str) -> Iterator[None]:
+        """Have the stage's modules on the device in this block. Back costs no copy: nothing changes a weight."""
+        waiting = [(tensor, tensor.data) for module in self.parts[stage] for tensor in _tensors(module)]
+        with torch.inference_mode(False):
+            for tensor, data in waiting:
+                tensor.data = data.to(self.device, non_blocking=True)
+        try:
+            yield
+        finally:
+            for tensor, data in waiting:
+                tensor.data = data
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

@@ -1,0 +1,196 @@
+"""A UNet for a CPU: weights in the layout that oneDNN's kernels read, quicker norms.
+
+In bfloat16 PyTorch hands oneDNN plain weights, which it lays out anew at every call: of SDXL's 5 GB that is a tenth of
+a step at 512 x 512 (benchmarks/results/cpu/full_size.csv), and a fifth on a CPU with AMX. In float32 it hands linear
+layers to MKL, which on an AMD EPYC takes 2.3 times oneDNN's time. Here weights are laid out once, for oneDNN; what is
+computed stays the same.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from timeit import repeat
+
+import torch
+from torch import Tensor, nn
+
+from runtime.machine.arithmetic import has_kernels
+from runtime.model.blocks import GEGLU, Transformer
+from runtime.model.unet import UNet
+
+
+class Packed(nn.Module):
+    """A layer with a weight that only oneDNN can read: for inference."""
+
+    def __deepcopy__(self, memo) -> Packed:
+        return self  # nothing changes it, and such a weight has no copy
+
+
+class PackedLinear(Packed):
+    """nn.Linear."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        """weight: (out, in)."""
+        super().__init__()
+        self.out_features = len(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def plain(self) -> nn.Linear:
+        return filled(
+            nn.Linear(*reversed(self.weight.shape), device="meta"), self.weight.to_dense(), self.bias
+        )
+
+
+class PackedGEGLU(Packed):
+    """GEGLU: each half a product of its own, the gate's with its GELU, so that no half is read for that again."""
+
+    def __init__(self, proj: nn.Linear):
+        super().__init__()
+        self.value, self.gate = (
+            PackedLinear(weight, bias)
+            for weight, bias in zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate
+        gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "gelu", [], "none")
+        return gated.mul_(self.value(x))
+
+    def plain(self) -> GEGLU:
+        value, gate = self.value.plain(), self.gate.plain()
+        with torch.device("meta"):
+            geglu = GEGLU(value.in_features, value.out_features)
+        filled(geglu.proj, torch.cat([value.weight, gate.weight]), torch.cat([value.bias, gate.bias]))
+        return geglu
+
+
+class PackedConv2d(Packed):
+    """nn.Conv2d of one group, channels_last in and out; quick at every size where `has_one_layout` is true."""
+
+    SIZES = tuple(product((1, 2, 16), (4, 8, 16, 32, 64, 128)))  # (rows, side) of an input
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        self.weight = reordered(conv.weight.detach(), *self.shape, self.SIZES[-1])
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, "none", [], "")
+
+    def plain(self) -> nn.Conv2d:
+        (padding, stride, dilation, groups), weight = self.shape, self.weight.to_dense()
+        out_channels, in_channels, *kernel = weight.shape
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, device="meta")
+        return filled(conv, weight.contiguous(memory_format=torch.channels_last), self.bias)
+
+
+def filled(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """`layer`, made without memory, with these parameters."""
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def reordered(weight: Tensor, padding, stride, dilation, groups: int, size: tuple[int, int]) -> Tensor:
+    """A convolution's weight as oneDNN wants it for square pictures of `size`, one of `PackedConv2d.SIZES`."""
+    rows, side = size
+    shape = [rows, weight.shape[1], side, side]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
+
+
+def has_one_layout(conv: nn.Conv2d) -> bool:
+    """Whether oneDNN wants the weight of `conv` in the same layout at every size.
+
+    Where it does not, a weight packed for one size is rearranged at every call of another, and slower than a plain
+    one: 2 ms for 96 x 96 x 3 x 3 on an AMD EPYC, against 0.05.
+    """
+    shape = conv.padding, conv.stride, conv.dilation, conv.groups
+    return _has_one_layout(tuple(conv.weight.shape), shape, conv.weight.dtype)
+
+
+@lru_cache
+def _has_one_layout(weight_shape: tuple[int, ...], shape: tuple, dtype: torch.dtype) -> bool:
+    weight = torch.zeros(weight_shape, dtype=dtype)
+    return len({layout(reordered(weight, *shape, size)) for size in PackedConv2d.SIZES}) == 1
+
+
+def layout(packed: Tensor) -> bytes:
+    """How a packed weight lies in memory: oneDNN's description of it."""
+    words = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).view(torch.int32).clone()
+    words[27] = 0  # padding behind the data type, which is never written
+    return words.numpy().tobytes()
+
+
+class NarrowGroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, channels_last in and out, of few channels a group.
+
+    Below PIXELS PyTorch walks such a group a few elements at a time (torch 2.13: 0.79 ms for 16 x 64 x 16 x 16);
+    turned to NCHW and back it takes 0.14 ms. Larger pictures go another way there, which is quick.
+    """
+
+    PIXELS, WIDTH = 1024, 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] >= self.PIXELS:
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def packs_here(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `pack_weights` helps: on a CPU that computes in bfloat16, or is quicker in float32 without MKL."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return mkl_is_slow()
+    return dtype == torch.bfloat16 and has_kernels(dtype)
+
+
+@torch.inference_mode()
+def mkl_is_slow() -> bool:
+    """Whether a packed product in float32 takes less than 2/3 of a plain one's time: some 20 ms to find out."""
+    x, layer = torch.randn(512, 640), nn.Linear(640, 640)
+    packed = PackedLinear(layer.weight, layer.bias)
+    quickest = [min(repeat(lambda run=run: run(x), number=1, repeat=7)) for run in (layer, packed)]
+    return quickest[1] < quickest[0] * 2 / 3
+
+
+def pack_weights(unet: UNet) -> UNet:
+    """`unet` with its linear layers and convolutions packed, one after the other; their parameters are gone then.
+
+    A convolution stays as it is where its layout depends on the size of the picture.
+    """
+    for module in [m for m in unet.modules() if list(m.children()) and not isinstance(m, GEGLU)]:
+        for name, child in list(module.named_children()):
+            setattr(module, name, _packed(child, on_tokens=isinstance(module, Transformer)))
+    return unet
+
+
+def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
+    """What takes the place of `layer`; on_tokens: of a 1x1 convolution that is a linear layer on tokens."""
+    if isinstance(layer, GEGLU):
+        return PackedGEGLU(layer.proj)
+    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and on_tokens):
+        return PackedLinear(layer.weight.flatten(1), layer.bias)
+    if isinstance(layer, nn.Conv2d) and has_one_layout(layer):
+        return PackedConv2d(layer)
+    if isinstance(layer, nn.GroupNorm) and layer.num_channels // layer.num_groups < NarrowGroupNorm.WIDTH:
+        layer.__class__ = NarrowGroupNorm
+    return layer
+
+
+def unpack_weights(unet: UNet) -> UNet:
+    """`unet` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
+    for module in [m for m in unet.modules() if not isinstance(m, Packed)]:
+        if isinstance(module, NarrowGroupNorm):
+            module.__class__ = nn.GroupNorm
+        for name, child in list(module.named_children()):
+            if isinstance(child, Packed):
+                setattr(module, name, child.plain())
+    return unet

@@ -1,0 +1,45 @@
+"""Latents to pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from runtime.sampling.checks import check_finite
+
+if TYPE_CHECKING:
+    from runtime.engines.parts import EngineVAE
+
+DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
+
+
+def vae_factor(vae: AutoencoderKL | EngineVAE) -> int:
+    """Pixels of a latent's side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def decode(vae: AutoencoderKL | EngineVAE, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time.
+
+    Raises InputError where a pixel is not finite.
+    """
+    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    latents = latents / vae.config.scaling_factor
+    if mean is not None and std is not None:
+        mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
+        latents = latents * std + mean
+    area = latents.shape[2] * latents.shape[3] * vae_factor(vae) ** 2
+    chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
+    pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float().cpu() for chunk in chunks])
+    check_finite(pixels, "decode", vae.dtype)
+    return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] as RGB pictures."""
+    arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]

@@ -1,0 +1,46 @@
+"""Step caching: deep features of the UNet that serve several steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from runtime.control.features import Control
+from runtime.model.blocks import KeyValue, LevelControl
+from runtime.model.unet import UNet
+
+
+class DeepCache:
+    """A UNet that computes its deep features at every `interval`-th step only (arXiv 2312.00858).
+
+    They are also computed anew where the control's strengths are others than at the step they come from, and where
+    guidance begins or ends.
+    """
+
+    def __init__(self, unet: UNet, interval: int, control: Control | None):
+        self.unet, self.interval = unet, interval
+        self.segments = None if control is None else control.segments
+        self.deep: Tensor | None = None
+        self.computed_at = 0
+
+    def __call__(
+        self,
+        index: int,
+        sample: Tensor,
+        time: Sequence[Tensor],
+        text: Sequence[KeyValue],
+        control: Sequence[LevelControl] | None,
+    ) -> Tensor:
+        """The prediction of step `index`; the others: see `UNet.forward`."""
+        if self._fits(len(sample), index):
+            return self.unet.forward_shallow(sample, time, text, control, self.deep)
+        time, text = iter(time), iter(text)
+        self.deep, skips = self.unet.deep_features(sample, time, text, control)
+        self.computed_at = index
+        return self.unet.finish(self.deep, skips, time, text)
+
+    def _fits(self, rows: int, index: int) -> bool:
+        if self.deep is None or len(self.deep) != rows or index - self.computed_at >= self.interval:
+            return False
+        return self.segments is None or self.segments[index] == self.segments[self.computed_at]

@@ -1,0 +1,163 @@
+"""benchmarks.static and launches: what machine code must show, and tables that are of the code at hand."""
+
+import csv
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.measure import RESULTS
+from benchmarks.static import __main__ as static
+from benchmarks.static import sass
+from benchmarks.static.host_calls import DTYPES, LAYOUTS, Maker, inject_calls
+from kernels import ops
+
+CONTIGUOUS = ("inject", "group_norm_silu", "geglu")
+COMPILED = {**os.environ, "TRITON_INTERPRET": "0"}
+
+
+def run(module, *arguments):
+    """A process of its own: in this one Triton may be interpreting."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, env=COMPILED, capture_output=True, text=True)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def describe(row):
+    return " ".join(row[name] for name in ("arch", "kernel", "variant", "way", "dtype", "layout", "shapes"))
+
+
+@pytest.fixture(scope="module", params=["committed", *static.OPS])
+def rows(request, committed, tmp_path_factory):
+    """The committed rows; and those of each op at one shape, compiled now for sm_90."""
+    if request.param == "committed":
+        return committed
+    path = tmp_path_factory.mktemp("static") / "static.csv"
+    done = run("static", "--quick", "--arch", 90, "--op", request.param, "--out", path)
+    assert done.returncode == 0, done.stderr
+    found = read(path)
+    assert {row["op"] for row in found} == {request.param}
+    return found
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return read(RESULTS / "static.csv")
+
+
+def test_committed_table_is_of_these_kernels():
+    done = run("static", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_committed_table_has_every_kernel_dtype_layout_and_architecture(committed):
+    have = {(row["kernel"], row["dtype"], row["layout"], row["arch"]) for row in committed}
+    kernels = {row["kernel"] for row in committed}
+    assert len(kernels) == 11
+    assert have == {
+        (kernel, dtype, layout, f"sm_{arch}")
+        for kernel, dtype, layout, arch in itertools.product(kernels, DTYPES, LAYOUTS, static.ARCHS)
+        if layout == "nhwc" or not kernel.startswith("geglu")  # rows and channels only: there is one layout
+    }
+
+
+def test_committed_traffic_is_near_the_least(committed):
+    """The norm reads its image twice, the loss rows above and below, a block of channels its masks."""
+    most = {"sobel_z0_loss": 1.5, "noise_and_z0_loss": 1.5, "group_norm_silu": 1.75, "inject": 1.35}
+    counted = [row for row in committed if row["dtype"] == "bfloat16"]
+    assert [
+        describe(row) for row in counted if not 1 <= float(row["traffic"]) <= most.get(row["op"], 1.03)
+    ] == []
+
+
+def test_the_ops_are_all_of_them(committed):
+    assert {row["op"] for row in committed} == set(static.OPS)
+
+
+def test_nothing_spills(rows):
+    assert [describe(row) for row in rows if row["spills"] != "0"] == []
+
+
+def test_contiguous_tensors_move_16_bytes_at_a_time(rows):
+    mine = [row for row in rows if row["op"] in CONTIGUOUS]
+    narrow = [row for row in mine if int(row["tile_load"]) < 16 or 0 < int(row["tile_store"]) < 16]
+    assert [describe(row) for row in narrow] == []
+    stores = {row["kernel"] for row in mine if row["tile_store"] != "0"}
+    writers = {"inject_fwd_kernel", "inject_bwd_kernel", "normalize_kernel", "gradient_kernel"}
+    assert stores >= writers & {row["kernel"] for row in mine}
+
+
+def test_latents_of_four_channels_move_8_bytes_or_more(rows):
+    mine = [row for row in rows if row["op"] == "guidance_step"]
+    narrow = [row for row in mine if min(int(row["tile_load"]), int(row["tile_store"])) < 8]
+    assert [describe(row) for row in narrow] == []
+
+
+def test_taps_that_windows_share_are_loaded_once(rows):
+    """Backward looks at three windows of 3 taps, 5 of them distinct: in three tensors, beside 3 of the mask."""
+    mine = [
+        r for r in rows if r["kernel"] == "loss_bwd_kernel" and r["op"] == "sobel_z0_loss" and is_first(r)
+    ]
+    assert {dict(c.split("x") for c in row["loads"].split())["2"] for row in mine} <= {str(5 * 3 + 3)}
+    assert mine or rows[0]["op"] != "sobel_z0_loss"
+
+
+def is_first(row):
+    """Whether `static --quick` has this row too."""
+    return (row["arch"], row["dtype"], row["layout"], row["variant"]) == (
+        "sm_90",
+        "bfloat16",
+        "nhwc",
+        "sobel",
+    )
+
+
+def test_every_op_is_one_launch_and_the_norm_two(rows):
+    assert {(row["op"] == "group_norm_silu", row["launches"]) for row in rows} <= {(True, "2"), (False, "1")}
+
+
+def test_committed_launches_are_those_of_today(tmp_path):
+    done = run("launches", "--out", tmp_path / "launches.csv")
+    assert done.returncode == 0, done.stderr
+    ours = [
+        {name: value for name, value in row.items() if name not in ("launches_plain", "bytes_plain", "torch")}
+        for row in (*read(RESULTS / "launches.csv"), *read(tmp_path / "launches.csv"))
+    ]
+    assert ours[: len(ours) // 2] == ours[len(ours) // 2 :]
+
+
+@pytest.mark.skipif(not ops.INTERPRETED, reason="counted by Triton's interpreter")
+def test_traffic_counts_what_a_program_addresses():
+    from benchmarks.static.traffic import traffic
+
+    guidance, *_ = inject_calls(Maker("cpu", torch.bfloat16, "nhwc"), channels=128, edge=8)
+    # 2 + 2 rows of hidden, 2 features: 64 x 128 bfloat16; 2 masks: 64 float32, for both tiles of channels; 2 scales
+    least, programs = 6 * 64 * 128 * 2 + 2 * 64 * 4 + 8, 4
+    assert traffic(guidance) == pytest.approx((least + 2 * 64 * 4 + (programs - 1) * 8) / least)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "width"),
+    [("LDG.E.128", 16), ("LDG.E.ENL2.256", 32), ("STG.E.64", 8), ("LDG.E", 4), ("LDG.E.U16.CONSTANT", 2)],
+)
+def test_widths(opcode, width):
+    assert sass.width_of(opcode) == width
+
+
+def test_digest_is_of_the_code_alone():
+    code = sass._code('def f(x):\n    """What."""\n    return x + 1  # why\n')
+    assert (
+        code == sass._code("def f(x):\n\n    return x + 1\n") != sass._code("def f(x):\n    return x + 2\n")
+    )
+
+
+def test_instructions_and_their_places():
+    text = '//## File "a.py", line 7 inlined at "b.py", line 1\n  /*0410*/  @!P1 LDG.E.128 R12, desc[UR4][R16.64] ;\n'
+    assert list(sass._instructions(text)) == [("LDG.E.128", ("a.py", 7))]

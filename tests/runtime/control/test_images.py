@@ -1,0 +1,343 @@
+"""runtime.control.images: everything a user may hand over is read alike, or refused in one line that names it."""
+
+import contextlib
+import io
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime.control.images import check_writable, fit, load_image, load_tensor, save_png, to_tensor
+from runtime.errors import InputError
+from tests.support.tolerances import assert_close
+
+
+def picture(height=6, width=8, channels=3, seed=0):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(image_format, **options):
+    file = io.BytesIO()
+    Image.fromarray(picture(24, 32)).save(file, format=image_format, **options)
+    return file.getvalue()
+
+
+def message(call, *arguments, **options):
+    """The one line of the InputError that the call must raise."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_input_error_is_one_line():
+    assert str(InputError("a\nb\r\nc")) == "a b c"
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["grey", "rgb"])
+def test_every_kind_of_source_gives_the_same_picture(channels, tmp_path):
+    pixels = picture(channels=channels)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    chw = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    sources = [
+        image,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        pixels,
+        pixels[..., None] if channels == 1 else pixels,
+        pixels.astype(np.float64) / 255,
+        chw,
+        chw[None],
+        chw.float() / 255,
+        (chw.float() / 255).requires_grad_(),
+    ]
+    for source in sources:
+        result = load_image(source)
+        assert result.mode == ("L" if channels == 1 else "RGB")
+        assert np.array_equal(np.array(result), pixels)
+        assert torch.equal(load_tensor(source), chw[None].float() / 255)
+
+
+def test_a_float_tensor_is_not_rounded_to_8_bits():
+    source = torch.rand(1, 3, 5, 7)
+    assert torch.equal(load_tensor(source), source)
+
+
+def test_to_tensor_is_channels_first_in_unit_range():
+    tensor = to_tensor(Image.fromarray(picture()))
+    assert tensor.shape == (1, 3, 6, 8)
+    assert tensor.dtype == torch.float32
+    assert tensor.is_contiguous()
+    assert tensor[0, 2, 5, 7] == picture()[5, 7, 2] / np.float32(255)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("L", (4, 2))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = load_image(tmp_path / "turned.png")
+    assert upright.size == (2, 4)
+    assert upright.getpixel((1, 0)) == 255
+
+
+def test_transparency_is_laid_on_the_background():
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (10, 20, 30, 255))
+    assert load_image(image).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(image, background="black").getpixel((0, 0)) == (0, 0, 0)
+    assert load_image(image).getpixel((1, 0)) == (10, 20, 30)
+    assert torch.equal(load_tensor(to_rgba_tensor(image)), load_tensor(image))
+    assert torch.equal(
+        load_tensor(np.array(image), background="black"), load_tensor(image, background="black")
+    )
+
+
+def to_rgba_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def test_palette_with_transparency():
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([200, 0, 0, 0, 0, 100])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = 1
+    result = load_image(image)
+    assert [result.getpixel((x, 0)) for x in (0, 1)] == [(200, 0, 0), (255, 255, 255)]
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257 * 100, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    for source in (tmp_path / "deep.png", values, Image.fromarray(values.astype(np.int32))):
+        assert np.array(load_image(source)).tolist() == [[0, 100, 255]]
+
+
+def test_float_and_cmyk_pictures(tmp_path):
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(tmp_path / "float.tiff")
+    assert np.array(load_image(tmp_path / "float.tiff")).tolist() == [[0, 128, 255]]
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "print.tiff")
+    assert load_image(tmp_path / "print.tiff").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr"]
+)
+def test_every_mode_becomes_grey_or_rgb(mode):
+    assert load_image(Image.new(mode, (3, 2))).mode == ("L" if mode in ("1", "L", "LA", "La") else "RGB")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty (0 bytes)"),
+        (b"no picture at all", "is not an image"),
+        (encoded("PNG")[:200], "is damaged or truncated"),
+        (encoded("JPEG")[:500], "is damaged or truncated"),
+    ],
+    ids=["missing", "empty", "text", "truncated png", "truncated jpeg"],
+)
+def test_bad_files_are_named(content, expected, tmp_path):
+    path = tmp_path / "photo.png"
+    if content is not None:
+        path.write_bytes(content)
+    text = message(load_image, path, "condition")
+    assert text.startswith(f"condition: {path} {expected}")
+
+
+def test_folders_pipes_and_impossible_names(tmp_path):
+    assert "is a folder; expected an image file" in message(load_image, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no regular file" in message(load_image, tmp_path / "pipe")
+    assert "cannot be read" in message(load_image, "a\0b.png")
+    assert "cannot be read" in message(load_image, "x" * 5000)
+    assert "cannot be read" in message(load_image, "~nobody-of-that-name/a.png")
+
+
+@given(cut=st.integers(0, 400), position=st.integers(0, 400), byte=st.integers(0, 255))
+@settings(max_examples=25)
+def test_damaged_files_give_a_picture_or_an_input_error(cut, position, byte):
+    for image_format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        data = bytearray(encoded(image_format))
+        data[position % len(data)] = byte
+        with tempfile.NamedTemporaryFile() as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of damaged metadata
+            file.write(data[: len(data) - cut])
+            file.flush()
+            with contextlib.suppress(InputError):
+                assert load_image(file.name).mode in ("L", "RGB")
+
+
+@pytest.mark.parametrize("pixels_over_the_limit", [1.5, 100], ids=["PIL warns", "PIL raises"])
+def test_decompression_bombs_are_refused_with_the_limit(pixels_over_the_limit, tmp_path, monkeypatch):
+    Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(10_000 / pixels_over_the_limit))
+    text = message(load_image, tmp_path / "bomb.png", "mask")
+    assert text.startswith(f"mask: {tmp_path / 'bomb.png'} has too many pixels")
+    assert f"{Image.MAX_IMAGE_PIXELS:,}" in text
+
+
+def test_a_bomb_in_the_header_alone_is_refused_before_decoding(tmp_path):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "bomb.png").write_bytes(data + struct.pack(">I", 100) + b"IDAT" + b"\0" * 100)
+    assert "has too many pixels; expected at most 89,478,485" in message(load_image, tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (np.full((4, 4), np.nan), "contains NaN or infinity"),
+        (torch.tensor([[0.0, torch.inf]]), "contains NaN or infinity"),
+        (np.full((4, 4), 255.0), "values from 255 to 255; expected uint8, or float in [0, 1]"),
+        (torch.full((3, 4, 4), -0.5), "values from -0.5 to -0.5"),
+        (np.zeros((4, 4), np.int64), "values of type torch.int64"),
+        (np.zeros((4, 4), np.complex64), "values of type complex64"),
+        (np.array([["a"]]), "values of type <U1"),
+        (np.zeros((3, 4, 5)), "shape (3, 4, 5); expected an array (H, W) or (H, W, C)"),
+        (np.zeros((1, 4, 4, 3)), "shape (1, 4, 4, 3)"),
+        (torch.zeros(2, 3, 4, 4), "shape (2, 3, 4, 4); expected a tensor (H, W), (C, H, W) or (1, C, H, W)"),
+        (torch.zeros(3, 0, 4), "shape (3, 0, 4)"),
+        (np.zeros(4), "shape (4,)"),
+        (None, "a NoneType is no image; expected a path, a PIL image, an array or a tensor"),
+        (b"bytes", "a bytes is no image"),
+        (Image.new("L", (0, 4)), "is 0 x 4 px"),
+        (Image.new("I", (2, 2), -1), "values from -1 to -1; expected 0 to 65535"),
+    ],
+)
+def test_bad_arrays_say_what_was_found_and_expected(source, expected):
+    for load in (load_image, load_tensor):
+        text = message(load, source, "region 2 condition")
+        assert text.startswith("region 2 condition: ")
+        assert expected in text
+
+
+def test_rounding_out_of_range_is_clamped():
+    assert load_tensor(torch.tensor([[-1e-6, 1 + 1e-6]])).tolist() == [[[[0.0, 1.0]]]]
+
+
+def test_fit_warns_of_another_aspect_ratio_only():
+    image = torch.rand(1, 3, 100, 151)
+    with pytest.warns(UserWarning, match="mask: 151 x 100 px is stretched to 32 x 32"):
+        assert fit(image, 32, 32, "mask").shape == (1, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(image, 64, 96).shape == (1, 3, 64, 96)
+        assert fit(image, 100, 151) is image
+
+
+def test_fit_averages():
+    image = torch.rand(1, 1, 8, 8)
+    expected = image.reshape(1, 1, 4, 2, 4, 2).mean((3, 5))
+    assert_close("average", fit(image, 4, 4, mode="area"), expected)
+    lines = torch.zeros(1, 1, 64, 64)
+    lines[..., ::8] = 1
+    assert fit(lines, 8, 8).std() < 0.1  # antialiased: no line is skipped and none is kept whole
+    assert fit(lines, 8, 8).mean() == pytest.approx(lines.mean().item(), abs=0.03)
+
+
+def test_png_keeps_pixels_and_metadata(tmp_path):
+    text = {"prompt": "a red star", "note": "звезда 星 ★", "café": "crème", "broken": "a\udcffb"}
+    save_png(Image.fromarray(picture()), tmp_path / "out.png", text)
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.array(image), picture())
+        assert image.text == {**text, "broken": "a?b"}
+    assert os.listdir(tmp_path) == ["out.png"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "out.png").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def interrupt(error):
+    """A stand-in for PIL's `save`, which writes the first half and fails."""
+
+    def save(image, path, **options):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+        raise error
+
+    return save
+
+
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), InputError)],
+)
+def test_a_failed_save_leaves_what_was_there(existed, error, raised, tmp_path, monkeypatch):
+    path = tmp_path / "out.png"
+    if existed:
+        path.write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", interrupt(error))
+    with pytest.raises(raised):
+        save_png(Image.new("L", (4, 4)), path)
+    assert os.listdir(tmp_path) == (["out.png"] if existed else [])
+    assert not existed or path.read_bytes() == b"old"
+
+
+def test_an_interruption_before_the_rename_leaves_nothing(tmp_path, monkeypatch):
+    def replace(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        save_png(Image.new("L", (4, 4)), tmp_path / "out.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_symbolic_link_is_kept(tmp_path):
+    (tmp_path / "target.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
+    save_png(Image.new("L", (4, 4)), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    assert load_image(tmp_path / "target.png").size == (4, 4)
+
+
+def test_check_writable_accepts_new_and_old_files_and_leaves_no_trace(tmp_path, monkeypatch):
+    assert check_writable(tmp_path / "new.png") == tmp_path / "new.png"
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "old.png").write_bytes(b"old")
+    check_writable(tmp_path / "old.png")
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    monkeypatch.chdir(tmp_path)
+    check_writable("bare.png")
+
+
+def test_check_writable_refuses_with_a_reason(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path, expected in {
+        tmp_path: "is a folder",
+        "": "is a folder",
+        tmp_path / "none" / "out.png": f"the folder {tmp_path / 'none'} does not exist",
+        tmp_path / "file" / "out.png": "Not a directory",
+        tmp_path / ("x" * 300): "File name too long",
+        "a\0b": "cannot write",
+        "/dev/null": "cannot be replaced",
+        "/proc/out.png": "cannot write /proc/out.png",
+    }.items():
+        text = message(check_writable, path, "--out")
+        assert text.startswith("--out: ")
+        assert expected in text
+    with pytest.raises(InputError, match="cannot write"):
+        save_png(Image.new("L", (4, 4)), tmp_path / "none" / "out.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_check_writable_refuses_read_only_folders_and_files(tmp_path):
+    (tmp_path / "file.png").touch(mode=0o400)
+    assert "cannot be replaced" in message(check_writable, tmp_path / "file.png")
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in message(check_writable, tmp_path / "new.png")

@@ -1,0 +1,249 @@
+"""runtime.loading.load: every source gives the same model; a diffusers pipeline's weights are shared, not copied."""
+
+import copy
+import gc
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLAdapterPipeline, UNet2DConditionModel
+from huggingface_hub import constants
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from runtime.errors import InputError
+from runtime.loading import load as loading
+from runtime.loading.load import from_diffusers, load_model
+from tests.support import saved_model
+from tests.support.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
+from tests.support.tiny import make_adapter
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+def assert_weights(module, expected, dtype=torch.float32):
+    state, expected = module.state_dict(), expected.state_dict()
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value.to(dtype)), name
+
+
+def assert_model(model, dtype=torch.float32, vae_dtype=None):
+    pipe = saved_model.pipeline()
+    assert_weights(model.unet, pipe.unet, dtype)
+    assert_weights(model.vae, pipe.vae, vae_dtype or dtype)
+    assert_weights(model.text_encoders[0], pipe.text_encoder, dtype)
+    assert_weights(model.text_encoders[1], pipe.text_encoder_2, dtype)
+    for tokenizer, expected in zip(model.tokenizers, (pipe.tokenizer, pipe.tokenizer_2), strict=True):
+        assert (
+            tokenizer("a box", padding="max_length").input_ids
+            == expected("a box", padding="max_length").input_ids
+        )
+    assert options(model.scheduler) == options(pipe.scheduler)
+    assert model.force_zeros_for_empty_prompt is True
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Hugging Face's cache, with the repository someone/tiny in it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(saved_model.folder(), cached_snapshot(tmp_path / "cache", "someone/tiny"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("source", ["embedded", "folder", "single file", "hub id"])
+def test_every_source_gives_the_same_model(source, cache, monkeypatch):
+    monkeypatch.setattr(loading, "EMBEDDED", saved_model.folder())
+    single_file = saved_model.single_file()
+    sources = {"folder": str(saved_model.folder()), "single file": single_file, "hub id": "someone/tiny"}
+    path = sources.get(source, "embedded")
+    model = load_model(path, config=saved_model.folder() if source == "single file" else None)
+    assert model.name == str(path)
+    assert_model(model)
+    assert not any(weight.requires_grad for weight in model.unet.parameters())
+
+
+@pytest.mark.parametrize("source", ["folder", "single file"])
+@pytest.mark.parametrize(
+    ("dtype", "upcast", "vae_dtype"),
+    [
+        (torch.float16, True, torch.float32),
+        (torch.float16, False, torch.float16),
+        (torch.bfloat16, True, torch.bfloat16),
+    ],
+)
+def test_a_vae_that_overflows_in_float16_stays_in_float32(tmp_path, source, dtype, upcast, vae_dtype):
+    folder = copy_folder(tmp_path)
+    edit_json(folder / "vae" / "config.json", force_upcast=upcast)
+    path = folder if source == "folder" else saved_model.single_file()
+    assert_model(load_model(path, dtype=dtype, config=folder), dtype, vae_dtype)
+
+
+def test_the_diffusers_unet_is_let_go():
+    def count():
+        gc.collect()
+        return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
+
+    saved_model.folder()
+    before = count()
+    model = load_model(saved_model.folder())
+    assert count() == before
+    assert_weights(model.unet, saved_model.pipeline().unet)
+
+
+@pytest.fixture
+def other_vae(tmp_path):
+    """A VAE of the same shape and other weights, saved as diffusers does."""
+    vae = AutoencoderKL.from_config(saved_model.pipeline().vae.config)
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    return vae, tmp_path / "pipeline"
+
+
+@pytest.mark.parametrize("place", ["pipeline", "folder", "file", "hub id"])
+def test_another_vae(place, other_vae, cache):
+    vae, pipeline = other_vae
+    sources = {
+        "pipeline": pipeline,
+        "folder": pipeline / "vae",
+        "file": pipeline / VAE,
+        "hub id": "someone/vae",
+    }
+    if place == "hub id":
+        shutil.copytree(pipeline / "vae", cached_snapshot(cache, "someone/vae"))
+    model = load_model(saved_model.folder(), vae=sources[place])
+    assert_weights(model.vae, vae)
+    assert_weights(model.unet, saved_model.pipeline().unet)
+
+
+def test_a_vae_that_does_not_fit(tmp_path, other_vae):
+    config = dict(saved_model.pipeline().vae.config) | {"latent_channels": 8}
+    AutoencoderKL.from_config(config).save_pretrained(tmp_path / "wide")
+    with pytest.raises(InputError, match="takes 4 channels, the latent has 8"):
+        load_model(saved_model.folder(), vae=tmp_path / "wide")
+    with pytest.raises(InputError, match="vae nowhere: no such file or folder"):
+        load_model(saved_model.folder(), vae="nowhere")
+    with pytest.raises(
+        InputError, match=r"vae someone/else: no such file or folder \(looked in .*models--someone--else"
+    ):
+        load_model(saved_model.folder(), vae="someone/else")
+
+
+def test_loras_are_fused_and_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    name = "mid_block.attentions.0.proj_in"
+    weight = saved_model.pipeline().unet.get_submodule(name).weight
+    tensors = {"lora_A": torch.ones(1, weight.shape[1]), "lora_B": torch.ones(weight.shape[0], 1)}
+    path = tmp_path / "x.safetensors"
+    save_file({f"unet.{name}.{half}.weight": value for half, value in tensors.items()}, path)
+    model = load_model(saved_model.folder(), loras=[path, (path, 0.25)])
+    assert torch.allclose(model.unet.get_submodule(name).weight, weight + 1.25, atol=1e-6)
+
+    monkeypatch.setattr(loading, "load_folder", None)
+    with pytest.raises(InputError, match=r"nowhere\.safetensors: weight file missing"):
+        load_model(saved_model.folder(), loras=[tmp_path / "nowhere.safetensors"])
+
+
+def test_a_bad_weight_is_named(tmp_path):
+    folder = copy_folder(tmp_path)
+    edit_tensors(folder / UNET, lambda tensors: tensors["conv_in.weight"].view(-1)[3].fill_(float("nan")))
+    with pytest.raises(
+        InputError, match="model: NaN or infinity in the weights, first in unet conv_in.weight"
+    ):
+        load_model(folder)
+
+
+def test_an_embedded_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "EMBEDDED", tmp_path / "embedded")
+    with pytest.raises(InputError, match=r"embedded: model_index\.json missing"):
+        load_model()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "model nowhere: no such file or folder; expected embedded, a diffusers folder"),
+        ("./no/where", "no such file or folder"),
+        ("https://huggingface.co/a/b", "no such file or folder"),
+        ("some/where", "model some/where: not on this disk, looked in .*models--some--where"),
+        (__file__, r"expected a \.safetensors file, got \.py"),
+    ],
+)
+def test_a_source_that_is_none(source, message, cache):
+    with pytest.raises(InputError, match=message):
+        load_model(source)
+
+
+def test_a_dtype_that_is_none():
+    with pytest.raises(InputError, match="expected float32, bfloat16 or float16"):
+        load_model(saved_model.folder(), dtype=torch.float64)
+
+
+def test_loading_prints_nothing(capfd):
+    load_model(saved_model.folder())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pipeline_shares_its_weights():
+    pipe = saved_model.pipeline()
+    model = from_diffusers(pipe)
+    assert_model(model)
+    shared = dict(pipe.unet.named_parameters())
+    assert all(weight.data_ptr() == shared[name].data_ptr() for name, weight in model.unet.named_parameters())
+    assert model.vae is pipe.vae
+    assert model.text_encoders == (pipe.text_encoder, pipe.text_encoder_2)
+
+
+def components():
+    return {**saved_model.pipeline().components}
+
+
+def test_an_adapter_pipeline():
+    parts = {
+        name: part
+        for name, part in components().items()
+        if name not in ("feature_extractor", "image_encoder")
+    }
+    pipe = StableDiffusionXLAdapterPipeline(
+        **parts, adapter=make_adapter(), force_zeros_for_empty_prompt=False
+    )
+    model = from_diffusers(pipe, name="mine")
+    assert model.name == "mine"
+    assert model.force_zeros_for_empty_prompt is False
+    assert_weights(model.unet, saved_model.pipeline().unet)
+
+
+def test_a_float16_pipeline_keeps_its_vae():
+    parts = components()
+    half = copy.deepcopy(parts["vae"]).half()
+    pipe = type(saved_model.pipeline())(**parts | {"vae": half})
+    model = from_diffusers(pipe)
+    assert half.dtype == torch.float16
+    assert model.vae.dtype == torch.float32
+    assert_weights(model.vae, half)
+
+
+@pytest.mark.parametrize("absent", [["text_encoder"], ["text_encoder_2", "tokenizer_2"], ["scheduler"]])
+def test_a_pipeline_without_a_part(absent):
+    pipe = type(saved_model.pipeline())(**components() | dict.fromkeys(absent))
+    with pytest.raises(
+        InputError, match=f"it has no {', '.join(absent)}; expected an SDXL text-to-image model"
+    ):
+        from_diffusers(pipe)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
+def test_a_pipeline_with_a_lora_that_is_not_fused(part):
+    parts = components()
+    parts[part] = copy.deepcopy(parts[part])
+    target = "to_q" if part == "unet" else "q_proj"
+    parts[part].add_adapter(LoraConfig(target_modules=[target]))
+    with pytest.raises(InputError, match="has LoRA layers; expected them fused"):
+        from_diffusers(type(saved_model.pipeline())(**parts))
+
+
+def test_a_tokenizer_that_is_too_large():
+    parts = components()
+    tokenizer = copy.deepcopy(parts["tokenizer"])
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(InputError, match="the tokenizer has .* tokens, its text encoder"):
+        from_diffusers(type(saved_model.pipeline())(**parts | {"tokenizer": tokenizer}))

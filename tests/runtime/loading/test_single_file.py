@@ -1,0 +1,264 @@
+"""runtime.loading.single_file: the original SDXL layout loads to the bit, and the configs shipped for it are SDXL's."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders import single_file_utils
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from runtime.errors import InputError
+from runtime.loading.folder import check_configs
+from runtime.loading.single_file import CONFIGS, UNET, VAE, load_single_file, load_tokenizers, load_vae_file
+from runtime.loading.weights import read_json
+from runtime.model.config import UNetConfig
+from runtime.model.unet import UNet
+from tests.support import saved_model
+from tests.support.saved_model import assert_same, cached_snapshot, edit_tensors, options
+from tests.support.single_file_layout import to_single_file, vae_tensors
+
+
+def load(path, **arguments):
+    return load_single_file(path, dtype=torch.float32, config=saved_model.folder(), **arguments)
+
+
+def test_round_trip_to_the_bit():
+    assert_same(load(saved_model.single_file()))
+
+
+def test_a_checkpoint_loads_only_when_asked_for(tmp_path):
+    torch.save(
+        {"state_dict": load_file(saved_model.single_file()), "global_step": 7}, tmp_path / "model.ckpt"
+    )
+    with pytest.raises(InputError, match=r"model\.ckpt: a pickle"):
+        load(tmp_path / "model.ckpt")
+    assert_same(load(tmp_path / "model.ckpt", allow_pickle=True))
+
+
+@pytest.mark.parametrize(
+    ("markers", "expected"),
+    [
+        ([], {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}),
+        (["v_pred"], {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}),
+        (["v_pred", "ztsnr"], {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
+        (["v_pred", "ztsnr"], {"rescale_betas_zero_snr": True}),
+    ],
+)
+def test_marker_tensors_set_the_noise_schedule(tmp_path, markers, expected):
+    path = edit_tensors(
+        saved_model.single_file(),
+        lambda tensors: tensors.update({name: torch.zeros(0) for name in markers}),
+        tmp_path / "model.safetensors",
+    )
+    assert expected.items() <= options(load(path).scheduler).items()
+
+
+KINDS = {
+    "conditioner.embedders.0.model.token_embedding.weight": "the SDXL refiner",
+    "cond_stage_model.model.ln_final.weight": "a Stable Diffusion 2 model",
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": "a Stable Diffusion 1 model",
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "a Stable Diffusion 3 model",
+    "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "a Flux model",
+    "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": "a LoRA",
+    "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight": "a LoRA",
+    "control_model.zero_convs.0.0.weight": "a ControlNet",
+    "adapter.body.0.resnets.0.block1.weight": "a T2I-Adapter",
+    "down_blocks.0.resnets.0.conv1.weight": "one part of a model in diffusers' layout",
+    "something.else": f"no {UNET} in it",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_kinds_of_files_are_named(tmp_path, name):
+    save_file({name: torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: {KINDS[name]}.*expected an SDXL text-to-image model"
+    ):
+        load(tmp_path / "model.safetensors")
+
+
+def widen_input(tensors, channels):
+    weight = tensors[UNET]
+    tensors[UNET] = torch.zeros(weight.shape[0], channels, *weight.shape[2:])
+
+
+def drop(part):
+    def edit(tensors):
+        del tensors[next(name for name in sorted(tensors) if part in name)]
+
+    return edit
+
+
+def double(part):
+    def edit(tensors):
+        name = next(name for name in sorted(tensors) if part in name)
+        tensors[name] = torch.cat([tensors[name]] * 2)
+
+    return edit
+
+
+SPOILED = {
+    "inpainting": (lambda tensors: widen_input(tensors, 9), "an inpainting model"),
+    "editing": (lambda tensors: widen_input(tensors, 8), "an image-editing model"),
+    "Playground": (lambda tensors: tensors.update(edm_mean=torch.zeros(4)), "a Playground v2.5 model"),
+    "CosXL": (lambda tensors: tensors.update({"edm_vpred.sigma_max": torch.ones(1)}), "a CosXL model"),
+    "UNet weight missing": (
+        drop("middle_block.1.proj_in.weight"),
+        "does not fit SDXL's layout: a weight is missing",
+    ),
+    "time weight missing": (
+        drop("label_emb.0.2.weight"),
+        r"does not fit SDXL's layout: no label_emb\.0\.2\.weight in it",
+    ),
+    "text weight missing": (
+        drop("embedders.0.transformer.text_model.final"),
+        "1 weights of the CLIPTextModel missing",
+    ),
+    "pooled weight missing": (
+        drop("embedders.1.model.text_projection"),
+        "CLIPTextModelWithProjection missing",
+    ),
+    "VAE weight missing": (drop("decoder.norm_out.weight"), "not a VAE of this model: a weight is missing"),
+    "other UNet": (double("input_blocks.1.0.in_layers.2.weight"), "does not fit SDXL's layout: .*shape"),
+    "other VAE": (double("decoder.conv_in.weight"), "not a VAE of this model: .*shape"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_is_wrong_is_said(tmp_path, case):
+    edit, message = SPOILED[case]
+    path = edit_tensors(saved_model.single_file(), edit, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=rf"model\.safetensors: .*{message}"):
+        load(path)
+
+
+def test_a_file_without_vae_needs_another(tmp_path):
+    def without_vae(tensors):
+        for name in [name for name in tensors if name.startswith("first_stage_model.")]:
+            del tensors[name]
+
+    path = edit_tensors(saved_model.single_file(), without_vae, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=f"no {VAE} in it"):
+        load(path)
+    assert_same(load(path, vae=saved_model.pipeline().vae))
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original", "whole model"])
+def test_vae_files(tmp_path, layout):
+    path, vae = tmp_path / "vae.safetensors", saved_model.pipeline().vae
+    if layout == "whole model":
+        path = saved_model.single_file()
+    else:
+        tensors = vae.state_dict() if layout == "diffusers" else vae_tensors(vae)
+        save_file({name: value.half().contiguous() for name, value in tensors.items()}, path)
+    loaded = load_vae_file(path, saved_model.folder() / "vae")
+    for name, value in vae.state_dict().items():
+        expected = value if layout == "whole model" else value.half().float()
+        assert torch.equal(loaded.state_dict()[name], expected), name
+
+
+def bare_vocabulary(folder):
+    """CLIP's two files with a few letters for a vocabulary."""
+    letters = [*"!abc", *(f"{letter}</w>" for letter in "!abc"), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def assert_paddings(tokenizers):
+    first, second = (t("a b", padding="max_length", max_length=6).input_ids for t in tokenizers)
+    assert first == [8, 5, 6, 9, 9, 9]
+    assert second == [8, 5, 6, 9, 0, 0]
+    assert [t.model_max_length for t in tokenizers] == [77, 77]
+
+
+def test_one_vocabulary_serves_both_tokenizers(tmp_path):
+    assert_paddings(load_tokenizers(bare_vocabulary(tmp_path), search=False))
+
+
+@pytest.mark.parametrize(
+    ("repository", "parts"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", ("tokenizer", "tokenizer_2")),
+        ("openai/clip-vit-large-patch14", (".",)),
+    ],
+)
+def test_the_vocabulary_is_found_in_the_cache(tmp_path, monkeypatch, repository, parts):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = cached_snapshot(tmp_path, repository)
+    for part in parts:
+        bare_vocabulary(snapshot / part)
+    assert_paddings(load_tokenizers(tmp_path / "nowhere"))
+
+
+def test_without_a_vocabulary_the_error_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        InputError, match=r"put vocab\.json and merges\.txt of openai/clip-vit-large-patch14"
+    ) as error:
+        load_single_file(saved_model.single_file(), dtype=torch.float32, config=CONFIGS)
+    assert str(tmp_path / "cache") in str(error.value)
+    with pytest.raises(InputError, match=r"no tokenizer in \S*empty, .* put vocab"):
+        load(saved_model.single_file(), tokenizer=tmp_path / "empty")
+    bare_vocabulary(tmp_path / "broken").joinpath("vocab.json").write_text("{")
+    with pytest.raises(InputError, match="broken: tokenizer not readable"):
+        load(saved_model.single_file(), tokenizer=tmp_path / "broken")
+
+
+@pytest.fixture(scope="module")
+def full_size() -> dict[str, torch.nn.Module]:
+    """SDXL at full size from the shipped configs: shapes only, no memory."""
+    texts = (CLIPTextConfig.from_pretrained(CONFIGS / name) for name in ("text_encoder", "text_encoder_2"))
+    with torch.device("meta"):
+        return {
+            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / "unet")),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae")),
+            "text_encoder": CLIPTextModel(next(texts)),
+            "text_encoder_2": CLIPTextModelWithProjection(next(texts)),
+        }
+
+
+# The parameters and tensors of sd_xl_base_1.0.safetensors: 2515 tensors, with CLIP's position_ids and logit_scale.
+PARAMETERS = {"unet": 2567463684, "vae": 83653863, "text_encoder": 123060480, "text_encoder_2": 694659840}
+TENSORS = {"unet": 1680, "vae": 248, "text_encoder": 196, "text_encoder_2": 517}
+IN_THE_FILE = {
+    "model.diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),
+    "model.diffusion_model.middle_block.1.transformer_blocks.9.ff.net.0.proj.weight": (10240, 1280),
+    "model.diffusion_model.output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+    "model.diffusion_model.output_blocks.8.0.skip_connection.weight": (320, 640, 1, 1),
+    "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+    "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768),
+    "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight": (3840, 1280),
+    "conditioner.embedders.1.model.text_projection": (1280, 1280),
+    "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+    "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
+    "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+}
+
+
+def test_shipped_configs_have_the_size_of_sdxl(full_size):
+    assert {name: sum(p.numel() for p in part.parameters()) for name, part in full_size.items()} == PARAMETERS
+    assert {name: len(part.state_dict()) for name, part in full_size.items()} == TENSORS
+    check_configs("sdxl", *(read_json(CONFIGS / part / "config.json") for part in full_size))
+
+
+def test_full_size_single_file_maps_onto_every_weight(full_size):
+    pipe = StableDiffusionXLPipeline(tokenizer=None, tokenizer_2=None, scheduler=None, **full_size)
+    file = to_single_file(pipe)
+    assert len(file) == 2515
+    assert {name: tuple(file[name].shape) for name in IN_THE_FILE} == IN_THE_FILE
+
+    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(file), full_size["unet"].config)
+    vae = single_file_utils.convert_ldm_vae_checkpoint(dict(file), full_size["vae"].config)
+    pooled = single_file_utils.convert_open_clip_checkpoint(
+        full_size["text_encoder_2"], dict(file), prefix="conditioner.embedders.1.model."
+    )
+    with torch.device("meta"):
+        own = UNet(UNetConfig.from_diffusers(read_json(CONFIGS / "unet" / "config.json")))
+    for converted, model in ((unet, own), (vae, full_size["vae"]), (pooled, full_size["text_encoder_2"])):
+        expected = {name: value.shape for name, value in model.state_dict().items()}
+        assert {name: value.shape for name, value in converted.items()} == expected

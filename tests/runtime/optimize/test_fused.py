@@ -1,0 +1,80 @@
+"""A UNet and a VAE on `kernels.ops` compute what they computed before: by the reference, and by the kernels."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernels import ops
+from runtime import LocalControlPipeline, Region
+from runtime.loading.load import from_diffusers
+from runtime.optimize.fused import FusedGEGLU, FusedGroupNormSiLU, fuse_unet, fuse_vae, fuses_here
+from tests.support.tiny import make_adapter, make_pipeline
+from tests.support.tolerances import assert_close, relative_rms
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BACKENDS = [
+    "torch",
+    pytest.param("triton", marks=pytest.mark.skipif(not ops.INTERPRETED, reason="not interpreted")),
+]
+
+
+def run(unet, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    ids = torch.ones(2, 6, device=device)
+    time = [t[0] for t in unet.embed_time(torch.tensor([500.0], device=device), random(2, 16), ids)]
+    return unet(random(2, 4, 8, 6), time, unet.project_text(random(2, 77, 32)))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_unet(backend):
+    unet = from_diffusers(make_pipeline()).unet
+    expected, names = run(unet), list(unet.state_dict())
+    with ops.use_backend(backend):
+        assert_close("prediction", run(fuse_unet(unet)), expected, "unet")
+    kinds = [type(m) for m in unet.modules()]
+    assert FusedGroupNormSiLU in kinds and FusedGEGLU in kinds
+    assert nn.GroupNorm not in kinds and list(unet.state_dict()) == names
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_vae(backend):
+    vae = make_pipeline().vae
+    latents, pixels, names = torch.randn(1, 4, 4, 6), torch.rand(1, 3, 32, 48), list(vae.state_dict())
+    expected = vae.decode(latents).sample, vae.encode(pixels).latent_dist.mean
+    with ops.use_backend(backend):
+        made = fuse_vae(vae).decode(latents).sample, vae.encode(pixels).latent_dist.mean
+    assert_close("pixels", made[0], expected[0], "unet")
+    assert_close("latents", made[1], expected[1], "unet")
+    assert list(vae.state_dict()) == names
+
+
+def test_where_kernels_run():
+    assert fuses_here("auto", torch.device("cuda")) and fuses_here("triton", torch.device("cpu"))
+    assert not fuses_here("auto", torch.device("cpu")) and not fuses_here("torch", torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_unet_on_a_gpu(dtype):
+    unet = from_diffusers(make_pipeline().to("cuda", torch.float32)).unet
+    expected = run(unet, "cuda")
+    assert_close("prediction", run(fuse_unet(unet.to(dtype)), "cuda", dtype), expected, "unet")
+
+
+@pytest.mark.gpu
+def test_a_pipeline_on_a_gpu_is_fused_and_draws_the_same():
+    condition = (torch.rand(1, 1, 64, 64) > 0.8).float()
+    drawn = []
+    for backend in ("torch", "auto"):
+        pipe = LocalControlPipeline.from_diffusers(
+            make_pipeline().to("cuda"), {"canny": make_adapter()}, backend
+        )
+        drawn.append(pipe("a star", [Region(condition)], steps=4, seed=0).latents)
+    assert relative_rms(drawn[1], drawn[0]) < 1e-3

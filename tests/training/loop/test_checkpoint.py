@@ -1,0 +1,156 @@
+"""training.loop.checkpoint: what is saved comes back to the same bits, or is told to be damaged."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from runtime.errors import InputError
+from runtime.loading.adapter import load_adapter
+from training.config import TrainConfig
+from training.loop import checkpoint
+from training.loop.checkpoint import OPTIMIZER, RUN, WEIGHTS, State
+from training.loop.optimize import make_optimizer
+from training.loop.step import new_adapter
+
+SIZE = 32, 32, 32, 32
+
+
+@pytest.fixture
+def adapter():
+    return new_adapter(SIZE, 1, 1).to(memory_format=torch.channels_last)
+
+
+def trained(adapter, config, steps, optimizer=None):
+    """An adapter after some steps whose gradients depend on its weights alone."""
+    optimizer = optimizer or make_optimizer(list(adapter.parameters()), config)
+    for _ in range(steps):
+        sum(f.square().mean() for f in adapter(torch.ones(1, 1, 32, 32))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def state_of(adapter, optimizer, step=1):
+    names = [name for name, _ in adapter.named_parameters()]
+    weights = {name: checkpoint.whole(p) for name, p in adapter.named_parameters()}
+    return State(step, weights, weights, checkpoint.optimizer_tensors(optimizer, names), 2, "data")
+
+
+def saved(adapter, out, step=1, keep=3, **settings):
+    config = TrainConfig(out=str(out), lr=1e-2, **settings)
+    checkpoint.checkpoints(out).mkdir(exist_ok=True)
+    state = state_of(adapter, trained(adapter, config, 2), step)
+    shape = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
+    return checkpoint.save(state, config, shape, keep), config, state
+
+
+def found(config, said=None, samples=2, data="data"):
+    return checkpoint.find(config, samples, data, [].append if said is None else said.append)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_optimizer_goes_on_to_the_same_bits(layout):
+    """Fused AdamW walks through memory: a state that lies otherwise than its parameter would be applied to others."""
+    torch.manual_seed(0)
+    config, ours = TrainConfig(lr=1e-2), new_adapter(SIZE, 1, 1).to(memory_format=layout)
+    optimizer = trained(ours, config, 2)
+    names = [name for name, _ in ours.named_parameters()]
+    tensors = checkpoint.optimizer_tensors(optimizer, names)
+    assert all(t.is_contiguous() for t in tensors.values())
+    other = new_adapter(SIZE, 1, 1).to(memory_format=layout)
+    other.load_state_dict(ours.state_dict())
+    resumed = make_optimizer(list(other.parameters()), config)
+    checkpoint.load_optimizer(resumed, names, tensors)
+    trained(ours, config, 2, optimizer)
+    trained(other, config, 2, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), other.parameters(), strict=True))
+
+
+def test_checkpoint_comes_back_whole(adapter, tmp_path):
+    path, config, state = saved(adapter, tmp_path)
+    where, again = found(config)
+    assert where == path and (again.step, again.samples, again.data) == (1, 2, "data")
+    for part in ("adapter", "ema", "optimizer"):
+        ours, theirs = getattr(state, part), getattr(again, part)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("part", ["adapter", "ema"])
+def test_checkpoints_weights_are_an_adapter(part, adapter, tmp_path):
+    path, _, state = saved(adapter, tmp_path)
+    loaded = load_adapter(path / part, device="cpu", dtype=torch.float32)
+    assert all(torch.equal(p, state.adapter[name]) for name, p in loaded.named_parameters())
+
+
+def test_only_the_last_ones_are_kept(adapter, tmp_path):
+    for step in (5, 20, 100):
+        saved(adapter, tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000020", "00000100"]
+
+
+def test_what_a_killed_process_left_is_removed(adapter, tmp_path):
+    path, *_ = saved(adapter, tmp_path)
+    left = path.with_name(".00000002.abcd.part")
+    left.mkdir()
+    (left / RUN).write_text("{}")
+    (tmp_path / ".x.safetensors.part").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path) == [path]
+    checkpoint.clear_partial(tmp_path)
+    assert not left.exists() and not (tmp_path / ".x.safetensors.part").exists() and path.exists()
+
+
+@pytest.mark.parametrize("name", [f"adapter/{WEIGHTS}", f"ema/{WEIGHTS}", OPTIMIZER, RUN])
+def test_damaged_checkpoint_gives_way_to_the_one_before(name, adapter, tmp_path):
+    first, config, _ = saved(adapter, tmp_path, 1)
+    second, *_ = saved(adapter, tmp_path, 2)
+    file = second / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = []
+    assert found(config, said)[0] == first
+    assert len(said) == 1 and str(second) in said[0] and "trying the one before" in said[0]
+
+
+def test_no_readable_checkpoint_is_an_error(adapter, tmp_path):
+    path, config, _ = saved(adapter, tmp_path)
+    (path / OPTIMIZER).unlink()
+    with pytest.raises(InputError, match="none of its checkpoints can be read"):
+        found(config)
+
+
+def test_named_checkpoint_has_to_be_readable(adapter, tmp_path):
+    path, config, _ = saved(adapter, tmp_path)
+    config = dataclasses.replace(config, resume=str(path))
+    assert found(config)[0] == path
+    (path / OPTIMIZER).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        found(config)
+
+
+def test_what_must_not_change_is_named(adapter, tmp_path):
+    _, config, _ = saved(adapter, tmp_path)
+    changed = dataclasses.replace(config, seed=1, z0_loss="mse", workers=7, batch=1, accumulate=4)
+    with pytest.raises(
+        InputError, match="z0_loss 'mse', was 'sobel'; seed 1, was 0; samples of a step 4, was 2"
+    ):
+        found(changed, samples=4)
+    with pytest.raises(InputError, match="the samples are others"):
+        found(config, data="other")
+    said = []
+    assert found(dataclasses.replace(changed, force_resume=True), said, data="other") is not None
+    assert "resuming although settings have changed" in said[0]
+
+
+@pytest.mark.parametrize(("schedule", "free"), [("constant", True), ("cosine", False)])
+def test_more_steps_are_the_same_run_where_the_rate_does_not_depend_on_them(
+    schedule, free, adapter, tmp_path
+):
+    _, config, _ = saved(adapter, tmp_path, lr_schedule=schedule)
+    assert bool(dataclasses.replace(config, steps=99).changed(config)) is not free
+
+
+def test_configuration_beside_the_weights_reads_back(adapter, tmp_path):
+    path, config, _ = saved(adapter, tmp_path, mask_shapes=("box", "circle"))
+    assert TrainConfig.read(path / RUN) == config
+    assert {"step", "config", "versions", "commit"} <= json.loads((path / RUN).read_text()).keys()

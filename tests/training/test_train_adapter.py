@@ -1,0 +1,225 @@
+"""training.train_adapter: the command line, from bad input to a run that is killed and goes on."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from PIL import Image
+from safetensors.torch import load_file
+
+from runtime import LocalControlPipeline, Region
+from tests.support import cpus
+from tests.support.tiny import make_adapter
+from tests.support.training_runs import command, make_scenes, train
+from training.config import TrainConfig, with_preset
+from training.loop.checkpoint import WEIGHTS, describe, newest
+from training.train_adapter import make_parser, with_dtype
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return make_scenes(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert train(scenes, out) == 0
+    return out
+
+
+def same_weights(a, b):
+    a, b = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_setting_is_an_option():
+    options = {o for action in make_parser()._actions for o in action.option_strings}
+    assert {"--" + name.replace("_", "-") for name in TrainConfig.__dataclass_fields__} <= options
+
+
+def test_options_given_by_hand_win_over_the_preset(scenes, tmp_path):
+    assert train(scenes, tmp_path, "--preset=paper", "--steps=1", "--batch=2", "--accumulate=1") == 0
+    config = TrainConfig.read(tmp_path / "training.json")
+    assert (config.steps, config.batch, config.mask_resize, config.scale_lr) == (1, 2, "nearest", True)
+
+
+@pytest.mark.parametrize("kind", cpus.KINDS, ids=lambda kind: kind.name)
+def test_arithmetic_is_in_bf16_only_where_the_cpu_is_quick_in_it(kind, tmp_path, monkeypatch):
+    cpus.pretend(kind, monkeypatch)
+    config = with_preset("masked-sobel", {"out": str(tmp_path)})
+    assert with_dtype(config).dtype == ("bf16" if kind.bf16 else "fp32")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_its_arithmetic_on_another_cpu(dtype, tmp_path, monkeypatch):
+    cpus.pretend(next(kind for kind in cpus.KINDS if kind.bf16 == (dtype == "fp32")), monkeypatch)
+    config = TrainConfig(out=str(tmp_path))
+    checkpoint = tmp_path / "checkpoints" / "00000002"
+    checkpoint.mkdir(parents=True)
+    text = describe(dataclasses.replace(config, dtype=dtype), 2)
+    (checkpoint / "training.json").write_text(text, "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a CPU that is slow in bf16
+        assert with_dtype(config).dtype == dtype
+        assert with_dtype(dataclasses.replace(config, resume=str(checkpoint))).dtype == dtype
+    assert with_dtype(dataclasses.replace(config, resume="never")).dtype != dtype
+
+
+def test_result_loads_in_diffusers_and_draws_in_the_pipeline(finished):
+    adapter = T2IAdapter.from_pretrained(finished)
+    assert adapter.config.adapter_type == "full_adapter_xl" and adapter.config.in_channels == 1
+    pipe = LocalControlPipeline.from_pretrained("embedded", {"mine": str(finished)})
+    region = Region(Image.new("L", (128, 128)), adapter="mine")
+    assert pipe("a red star", [region], steps=2, seed=0).images[0].size == (128, 128)
+
+
+def test_interrupted_run_goes_on_to_the_same_bits(scenes, finished, tmp_path, monkeypatch):
+    from training.loop.trainer import Trainer
+
+    step = Trainer._take_step
+
+    def stop_after_three(self, batches):
+        terms = step(self, batches)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    monkeypatch.setattr(Trainer, "_take_step", stop_after_three)
+    assert train(scenes, tmp_path) == 128 + signal.SIGTERM
+    assert newest(tmp_path)[-1].name == "00000003" and not (tmp_path / WEIGHTS).exists()
+    monkeypatch.setattr(Trainer, "_take_step", step)
+    assert train(scenes, tmp_path) == 0
+    assert same_weights(tmp_path, finished)
+
+
+def killed_runs(scenes, out, kills, steps, seed=0):
+    """Kill a run `kills` times at random moments of its training; return how often it was not yet done."""
+    rng = random.Random(seed)
+    arguments = command(scenes, out, f"--steps={steps}", "--workers=1")
+    call = [sys.executable, "-m", "training.train_adapter", *arguments]
+    for killed in range(kills):
+        with subprocess.Popen(
+            call, env=ONE_THREAD, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as run:
+            _wait_for(run.stdout, b"training:")
+            try:
+                run.wait(rng.uniform(0, 2.0))
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+            run.stdout.read()
+        if run.returncode == 0:
+            return killed
+    return kills
+
+
+def _wait_for(stream, text):
+    seen = b""
+    while text not in seen:
+        byte = stream.read(1)
+        assert byte, seen.decode()
+        seen += byte
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_run_goes_on_to_the_same_bits(kills, scenes, tmp_path):
+    steps, threads = 12 * kills + 12, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert train(scenes, tmp_path / "whole", f"--steps={steps}") == 0
+        assert killed_runs(scenes, tmp_path / "killed", kills, steps) > 0
+        assert train(scenes, tmp_path / "killed", f"--steps={steps}") == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob("*.part"))
+
+
+def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(scenes, tmp_path):
+    """And prepare a cache of their own together."""
+    options = f"--cache={tmp_path / 'cache'}", "--steps=4", "--ema=0"
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    call += ["training.train_adapter", *command(scenes, tmp_path / "two", *options)]
+    environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert train(scenes, tmp_path / "one", *options, "--batch=4") == 0
+    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
+    for name in one:  # float32 sums in another order, through four steps of Adam
+        assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data="], "data: not given"),
+        (["--data=nowhere"], "data nowhere: no such folder"),
+        (["--preset=nope"], "preset 'nope' is unknown"),
+        (["--steps=-1"], "steps -1: expected 1 or more"),
+        (["--batch=0"], "batch 0: expected 1 or more"),
+        (["--lr=0"], "lr 0.0: expected more than 0"),
+        (["--condition=nope"], "condition 'nope': expected one of"),
+        (["--dtype=fp16"], "dtype fp16: a CPU trains in fp32 or bf16"),
+        (["--model=nowhere"], "model nowhere: no such file or folder"),
+        (["--adapter=nowhere"], "adapter nowhere: not found"),
+        (["--flip"], "flip: mirrors every second crop"),
+        (["--mask-from=nowhere"], "nowhere: no such folder"),
+        (["--validation-samples=14"], "validation_samples 14: there are only 14 samples"),
+        (["--resume=nowhere"], "checkpoint nowhere: cannot be read"),
+        (["--optimizer=adamw8bit"], "optimizer adamw8bit: needs the package bitsandbytes"),
+    ],
+)
+def test_bad_input_is_one_line(options, said, scenes, tmp_path, capsys):
+    assert train(scenes, tmp_path / "out", *options) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out" / WEIGHTS).exists() and newest(tmp_path / "out") == []
+
+
+def test_adapter_of_other_channels_is_refused(scenes, tmp_path, capsys):
+    make_adapter().save_pretrained(tmp_path / "other")
+    assert train(scenes, tmp_path / "out", f"--adapter={tmp_path / 'other'}") == 2
+    assert "the UNet expects (64, 96, 112, 112)" in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_written_is_refused(scenes, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert train(scenes, tmp_path / "file" / "out") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_changed_settings_are_named_and_can_be_forced(scenes, finished, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "out")
+    assert train(scenes, tmp_path / "out", "--z0-weight=0.5", "--save-every=3") == 2
+    said = capsys.readouterr().err
+    assert "settings have changed: z0_weight 0.5, was 0.1;" in said and "save_every" not in said
+    assert train(scenes, tmp_path / "out", "--z0-weight=0.5", "--steps=7", "--force-resume") == 0
+    assert newest(tmp_path / "out")[-1].name == "00000007"
+
+
+def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "out")
+    assert train(scenes, tmp_path / "out", "--batch=4", "--steps=8") == 2
+    assert "samples of a step 4, was 2" in capsys.readouterr().err
+    shutil.copytree(scenes, tmp_path / "scenes")
+    next((tmp_path / "scenes").glob("*.png")).unlink()
+    assert train(tmp_path / "scenes", tmp_path / "out", "--steps=8") == 2
+    assert "the samples are others" in capsys.readouterr().err
+
+
+def test_never_resuming_does_not_overwrite(scenes, finished, capsys):
+    assert train(scenes, finished, "--resume=never") == 2
+    assert "has checkpoints" in capsys.readouterr().err

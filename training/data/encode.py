@@ -1,0 +1,80 @@
+"""The VAE's latents and the text encoders' states of what the cache lacks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+from runtime.errors import InputError
+from runtime.loading.load import Model
+from runtime.sampling.text import encode_prompts
+from training.config import TrainConfig
+from training.data.stores import CACHE_DTYPES, Stores, text_key
+
+ENCODE_PIXELS = 4 * 2**20  # through the VAE at once: four pictures of 1024 x 1024
+PROMPTS = 32  # through the text encoders at once
+
+
+class Encoder:
+    """Runs the VAE and the text encoders on what the reader found missing, in batches, into the stores."""
+
+    def __init__(self, model: Model, stores: Stores, config: TrainConfig, device: torch.device):
+        self.model, self.stores, self.device = model, stores, device
+        self.dtype = CACHE_DTYPES[config.cache_dtype]
+        self.images: dict[tuple, list[dict]] = defaultdict(list)
+        self.captions: dict[str, None] = {}
+        self._want_text("")
+
+    def add(self, item: dict) -> None:
+        self._want_text(item["entry"][2])
+        for variant in item["variants"]:
+            for store, name in ((self.stores.conditions, "condition"), (self.stores.masks, "mask")):
+                if name in variant and variant["key"] not in store:
+                    store.add(variant["key"], {"png": variant[name]})
+            if "pixels" in variant and variant["key"] not in self.stores.latents:
+                self._want_latents(variant)
+
+    def finish(self) -> None:
+        for variants in self.images.values():
+            self._encode_images(variants)
+        self._encode_captions()
+
+    def _want_latents(self, variant: dict) -> None:
+        shape = variant["pixels"].shape
+        if any(v["key"] == variant["key"] for v in self.images[shape]):
+            return
+        self.images[shape].append(variant)
+        if len(self.images[shape]) * shape[1] * shape[2] >= ENCODE_PIXELS:
+            self._encode_images(self.images.pop(shape))
+
+    def _want_text(self, caption: str) -> None:
+        if text_key(caption) not in self.stores.text:
+            self.captions[caption] = None
+        if len(self.captions) >= PROMPTS:
+            self._encode_captions()
+
+    @torch.inference_mode()
+    def _encode_images(self, variants: list[dict]) -> None:
+        if not variants:
+            return
+        vae = self.model.vae
+        pixels = torch.stack([v["pixels"] for v in variants]).to(self.device, vae.dtype)
+        posterior = vae.encode(pixels / 127.5 - 1).latent_dist
+        for variant, mean, std in zip(variants, posterior.mean, posterior.std, strict=True):
+            if not mean.isfinite().all():
+                raise InputError(f"the VAE's latents are not finite in {vae.dtype}; give --vae one that is")
+            row = {
+                "mean": mean.to(self.dtype),
+                "std": std.to(self.dtype),
+                "ids": torch.tensor(variant["ids"]),
+            }
+            self.stores.latents.add(variant["key"], row)
+
+    @torch.inference_mode()
+    def _encode_captions(self) -> None:
+        captions, self.captions = list(self.captions), {}
+        if captions:
+            text, pooled = (x.to(self.dtype) for x in encode_prompts(self.model, captions))
+            for caption, states, vector in zip(captions, text, pooled, strict=True):
+                self.stores.text.add(text_key(caption), {"states": states, "pooled": vector})

@@ -1,0 +1,72 @@
+"""What the cache of a run holds: the stores, their settings, and the keys of their rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from runtime.loading.load import Model
+from runtime.loading.weights import weights_digest
+from training.config import TrainConfig
+from training.data.cache import Store, digest
+
+CACHE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample that can be trained on: its files' key, its caption and its bucket (height, width)."""
+
+    name: str
+    key: str
+    caption: str
+    bucket: tuple[int, int]
+
+
+@dataclass
+class Stores:
+    """What is kept: "latents" (mean, std, ids), "text" (states, pooled), "conditions" (png), "masks" (png)."""
+
+    latents: Store
+    text: Store
+    conditions: Store
+    masks: Store | None
+
+    @classmethod
+    def open(cls, folder: Path, config: TrainConfig, model: Model) -> Stores:
+        crops = {
+            "resolution": config.resolution, "buckets": config.buckets, "bucket_step": config.bucket_step,
+            "max_aspect": config.max_aspect, "crops": config.crops, "flip": config.flip,
+        }  # fmt: skip
+        vae = {"vae": weights_digest(model.vae), "dtype": config.cache_dtype}
+        text = {"text_encoders": weights_digest(*model.text_encoders), "dtype": config.cache_dtype}
+        condition = "ready" if config.condition_from else config.condition
+        return cls(
+            Store(folder, "latents", crops | vae),
+            Store(folder, "text", text),
+            Store(folder, "conditions", crops | {"condition": condition}),
+            Store(folder, "masks", crops | {"kind": config.mask_kind}) if config.mask_from else None,
+        )
+
+    def all(self) -> list[Store]:
+        return [
+            store for store in (self.latents, self.text, self.conditions, self.masks) if store is not None
+        ]
+
+    def lacking(self, entries: list[Entry], crops: int) -> list[str]:
+        """What is not there, in words: the kinds of which rows are missing."""
+        keys = {row_key(e.key, v) for e in entries for v in range(crops)}
+        text = {text_key(""), *(text_key(e.caption) for e in entries)}
+        wanted = [(store, text if store is self.text else keys) for store in self.all()]
+        absent = ((store.kind, sum(key not in store for key in keys)) for store, keys in wanted)
+        return [f"{count} {kind}" for kind, count in absent if count]
+
+
+def row_key(key: str, variant: int) -> str:
+    return f"{key}-{variant}"
+
+
+def text_key(caption: str) -> str:
+    return digest(caption)

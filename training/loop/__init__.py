@@ -1,0 +1,1 @@
+"""The training loop: the loss, the step, checkpoints, validation."""

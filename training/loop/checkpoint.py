@@ -1,0 +1,228 @@
+"""Checkpoints: the whole state of a run, written whole or not at all.
+
+`OUT/checkpoints/00000500/` has adapter/ and ema/ (diffusers' layout: `runtime.generate --adapter` loads either),
+optimizer.safetensors and training.json. Randomness is no part of the state: it follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import T2IAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from runtime.errors import InputError
+from runtime.machine.files import new_folder, replacing
+from runtime.machine.report import commit, versions
+from training.config import TrainConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+RUN = "training.json"
+
+
+@dataclass
+class State:
+    """adapter, ema: by parameter name; ema is empty where the run has none. optimizer: "parameter/name" -> tensor.
+
+    samples: of a step, over all processes. data: a digest of the samples trained on. With both, `step` says which ones
+    come next.
+    """
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    samples: int
+    data: str
+
+
+def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) -> Path:
+    """Write a checkpoint and remove all but the last `keep`. InputError where the disk does not take it."""
+    folder = checkpoints(config.out) / f"{state.step:08d}"
+    try:
+        if folder.exists():  # the state of this step, written before
+            shutil.rmtree(folder)
+        with new_folder(folder) as partial:
+            save_adapter(partial / "adapter", state.adapter, adapter_config)
+            if state.ema:
+                save_adapter(partial / "ema", state.ema, adapter_config)
+            save_file(dict(state.optimizer), partial / OPTIMIZER)
+            about = describe(config, state.step, samples_of_step=state.samples, data_digest=state.data)
+            (partial / RUN).write_text(about, "utf-8")
+    except (OSError, SafetensorError) as error:
+        last = newest(config.out)
+        kept = f"the last checkpoint is {last[-1]}" if last else "there is no checkpoint"
+        raise InputError(f"cannot write the checkpoint {folder}: {error}; {kept}") from error
+    for old in newest(config.out)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def save_result(
+    weights: Mapping[str, Tensor], config: TrainConfig, adapter_config: Mapping, step: int
+) -> None:
+    """The finished adapter in the run's folder. InputError where the disk does not take it."""
+    out = Path(config.out)
+    try:
+        save_adapter(out, weights, adapter_config)
+        with replacing(out / RUN) as partial:
+            partial.write_text(describe(config, step), "utf-8")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write the adapter to {out}: {error}; it is in its last checkpoint"
+        ) from error
+
+
+def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -> None:
+    """In diffusers' layout; a file that is there is replaced whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file({k: v.contiguous() for k, v in weights.items()}, partial, metadata={"format": "pt"})
+    text = json.dumps({"_class_name": T2IAdapter.__name__, **config}, indent=2)
+    with replacing(folder / "config.json") as partial:
+        partial.write_text(text + "\n", "utf-8")
+
+
+def describe(config: TrainConfig, step: int, **more) -> str:
+    """The run's full configuration as JSON."""
+    about = {"step": step, **more, "config": config.to_json(), "versions": versions(), "commit": commit()}
+    return json.dumps(about, indent=2) + "\n"
+
+
+def checkpoints(out: str | Path) -> Path:
+    return Path(out) / "checkpoints"
+
+
+def newest(out: str | Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first."""
+    return sorted(p.parent for p in checkpoints(out).glob(f"[0-9]*/{RUN}"))
+
+
+def clear_partial(out: str | Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in (*checkpoints(out).glob(".*.part"), *Path(out).glob(".*.part")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:
+    """The checkpoint to go on from: the newest that can be read, or the one that `resume` names.
+
+    samples, data: of this run, as in State. say: takes lines for the user.
+
+    Raises InputError where that one cannot be read, or where settings have changed and `force_resume` is not given.
+    """
+    if config.resume == "never":
+        if newest(config.out):
+            raise InputError(f"out {config.out}: has checkpoints; expected another folder, or --resume auto")
+        return None
+    found = _newest_readable(config, say) if config.resume == "auto" else _read(Path(config.resume))
+    if found is not None:
+        _check_same(*found, config, samples, data, say)
+    return found
+
+
+def _newest_readable(config: TrainConfig, say) -> tuple[Path, State] | None:
+    for path in reversed(newest(config.out)):
+        try:
+            return _read(path)
+        except Unreadable as error:
+            say(f"warning: {error}; trying the one before")
+    if newest(config.out):
+        raise InputError(f"out {config.out}: none of its checkpoints can be read; start in another folder")
+    return None
+
+
+def dtype_of_run(config: TrainConfig) -> str | None:
+    """Return the data type of the run that `config` goes on from; None where it starts one, or cannot tell."""
+    named = [] if config.resume == "never" else [Path(config.resume)]
+    for path in reversed(newest(config.out)) if config.resume == "auto" else named:
+        with suppress(InputError):
+            return TrainConfig.read(path / RUN).dtype
+    return None
+
+
+class Unreadable(InputError):
+    """A checkpoint that is damaged."""
+
+
+def _read(path: Path) -> tuple[Path, State]:
+    try:
+        about = json.loads((path / RUN).read_text("utf-8"))
+        ema = path / "ema" / WEIGHTS
+        return path, State(
+            step=int(about["step"]),
+            adapter=load_file(path / "adapter" / WEIGHTS),
+            ema=load_file(ema) if ema.exists() else {},
+            optimizer=load_file(path / OPTIMIZER),
+            samples=int(about["samples_of_step"]),
+            data=str(about["data_digest"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise Unreadable(f"checkpoint {path}: cannot be read: {error}") from error
+
+
+def _check_same(path: Path, state: State, config: TrainConfig, samples: int, data: str, say) -> None:
+    """InputError where the run was another one, unless `force_resume` is given."""
+    changed = config.changed(TrainConfig.read(path / RUN))
+    if state.samples != samples:
+        changed.append(f"samples of a step {samples}, was {state.samples}")
+    if state.data != data:
+        changed.append("the samples are others")
+    if changed and not config.force_resume:
+        raise InputError(
+            f"resume {path}: settings have changed: {'; '.join(changed)}; give the same ones, another --out, or "
+            "--force-resume"
+        )
+    if changed:
+        say(f"warning: resuming although settings have changed: {'; '.join(changed)}")
+
+
+def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """An optimizer's state as "parameter/name" -> whole tensor on the CPU; names: of its parameters, in their order."""
+    flat = {}
+    for name, parameter in zip(names, _parameters(optimizer), strict=True):
+        for key, value in optimizer.state[parameter].items():
+            flat[f"{name}/{key}"] = whole(torch.as_tensor(value)).contiguous()
+    return flat
+
+
+def load_optimizer(optimizer: Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put `optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, (name, parameter) in enumerate(zip(names, _parameters(optimizer), strict=True)):
+        mine = {
+            key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name
+        }
+        state[i] = {k: sharded_as(v, parameter) if v.shape == parameter.shape else v for k, v in mine.items()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; of a sharded tensor all of it, for which all processes have to ask."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()).cpu()
+
+
+def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy on the device of `like`, laid out in memory as that is, and sharded as that is.
+
+    The layout matters: fused optimizers walk through a parameter's memory and its state's side by side.
+    """
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

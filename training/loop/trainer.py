@@ -1,0 +1,277 @@
+"""The training loop: batches in, checkpoints, logs and sheets out."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import T2IAdapter
+from torch import Tensor
+
+from kernels import ops
+from runtime.errors import InputError
+from runtime.loading.load import Model
+from training.config import TrainConfig
+from training.data.cache import digest
+from training.data.rows import Plan, Rows, make_loader
+from training.data.stores import Entry, Stores
+from training.loop import checkpoint
+from training.loop.checkpoint import State
+from training.loop.optimize import Average, learning_rate, make_optimizer
+from training.loop.progress import Progress
+from training.loop.step import LossOf
+from training.loop.validate import Validation, adapter_with
+
+
+class Stopped(Exception):
+    """A signal ended the run, after its checkpoint was written."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped at step {step}; --resume auto goes on from there")
+        self.number = number
+
+
+class Trainer:
+    """A run: `run` takes the steps that are left and leaves the finished adapter in `config.out`.
+
+    entries: of all samples; the last `validation_samples` of them, in an order of their own, are only drawn.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: Model,
+        adapter: T2IAdapter,
+        entries: list[Entry],
+        stores: Stores,
+    ):
+        self.config, self.accelerator, self.model = config, accelerator, model
+        self.adapter_config = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
+        self.names = [name for name, _ in adapter.named_parameters()]
+        sharded = (
+            getattr(accelerator.state, "fsdp_plugin", None) is not None
+        )  # FSDP takes contiguous weights only
+        layout = torch.contiguous_format if sharded else torch.channels_last
+        adapter = adapter.float().to(memory_format=layout).train()
+        held_out, training = split(entries, config.validation_samples)
+        vae = model.vae.config.scaling_factor
+        self.loss_of = LossOf(model, config)
+        self.loss_of.unet.checkpointing = config.checkpointing == "on"
+        self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, adapter.config.in_channels)
+        self.validation = Validation(model, self.rows, held_out, config) if held_out else None
+        self.adapter = accelerator.prepare(adapter)
+        self.parameters = [p for p in self.adapter.parameters() if p.requires_grad]
+        self.optimizer = accelerator.prepare(make_optimizer(self.parameters, config))
+        self.average = Average(self.parameters, config.ema) if config.ema else None
+        world = accelerator.num_processes
+        self.samples = config.batch * config.accumulate * world  # of a step
+        self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
+        self.data = digest(*(e.key for e in training))
+        self.step, self.bad_steps, self.signal = 0, 0, 0
+
+    def run(self) -> None:
+        """Raises InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
+        self._resume()
+        batches = iter(self._loader())
+        with self._signals(), ops.use_backend(self.config.backend):
+            bar = Progress(self.accelerator, self.step, self.config.steps, self.samples)
+            while self.step < self.config.steps and not self._asked_to_stop():
+                terms = self._take_step(batches)
+                bar.update(self.step, terms, self.optimizer.param_groups[0]["lr"])
+                done = self.step == self.config.steps
+                if self.step % self.config.save_every == 0 or done:
+                    self.save()
+                every = self.config.validate_every
+                if self.validation and every and (self.step % every == 0 or done):
+                    self.validate()
+            bar.close()
+            if self.step < self.config.steps:
+                self.save()
+                raise Stopped(self.signal, self.step)
+        self._finish()
+
+    def _take_step(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """One optimizer step; skipped, but counted, where the gradient is not finite. Returns the mean terms."""
+        config, total = self.config, {}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config, self.samples)
+        for i in range(config.accumulate):
+            last = i == config.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.adapter):
+                terms = self._losses_and_gradients(next(batches))
+            for name, value in terms.items():
+                total[name] = total.get(name, 0) + value / config.accumulate
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip or math.inf)
+        if (
+            self._is_finite(norm) or self.accelerator.scaler
+        ):  # float16's scaler skips by itself, and then adapts
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.average:
+            self.average.update(self.step)
+        return total
+
+    def _losses_and_gradients(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError:
+            if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
+                return self._too_large(batch)
+        # outside of the handler, whose traceback holds on to the memory
+        self.accelerator.print("out of memory: recomputing activations from now on (--checkpointing on)")
+        self.loss_of.unet.checkpointing = True
+        self._free()
+        return self._losses_and_gradients(batch)
+
+    def _backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        terms = {name: value.mean() for name, value in self.loss_of(self.adapter, batch).items()}
+        self.accelerator.backward(sum(terms.values()))
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _too_large(self, batch: Mapping[str, Tensor]) -> None:
+        """Say which batch would fit: the largest that goes through, by halving."""
+        fits, fails = 0, len(batch["t"])
+        while fails - fits > 1:
+            size = (fits + fails) // 2
+            self._free()
+            try:
+                self._backward({name: value[:size] for name, value in batch.items()})
+                fits = size
+            except torch.OutOfMemoryError:
+                fails = size
+        largest = f"the largest that fits is {fits}" if fits else "not even one sample fits"
+        raise InputError(
+            f"batch {self.config.batch}: out of memory; {largest} (--accumulate makes up for it)"
+        )
+
+    def _free(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _is_finite(self, norm: Tensor) -> bool:
+        """Whether to take the step; the norm is of all processes' gradients, so that they agree."""
+        if bool(torch.isfinite(torch.as_tensor(checkpoint.whole(norm)))):
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        self.accelerator.print(f"step {self.step + 1}: loss or gradient not finite; step skipped")
+        if self.bad_steps >= self.config.nan_limit:
+            last = checkpoint.newest(self.config.out)
+            raise InputError(
+                f"{self.bad_steps} steps in a row without a finite gradient, up to step {self.step + 1}; "
+                f"last checkpoint: {last[-1] if last else 'none'}; try a lower --lr, or --dtype fp32"
+            )
+        return False
+
+    def save(self) -> None:
+        """A checkpoint; all processes take part."""
+        state = self._state()
+        if self.accelerator.is_main_process:
+            checkpoint.save(state, self.config, self.adapter_config, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self) -> None:
+        """The sheet and LFMSE of the weights that would be saved now."""
+        weights = self._final_weights()
+        if self.accelerator.is_main_process:
+            adapter = adapter_with(self.adapter_config, weights, self.model)
+            path = Path(self.config.out) / "validation" / f"{self.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            with self._whole_model():
+                errors = self.validation.run(adapter, path)
+            self.accelerator.log(errors, step=self.step)
+        self.accelerator.wait_for_everyone()
+
+    def offload(self) -> None:
+        """Leave the device to the UNet: the text encoders and the VAE are only needed for drawing."""
+        for part in (self.model.vae, *self.model.text_encoders):
+            part.to("cpu")
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[None]:
+        for part in (self.model.vae, *self.model.text_encoders):
+            part.to(self.accelerator.device)
+        yield
+        self.offload()
+
+    def _state(self) -> State:
+        weights = dict(zip(self.names, map(checkpoint.whole, self.parameters), strict=True))
+        ema = (
+            dict(zip(self.names, map(checkpoint.whole, self.average.values), strict=True))
+            if self.average
+            else {}
+        )
+        optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        return State(self.step, weights, ema, optimizer, self.samples, self.data)
+
+    def _final_weights(self) -> dict[str, Tensor]:
+        values = self.average.values if self.average else self.parameters
+        return dict(zip(self.names, map(checkpoint.whole, values), strict=True))
+
+    def _resume(self) -> None:
+        found = checkpoint.find(self.config, self.samples, self.data, self.accelerator.print)
+        if not found:
+            return
+        path, state = found
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(checkpoint.sharded_as(state.adapter[name], parameter))
+            if self.average:
+                ema = state.ema or state.adapter
+                for name, value in zip(self.names, self.average.values, strict=True):
+                    value.copy_(checkpoint.sharded_as(ema[name], value))
+        checkpoint.load_optimizer(self.optimizer, self.names, state.optimizer)
+        self.step = state.step
+        self.accelerator.print(f"resuming at step {self.step} from {path}")
+
+    def _loader(self):
+        part, parts = self.accelerator.process_index, self.accelerator.num_processes
+        return make_loader(
+            self.rows, self.plan, self.step, part, parts, self.accelerator.device.type == "cuda"
+        )
+
+    def _finish(self) -> None:
+        weights = self._final_weights()
+        if self.accelerator.is_main_process:
+            checkpoint.save_result(weights, self.config, self.adapter_config, self.step)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after the step at hand; a second one ends it at once."""
+
+        def note(number, _) -> None:
+            if self.signal:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was; all of them stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.signal != 0
+        asked = torch.tensor([self.signal], device=self.accelerator.device)
+        self.signal = int(self.accelerator.gather(asked).max())
+        return self.signal != 0
+
+
+def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:
+    """Those to draw and those to train on; which ones are held out depends on their files alone."""
+    if len(entries) <= held_out:
+        raise InputError(f"validation_samples {held_out}: there are only {len(entries)} samples to train on")
+    chosen = set(sorted({e.key for e in entries})[:held_out])
+    return [e for e in entries if e.key in chosen][:held_out], [e for e in entries if e.key not in chosen]
