@@ -11,7 +11,7 @@ PACKAGES = ("runtime", "kernels", "export", "training")
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kernels/__init__.py").read_text("utf-8"), re.M)[1]
 
 REQUIREMENTS = [
-    "torch>=2.11,<2.14",
+    "torch>=2.11,<2.15",
     'triton>=3.6; sys_platform == "linux" and platform_machine == "x86_64"',
     "accelerate>=1.15",
     "diffusers>=0.41",

@@ -31,9 +31,9 @@ from benchmarks.measure import (
 )
 from runtime.cli.command import Parser, exit_code, say
 from runtime.errors import InputError
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of
-from runtime.model.blocks import LevelControl
+from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 from runtime.optimize.fused_qkv import fuse_qkv
 from runtime.optimize.packed import pack_weights, packs_here
@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write one row; return 1 where the two differ."""
-    config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if options.small else {})
+    config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text()) | (
+        SMALL if options.small else {}
+    )
     dtype = DTYPES[options.dtype] if options.dtype else half_precision(CPU)
     check_counts(repeats=options.repeats)
     check_out(options.out)
@@ -183,7 +185,7 @@ def build(config: dict, dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionM
     return unet
 
 
-def make_inputs(config: dict, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[LevelControl]]:
+def make_inputs(config: dict, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[Injection]]:
     """Random latents, text and one region's features, masked to the left half: what a picture's first step sees."""
     generator = torch.Generator().manual_seed(1)
 

@@ -27,7 +27,7 @@ from export.onnx_export import OPSET, export_onnx, quiet
 from export.targets import tensorrt as compile_tensorrt
 from runtime.engines.ports import Profile
 from runtime.errors import InputError
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.model.unet import UNet
 
 PIXELS = 1024
@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--small", action="store_true", help="a small UNet: tries this script")
     options = parser.parse_args(arguments)
-    config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (SMALL if options.small else {})
+    config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text()) | (
+        SMALL if options.small else {}
+    )
     with torch.no_grad():
         unet = build(config).half()
     exports: dict[str, Callable[[Path], None]] = {

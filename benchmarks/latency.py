@@ -40,7 +40,7 @@ from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES
 from runtime.machine.device import pick_device
 from runtime.model.attention import ATTENTIONS
-from runtime.sampling.loop import make_scheduler
+from runtime.sampling.schedulers import make_scheduler
 
 PROMPT = "a yellow star and a blue circle at night"
 STAGES = ("text", "adapter", "denoise", "decode")

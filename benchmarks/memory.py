@@ -34,7 +34,7 @@ from benchmarks.random_sdxl import make_adapter, make_pipeline, read_config
 from kernels import ops
 from runtime.cli.command import Parser, exit_code
 from runtime.control.features import Control
-from runtime.loading.adapter import LEVEL_STRIDES
+from runtime.control.levels import STRIDES
 from runtime.loading.load import Model, from_diffusers
 from runtime.loading.quiet import quiet
 from runtime.optimize.fp8 import quantize
@@ -141,10 +141,8 @@ class Parts:
             return self.adapter(empty(1, 3, side, side))
 
         def denoise() -> Tensor:
-            masks = [
-                [empty(1, 1, -(-side // stride), -(-side // stride)).float()] for stride in LEVEL_STRIDES
-            ]
-            strengths = torch.ones(30, len(LEVEL_STRIDES), 1, device="cpu")
+            masks = [[empty(1, 1, -(-side // stride), -(-side // stride)).float()] for stride in STRIDES]
+            strengths = torch.ones(30, len(STRIDES), 1, device="cpu")
             control = Control([[feature] for feature in adapter()], masks, strengths, "meta")
             given = empty(30), empty(rows, 77, 2048), empty(rows, 1280), empty(rows, 6), control, 1
             step = TorchDenoiser(self.model.unet).prepare(*given)

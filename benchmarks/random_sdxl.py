@@ -20,7 +20,7 @@ from benchmarks.full_size import SMALL, build
 from benchmarks.measure import check_out
 from runtime.cli.command import Parser, exit_code
 from runtime.loading.load import EMBEDDED
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.machine.arithmetic import DTYPES
 from training.embedded.text import make_tokenizers
 
@@ -89,7 +89,7 @@ def make_encoder(name: str, dtype: torch.dtype, small: bool = False) -> nn.Modul
 
 def read_config(name: str) -> dict:
     """diffusers' or transformers' config of a part of SDXL."""
-    return json.loads((CONFIGS / name / "config.json").read_text())
+    return json.loads((SDXL_CONFIGS / name / "config.json").read_text())
 
 
 if __name__ == "__main__":

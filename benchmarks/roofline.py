@@ -42,7 +42,7 @@ from benchmarks.measure import (
 )
 from runtime.cli.command import Parser, exit_code
 from runtime.loading.load import load_model
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of
 from runtime.machine.files import replacing
 from runtime.model.unet import UNet
@@ -109,7 +109,7 @@ def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
 
 def full_size_step(dtype: torch.dtype) -> Callable[[], Tensor]:
     """A forward of SDXL's UNet, its weights packed where a pipeline would, with control."""
-    config = json.loads((CONFIGS / "unet" / "config.json").read_text())
+    config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text())
     unet = UNet.from_diffusers(full_size.build(config, dtype))
     fuse_qkv(unet)
     given, control = full_size.make_inputs(unet.config, dtype)

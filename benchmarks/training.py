@@ -47,7 +47,7 @@ from benchmarks.measure import (
 from kernels import reference
 from runtime.cli.command import Parser, exit_code
 from runtime.loading.load import EMBEDDED, load_model
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.machine.arithmetic import DTYPES, warn_if_slow
 from runtime.machine.report import peak_memory
 from runtime.model.unet import UNet
@@ -174,18 +174,18 @@ def embedded_parts(options: argparse.Namespace, dtype: str, folder: Path) -> Wor
 def full_size_parts(options: argparse.Namespace, dtype: str, _: Path) -> World:
     """SDXL with random weights and made-up batches, which are there already: no side's loading is measured."""
     size = 256 if options.small else 1024
-    unet_config = json.loads((CONFIGS / "unet" / "config.json").read_text()) | (
+    unet_config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text()) | (
         SMALL if options.small else {}
     )
     with torch.no_grad():
         unet = build(unet_config).to(DEVICE, DTYPES[dtype])
     vae = (
-        AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae"))
+        AutoencoderKL.from_config(AutoencoderKL.load_config(SDXL_CONFIGS / "vae"))
         .to(DEVICE)
         .eval()
         .requires_grad_(False)
     )
-    scheduler = EulerDiscreteScheduler.from_pretrained(CONFIGS / "scheduler")
+    scheduler = EulerDiscreteScheduler.from_pretrained(SDXL_CONFIGS / "scheduler")
     config = TrainConfig(dtype=dtype, batch=options.batch, resolution=size, condition_channels=3)
     random = functools.partial(torch.rand, device=DEVICE)
     text, added = made_up_text(options.batch, unet, size)

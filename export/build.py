@@ -23,10 +23,11 @@ from export.progress import stage
 from export.sizes import make_profile
 from export.stages import Stages
 from export.targets.compile import GIB, MEMORY, CompileOptions, compile_engine
-from runtime.control.region import SIZE_MULTIPLE
-from runtime.engines.base import TARGETS, package_version
+from runtime.control.adapters import check_adapter
+from runtime.control.levels import SIZE_MULTIPLE
+from runtime.engines.base import package_version
 from runtime.engines.manifest import (
-    CONFIGS,
+    MODEL_FILES,
     NAME,
     EngineSpec,
     Manifest,
@@ -36,14 +37,15 @@ from runtime.engines.manifest import (
     write_manifest,
 )
 from runtime.engines.parts import model_weights
+from runtime.engines.targets import TARGETS
 from runtime.engines.unet_once import save_once_per_image
 from runtime.errors import InputError
-from runtime.loading.adapter import check_adapter, embedded_adapters, load_adapter
+from runtime.loading.adapter import embedded_adapters, load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.loading.weights import weights_digest
 from runtime.machine.arithmetic import DTYPES
 from runtime.machine.report import versions
-from runtime.sampling.decode import vae_factor
+from runtime.model.vae import vae_factor
 
 Say = Callable[[str], None]
 
@@ -153,7 +155,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
     check_room(settings, plan, stages, force, say)
-    configs = _save_configs(model, settings.components, stages.work / CONFIGS)
+    configs = _save_configs(model, settings.components, stages.work / MODEL_FILES)
     stages.finish("model", asdict(plan), configs, cost)
     for component in components:
         if stages.done(f"onnx {component.name}") is None:

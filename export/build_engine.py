@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from runtime.cli.command import Parser, add_model_sources, exit_code, say
 from runtime.cli.options import adapter_sources, lora_sources
+from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from export.build import BuildSettings
 
 SMALL = 2**28  # bytes of engines that are compared at every size
-TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
 EXAMPLES = """\
 examples:
@@ -174,7 +174,6 @@ def compare(settings: BuildSettings, folder: Path) -> bool:
     """
     from export.progress import stage
     from export.verify import device_of, format_row, note_rows, verify
-    from runtime.engines.base import TARGETS
     from runtime.engines.manifest import read_manifest
 
     manifest = read_manifest(folder)

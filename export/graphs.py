@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL, T2IAdapter
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from runtime.control.levels import COUNT, STRIDES
 from runtime.engines.ports import Axis, Port
 from runtime.engines.unet_graph import UNetGraph, level_ports, pixel_axes, unet_ports
-from runtime.loading.adapter import LEVEL_STRIDES
 from runtime.loading.load import Model
-from runtime.sampling.decode import vae_factor
+from runtime.model.vae import vae_factor
 from runtime.sampling.text import encode_ids
 
 
@@ -112,10 +112,9 @@ def adapter_component(name: str, adapter: T2IAdapter) -> Component:
         "condition", torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width"))
     )
     masks = [
-        Port(f"mask_{i}", torch.float32, (1, 1, *pixel_axes(stride)))
-        for i, stride in enumerate(LEVEL_STRIDES)
+        Port(f"mask_{i}", torch.float32, (1, 1, *pixel_axes(stride))) for i, stride in enumerate(STRIDES)
     ]
-    strengths = Port("strengths", torch.float32, (len(LEVEL_STRIDES),))
+    strengths = Port("strengths", torch.float32, (COUNT,))
     levels = level_ports(adapter.config.channels, adapter.dtype)
     return Component(name, AdapterGraph(adapter), (condition, strengths, *masks), levels)
 

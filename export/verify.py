@@ -27,7 +27,7 @@ from runtime.engines.parts import engine_device
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, is_quick
-from runtime.machine.report import write_json
+from runtime.machine.files import write_json
 
 # Largest relative RMS error: float32 in another order; half precision, whose rounding adds up over hundreds of layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -273,7 +273,7 @@ def _constant_inputs(
     unet: nn.Module, rows: int, tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, dict]:
     """Of random prompts: what the UNet takes at each of `TIMESTEPS`, and at all."""
-    from runtime.sampling.denoiser import constant_inputs
+    from runtime.engines.denoiser import constant_inputs
 
     config, device = unet.config, unet.conv_in.weight.device
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

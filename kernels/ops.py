@@ -1,13 +1,15 @@
 """The public door to the ops: one signature each, dispatched to a backend.
 
 "torch" is the specification in plain PyTorch. "triton" are the kernels; it is an error where they cannot run. "auto",
-the default, takes the kernels for CUDA tensors they support and plain PyTorch for all others. The environment variable
-LOCALCONTROL_KERNELS sets the backend for the process, `use_backend` for a block of code.
+the default, takes the kernels for CUDA tensors they support and plain PyTorch for all others. `use_backend` sets the
+backend for a block of code, in its own thread or task only; what the environment variable LOCALCONTROL_KERNELS says at
+import is what "auto" stands for. A graph of torch.compile keeps the backend it was traced with.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 
 import torch
@@ -22,7 +24,8 @@ HAS_TRITON = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_GPU = (8, 0)  # compute capability: bfloat16
 
-_backend = os.environ.get(VARIABLE, "auto")
+_of_auto = os.environ.get(VARIABLE, "auto")  # what "auto" stands for in this process
+_backend = ContextVar("localcontrol_backend", default="auto")
 
 
 @contextmanager
@@ -31,13 +34,37 @@ def use_backend(name: str) -> Iterator[None]:
 
     Raises ValueError for another name, RuntimeError for "triton" where no kernel can run.
     """
-    global _backend
-    _check_backend(name, "backend")
-    previous, _backend = _backend, name
+    check_backend(name)
+    token = _backend.set(name)
     try:
         yield
     finally:
-        _backend = previous
+        _backend.reset(token)
+
+
+def resolve(backend: str) -> str:
+    """Return what `backend` stands for: "auto" for that of LOCALCONTROL_KERNELS. Raises ValueError for another name."""
+    _check_name(backend, "backend")
+    if backend != "auto":
+        return backend
+    _check_name(_of_auto, VARIABLE)
+    return _of_auto
+
+
+@torch.compiler.assume_constant_result  # dynamo cannot trace a ContextVar
+def current_backend() -> str:
+    """Return the backend that ops run on in this thread or task, resolved."""
+    return resolve(_backend.get())
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError unless `name` is a backend, RuntimeError unless it can run in this process."""
+    source = "backend" if name == resolve(name) else VARIABLE
+    if resolve(name) == "triton" and not (HAS_TRITON and (INTERPRETED or torch.cuda.is_available())):
+        raise RuntimeError(
+            f"{source} 'triton' needs the package triton and a CUDA device (or TRITON_INTERPRET=1); "
+            "use 'auto' or 'torch'"
+        )
 
 
 def inject(
@@ -49,7 +76,7 @@ def inject(
     inplace: bool = False,
 ) -> Tensor:
     """hidden + sum_r scales[r] * masks[r] * features[r]; see `reference.inject` for shapes and errors."""
-    op = _find("inject", (hidden, *features), (*(masks or ()), scales))
+    op = _implementation("inject", (hidden, *features), (*(masks or ()), scales))
     return op(hidden, features, masks, scales, inplace=inplace)
 
 
@@ -65,7 +92,7 @@ def sobel_z0_loss(
     edges: str = "sobel",
 ) -> Tensor:
     """Masked Sobel distance of the predicted and the true latent, (B,); see `reference.sobel_z0_loss`."""
-    op = _find("sobel_z0_loss", (model_output,), (noisy, latents, mask, alpha, sigma))
+    op = _implementation("sobel_z0_loss", (model_output,), (noisy, latents, mask, alpha, sigma))
     return op(model_output, noisy, latents, mask, alpha, sigma, prediction_type, edges=edges)
 
 
@@ -81,7 +108,7 @@ def noise_and_z0_loss(
     edges: str = "sobel",
 ) -> tuple[Tensor, Tensor]:
     """Both terms of the training loss from one reading of the tensors; see `reference.noise_and_z0_loss`."""
-    op = _find("noise_and_z0_loss", (model_output,), (noisy, latents, mask, alpha, sigma))
+    op = _implementation("noise_and_z0_loss", (model_output,), (noisy, latents, mask, alpha, sigma))
     return op(model_output, noisy, latents, mask, alpha, sigma, prediction_type, edges=edges)
 
 
@@ -89,12 +116,12 @@ def group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
 ) -> Tensor:
     """silu(group_norm(x)), or the norm alone; see `reference.group_norm_silu`."""
-    return _find("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
+    return _implementation("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """value * gelu(gate), the halves of the last dimension of x + bias; see `reference.geglu`."""
-    return _find("geglu", (x, bias))(x, bias)
+    return _implementation("geglu", (x, bias))(x, bias)
 
 
 def guidance_step(
@@ -106,24 +133,24 @@ def guidance_step(
     rescale: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Guidance, its rescaling and one step of a linear sampler; see `reference.guidance_step`."""
-    op = _find("guidance_step", (), (sample, output, coefficients, previous))
+    op = _implementation("guidance_step", (), (sample, output, coefficients, previous))
     return op(sample, output, coefficients, previous, rescale=rescale)
 
 
-def _find(
+def _implementation(
     name: str, differentiable: Sequence[Tensor | None], constant: Sequence[Tensor | None] = ()
 ) -> Callable:
     """The op of the chosen backend. `constant`: the arguments for which the kernels have no gradient."""
-    _check_name(_backend, VARIABLE)
+    backend = current_backend()
     tensors = [t for t in (*differentiable, *constant) if t is not None]
-    if _backend == "torch" or (_backend == "auto" and not tensors[0].is_cuda):
+    if backend == "torch" or (backend == "auto" and not tensors[0].is_cuda):
         return getattr(reference, name)
     obstacle = _obstacle(tensors, constant)
     if obstacle is None:
         from kernels import triton_ops
 
         return getattr(triton_ops, name)
-    if _backend == "triton":
+    if backend == "triton":
         raise RuntimeError(f"{name}: the triton backend {obstacle}; use 'auto' or 'torch'")
     return getattr(reference, name)
 
@@ -155,13 +182,3 @@ def _is_recent(device: torch.device) -> bool:
 def _check_name(name: str, source: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
-
-
-def _check_backend(name: str, source: str) -> None:
-    """That `name` is a backend, and one that can run here."""
-    _check_name(name, source)
-    if name == "triton" and not (HAS_TRITON and (INTERPRETED or torch.cuda.is_available())):
-        raise RuntimeError(
-            f"{source} 'triton' needs the package triton and a CUDA device (or TRITON_INTERPRET=1); "
-            "use 'auto' or 'torch'"
-        )

@@ -43,7 +43,7 @@ def inject(
         terms.append(feature.to(dtype) * gate)
     out = hidden if inplace else hidden.clone()
     if terms:
-        halves = out.unflatten(0, (-1, batch))  # (G, B, C, H, W), a view
+        halves = out if batch == 1 else out.unflatten(0, (-1, batch))  # (G, B, C, H, W), a view
         halves.add_(sum(terms[1:], terms[0]))  # summed in the wider dtype, rounded as it is stored
     return out
 
@@ -193,11 +193,17 @@ def guidance_step(
     w, p, q, a, b, c = coefficients.to(sample.dtype)
     output = output.to(sample.dtype)
     if len(output) == 2 * len(sample):
-        unguided, guided = output.chunk(2)
-        output = unguided + w * (guided - unguided)
-        if rescale > 0:
-            spread, guided_spread = (t.std(dim=(1, 2, 3), keepdim=True) for t in (output, guided))
-            output = output * (rescale * guided_spread / spread + 1 - rescale)
+        output = guide(output, w, rescale)
     denoised = p * sample + q * output
     following = a * sample + b * denoised
     return (following if previous is None else following + c * previous), denoised
+
+
+def guide(output: Tensor, guidance: float | Tensor, rescale: float = 0.0) -> Tensor:
+    """Return (B, C, h, w) of a guidance batch (2B, C, h, w), the unguided rows first; see `guidance_step`."""
+    unguided, guided = output.chunk(2)
+    output = unguided + guidance * (guided - unguided)
+    if rescale == 0:
+        return output
+    spread, guided_spread = (t.std(dim=(1, 2, 3), keepdim=True) for t in (output, guided))
+    return output * (rescale * guided_spread / spread + 1 - rescale)

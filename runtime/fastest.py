@@ -14,31 +14,40 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from runtime.capabilities import of_manifest
 from runtime.cli.command import Parser, exit_code, say
 from runtime.cli.options import adapter_sources
 from runtime.engines.manifest import read_manifest
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
-from runtime.machine.report import device_name, write_json
+from runtime.machine.files import write_json
+from runtime.machine.report import device_name
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline
+    from runtime.sampling.request import Request
 
 PROMPT = "a yellow star and a blue circle at night"
 STEPS, TURNS = 10, 3
+TABLE = "fastest.json"
+TIMES = ("picture_ms", "first_ms", "pixels")  # see `measure`
+REMEDY = "remove it, or run runtime.fastest again"
 # RMS of the difference to PyTorch's latents over their RMS: what bfloat16's rounding grows to over the steps, or less
 LIMITS = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
@@ -60,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, compare, remember."""
     from runtime import LocalControlPipeline
 
+    cache = cache_folder()
     adapters = adapter_sources(options.adapter)
     dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
     for folder in options.engine:
@@ -69,17 +79,21 @@ def run(options: argparse.Namespace) -> None:
     for folder in options.engine:
         loads[folder] = partial(LocalControlPipeline.from_engine, folder, adapters)
     times = measure(loads, LIMITS[dtype])
-    table = [entry for entry in read_table() if entry.get("engine") not in map(absolute, options.engine)]
+    try:
+        table = [entry for entry in read_table() if entry["engine"] not in map(absolute, options.engine)]
+    except InputError as error:
+        warnings.warn(f"{error}; it is written anew", stacklevel=2)
+        table = []
     for folder in options.engine:
-        what = identity(options.model, adapters, dtype, folder)
+        what = {"engine": absolute(folder), "manifest": manifest_digest(folder)}
+        what |= identity(options.model, adapters, dtype)
         table.append({**what, "times": times[folder], "torch_times": times["torch"]})
-    table_path().parent.mkdir(parents=True, exist_ok=True)
-    write_json(table, table_path(), "table")
+    write_json(table, cache / TABLE, "table")
     for name, found in sorted(times.items(), key=lambda item: item[1]["picture_ms"]):
         say(
             f"{found['picture_ms']:9.1f} ms a picture, {found['first_ms']:9.1f} ms loading and the first one: {name}"
         )
-    say(f"saved {table_path()}")
+    say(f"saved {cache / TABLE}")
 
 
 def measure(
@@ -130,51 +144,58 @@ def check_same(drawn: Mapping[str, torch.Tensor], limit: float) -> None:
 
 
 def choose(
-    model: str, adapters: Mapping[str, str], dtype: str, sizes: Mapping[str, int], steps: int
+    model: str, adapters: Mapping[str, str], dtype: str, request: Request
 ) -> tuple[str, float, float] | None:
-    """The engine that will have a picture first, in a process that has loaded nothing, of those in the table.
+    """Return the engine that will have a picture first, in a process that has loaded nothing, of those in the table.
 
-    Returns its folder, the milliseconds it is expected to take and those of PyTorch; None where PyTorch will be first,
-    or the files are others than were measured. sizes: height and width in pixels, by default the model's own, and rows
-    of the UNet.
+    Its folder, the milliseconds it is expected to take and those of PyTorch; None where PyTorch will be first, or the
+    model is another than was measured. Warns of an engine that was measured and is not there as it was, or does not
+    take the request. Raises InputError where the table is broken.
     """
-    fitting = []
+    fitting, own = [], identity(model, adapters, dtype)
     for entry in read_table():
-        try:
-            if entry != entry | identity(model, adapters, dtype, entry["engine"]):
-                continue
-            read_manifest(entry["engine"]).profile.check(sizes)
-            expected, of_torch = (expect(entry[key], sizes, steps) for key in ("times", "torch_times"))
-        except (
-            InputError,
-            KeyError,
-            TypeError,
-            OSError,
-        ):  # another model's, gone, for other sizes, or no entry
+        if any(entry[name] != value for name, value in own.items()):
             continue
+        try:
+            if entry["manifest"] != manifest_digest(entry["engine"]):
+                raise InputError("rebuilt since it was measured; run runtime.fastest again")
+            capabilities = of_manifest(read_manifest(entry["engine"]))
+            known = capabilities.adapters and {*capabilities.adapters, *adapters}
+            replace(capabilities, adapters=known).check(request)
+        except InputError as error:
+            warnings.warn(f"engine {entry['engine']}: {error}; it is left out", stacklevel=2)
+            continue
+        expected, of_torch = (expect(entry[key], request) for key in ("times", "torch_times"))
         if expected < of_torch:
             fitting.append((entry["engine"], expected, of_torch))
     return min(fitting, key=lambda found: found[1], default=None)
 
 
-def expect(times: Mapping[str, float], sizes: Mapping[str, int], steps: int) -> float:
-    """Milliseconds until a picture of these sizes is there: as measured, its work in proportion to steps and pixels."""
+def expect(times: Mapping[str, float], request: Request) -> float:
+    """Return the milliseconds until a request's pictures are there: as measured, its work in proportion to steps,
+    pixels and rows of the UNet."""
     side = times["pixels"] ** 0.5
-    area = sizes.get("height", side) * sizes.get("width", side) / times["pixels"]
-    work = area * sizes["rows"] / 2 * steps / STEPS
-    return times["first_ms"] + (work - 1) * times["picture_ms"]
+    area = (request.height or side) * (request.width or side) / times["pixels"]
+    rows = request.images * (1 + (request.guidance > 1))
+    return times["first_ms"] + (area * rows / 2 * request.steps / STEPS - 1) * times["picture_ms"]
 
 
-def identity(model: str, adapters: Mapping[str, str], dtype: str, engine: str) -> dict[str, str]:
-    """What a measurement is good for: the machine, and the files as they are now."""
+def identity(model: str, adapters: Mapping[str, str], dtype: str) -> dict[str, object]:
+    """Return what a measurement is good for: the machine, and the model's files as they are now."""
     return {
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "dtype": dtype,
         "model": fingerprint(EMBEDDED if model == "embedded" else model),
         "adapters": {name: fingerprint(path) for name, path in adapters.items()},
-        "engine": absolute(engine),
-        "manifest": hashlib.sha256((Path(engine) / "manifest.json").read_bytes()).hexdigest(),
     }
+
+
+def manifest_digest(engine: str) -> str:
+    """Return the hash of an engine folder's manifest. Raises InputError where there is none."""
+    try:
+        return hashlib.sha256((Path(engine) / "manifest.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"its manifest.json cannot be read: {error.strerror}") from error
 
 
 def fingerprint(source: str | Path) -> str:
@@ -188,17 +209,40 @@ def fingerprint(source: str | Path) -> str:
     return f"{path.absolute()} {hashlib.sha256(repr(facts).encode()).hexdigest()}"
 
 
-def table_path() -> Path:
-    return Path(os.environ.get("LOCALCONTROL_CACHE", "~/.cache/localcontrol")).expanduser() / "fastest.json"
+def cache_folder(create: bool = True) -> Path:
+    """Return the folder that the table is in. Raises InputError where LOCALCONTROL_CACHE names none."""
+    folder = os.environ.get("LOCALCONTROL_CACHE", "~/.cache/localcontrol")
+    try:
+        path = Path(folder).expanduser()
+        if create:
+            path.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:  # RuntimeError: an unknown ~user
+        raise InputError(f"LOCALCONTROL_CACHE {folder}: {first_line(error)}; expected a folder") from error
+    return path
 
 
 def read_table() -> list[dict]:
-    """What was measured; nothing where the table is missing or is none."""
+    """Return what was measured, nothing where nothing was. Raises InputError where the table is broken."""
+    path = cache_folder(create=False) / TABLE
     try:
-        table = json.loads(table_path().read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [entry for entry in table if isinstance(entry, dict)] if isinstance(table, list) else []
+        if not path.is_file():
+            return []
+        table = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a table of measurements: {first_line(error)}; {REMEDY}") from error
+    if not isinstance(table, list) or not all(map(is_entry, table)):
+        raise InputError(f"{path}: not a table of measurements; {REMEDY}")
+    return table
+
+
+def is_entry(entry: object) -> bool:
+    """Return whether a value of the table is one that `run` wrote."""
+    kinds = {**dict.fromkeys(("device", "dtype", "model", "engine", "manifest"), str), "adapters": dict}
+    kinds |= {"times": dict, "torch_times": dict}
+    if not isinstance(entry, dict) or any(not isinstance(entry.get(k), kind) for k, kind in kinds.items()):
+        return False
+    numbers = [entry[key].get(name) for key in ("times", "torch_times") for name in TIMES]
+    return all(type(n) in (int, float) and 0 < n < math.inf for n in numbers)
 
 
 def absolute(folder: str | Path) -> str:

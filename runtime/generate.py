@@ -10,24 +10,27 @@ import contextlib
 import json
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 import kernels
 from runtime.cli.command import exit_code, heartbeat, quick_imports, say
-from runtime.cli.generate_checks import (
-    FIXED,
-    check_files,
+from runtime.cli.options import adapter_sources, lora_sources, make_parser, region_fields
+from runtime.cli.plan import (
+    capabilities,
     check_outputs,
-    check_settings,
+    fastest_engine,
+    make_request,
     picture_paths,
     region_paths,
 )
-from runtime.cli.options import adapter_sources, lora_sources, make_parser, region_fields
+from runtime.errors import first_line
 
 if TYPE_CHECKING:
-    from runtime import LocalControlPipeline, Region, Result
+    from runtime import LocalControlPipeline, Result
+    from runtime.sampling.request import Request
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,21 +44,64 @@ def generate(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     with quick_imports():
         fields = region_fields(options)
-        check_files(fields, check_outputs(options))
-        check_settings(options, fields)
+        request = make_request(options, fields, check_outputs(options))
+        capabilities(options).check(request)
         import runtime.pipeline  # noqa: F401 -- so that its seconds count as the start's
 
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
+    pipe, result = draw_fastest(options, request, seconds) or draw(options, request, seconds)
+    for stage in ("text", "adapter", "denoise", "decode"):
+        _say_stage(stage, result.timings[stage], f"{request.steps} steps" if stage == "denoise" else "")
+    settings = describe(pipe, result, fields, options)
+    save(pipe, result, request, settings, options, {**seconds, **result.timings})
+
+
+def draw_fastest(
+    options: argparse.Namespace, request: Request, seconds: dict[str, float]
+) -> tuple[LocalControlPipeline, Result] | None:
+    """Draw on the engine that `runtime.fastest` found quickest; None where there is none, or it fails.
+
+    Nobody has asked for that engine: whatever is wrong with it is a warning, and the picture comes from PyTorch.
+    """
+    found = fastest_engine(options, request)
+    if found is None:
+        return None
+    engine, expected, of_torch = found
+    times = f"{expected / 1e3:.1f} s expected, {of_torch / 1e3:.1f} s in PyTorch"
+    say(f"backend  {engine}: {times} (--backend torch takes that)")
+    chosen = argparse.Namespace(**{**vars(options), "engine": engine, "model": None, "dtype": None})
+    try:
+        drawn = draw(chosen, request, seconds)
+    except Exception as error:  # an InputError, or whatever a library raises on a damaged file
+        warnings.warn(f"engine {engine}: {first_line(error)}; PyTorch is used", stacklevel=2)
+        return None
+    options.engine = engine
+    return drawn
+
+
+def draw(
+    options: argparse.Namespace, request: Request, seconds: dict[str, float]
+) -> tuple[LocalControlPipeline, Result]:
+    """Load the pipeline and draw the request, with a progress bar; the time that loading takes goes into `seconds`."""
     start = time.perf_counter()
-    take_fastest(options)
     pipe = load(options)
+    if options.compile or options.cuda_graph:
+        pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
+        with heartbeat("compiling: minutes the first time, later from the cache on disk"):
+            pipe.warm_up(request=request)
     seconds["model"] = time.perf_counter() - start
     _say_stage("model", seconds["model"])
-    regions = make_regions(fields, options.height or pipe.default_size, options.width or pipe.default_size)
-    result = run(pipe, regions, options)
-    settings = describe(pipe, result, fields, options)
-    save(pipe, result, regions, settings, options, {**seconds, **result.timings})
+    with contextlib.ExitStack() as opened:
+        bar = None
+
+        def progress(done: int, steps: int) -> None:
+            nonlocal bar
+            if bar is None:  # with the first step: a warning before it has a line of its own
+                bar = opened.enter_context(tqdm(total=steps, desc="denoise", unit="step", dynamic_ncols=True))
+            bar.update(done - bar.n)
+
+        return pipe, pipe.draw(request, progress)
 
 
 def load(options: argparse.Namespace) -> LocalControlPipeline:
@@ -73,7 +119,7 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
     adapters = adapter_sources(options.adapter)
     if options.engine:
         return LocalControlPipeline.from_engine(options.engine, adapters, model=options.model, **common)
-    pipe = LocalControlPipeline.from_pretrained(
+    return LocalControlPipeline.from_pretrained(
         options.model or "embedded",
         adapters,
         dtype=options.dtype,
@@ -84,86 +130,21 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
         vae_tiling=options.vae_tiling,
         **common,
     )
-    if options.compile or options.cuda_graph:
-        pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
-        warm_up(pipe, options)
-    return pipe
-
-
-def take_fastest(options: argparse.Namespace) -> None:
-    """Set the engine that `runtime.fastest` found quickest for this picture, unless an option needs PyTorch."""
-    from runtime.fastest import choose
-    from runtime.machine.arithmetic import name_of
-    from runtime.machine.device import pick_device, pick_dtype
-
-    asked = (*FIXED, "device", "lora", "tokenizer", "config")
-    if options.engine or options.backend != "auto" or options.cache_interval > 1:
-        return
-    if any(getattr(options, name) for name in asked):
-        return
-    sizes = {side: getattr(options, side) for side in ("height", "width") if getattr(options, side)}
-    sizes["rows"] = options.images * (1 + (options.guidance > 1))
-    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
-    adapters = adapter_sources(options.adapter)
-    found = choose(options.model or "embedded", adapters, dtype, sizes, options.steps)
-    if found is not None:
-        options.engine, expected, of_torch = found
-        options.model = None
-        times = f"{expected / 1e3:.1f} s expected, {of_torch / 1e3:.1f} s in PyTorch"
-        say(f"backend  {options.engine}: {times} (--backend torch takes that)")
-
-
-def warm_up(pipe: LocalControlPipeline, options: argparse.Namespace) -> None:
-    """Compile for the picture's size, and say every few seconds that it goes on."""
-    with heartbeat("compiling: minutes the first time, later from the cache on disk"):
-        pipe.warm_up(options.height, options.width, options.images)
-
-
-def make_regions(fields, height: int, width: int) -> list[Region]:
-    """The regions, their conditions computed at the picture's size."""
-    from runtime.control.region import Region
-
-    return [Region.from_dict(given, name, folder, size=(height, width)) for name, given, folder in fields]
-
-
-def run(pipe: LocalControlPipeline, regions: list[Region], options: argparse.Namespace) -> Result:
-    """Generate with a progress bar, and say what each stage took."""
-    with contextlib.ExitStack() as opened:
-        bar = None
-
-        def progress(done: int, steps: int) -> None:
-            nonlocal bar
-            if bar is None:  # with the first step: a warning before it has a line of its own
-                bar = opened.enter_context(tqdm(total=steps, desc="denoise", unit="step", dynamic_ncols=True))
-            bar.update(done - bar.n)
-
-        result = pipe(
-            options.prompt,
-            regions,
-            options.negative_prompt,
-            options.height,
-            options.width,
-            options.steps,
-            options.guidance,
-            options.seed,
-            options.images,
-            options.scheduler,
-            guidance_range=tuple(options.guidance_range),
-            cache_interval=options.cache_interval,
-            progress=progress,
-        )
-    for stage in ("text", "adapter", "denoise", "decode"):
-        _say_stage(stage, result.timings[stage], f"{options.steps} steps" if stage == "denoise" else "")
-    return result
 
 
 def save(
-    pipe, result: Result, regions, settings: dict, options: argparse.Namespace, seconds: dict[str, float]
+    pipe: LocalControlPipeline,
+    result: Result,
+    request: Request,
+    settings: dict,
+    options: argparse.Namespace,
+    seconds: dict[str, float],
 ) -> None:
     """Write the pictures, the sheet and the report."""
     from runtime.control.images import save_png
     from runtime.control.sheet import make_sheet
-    from runtime.machine.report import device_name, peak_memory, versions, write_json
+    from runtime.machine.files import write_json
+    from runtime.machine.report import device_name, peak_memory, versions
 
     start, paths = time.perf_counter(), picture_paths(options)
     for i, (path, image) in enumerate(zip(paths, result.images, strict=True)):
@@ -172,7 +153,10 @@ def save(
         save_png(image, path, text)
         say(f"saved {path} (seed {own['seed']})")
     if options.sheet:
-        save_png(make_sheet(result.images, regions, options.prompt, result.seed), options.sheet)
+        width, height = result.images[0].size
+        save_png(
+            make_sheet(result.images, request.pack(height, width), options.prompt, result.seed), options.sheet
+        )
         say(f"saved {options.sheet}")
     if options.report:
         # without the pipeline's own total: this one is the whole run's
@@ -193,17 +177,21 @@ def save(
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
     """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
+    from runtime.control.region import Region
     from runtime.machine.arithmetic import name_of
 
     width, height = result.images[0].size
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
-        "regions": [{**given, **region_paths(name, given, folder)} for name, given, folder in fields],
+        "regions": [
+            {**given, **region_paths(Region.from_dict(given, name, folder))} for name, given, folder in fields
+        ],
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,
         "guidance_range": list(options.guidance_range),
+        "guidance_rescale": options.guidance_rescale,
         "cache_interval": options.cache_interval,
         "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,

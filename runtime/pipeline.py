@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,26 +14,31 @@ from PIL import Image
 from torch import Tensor
 
 from kernels import ops
+from runtime.capabilities import Capabilities
+from runtime.control.adapters import Adapter
 from runtime.control.features import Control
-from runtime.control.region import Region, check_size, pack
-from runtime.engines.parts import EngineAdapter, engine_device, load_engines
+from runtime.control.region import Region
+from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
 from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.adapter import embedded_adapters
 from runtime.loading.load import AdapterSource, Model
 from runtime.loading.lora import LoraSource
-from runtime.machine.device import pick_device, pick_dtype
+from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
+from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
 from runtime.model.attention import check_attention, use_attention
+from runtime.model.vae import vae_factor
 from runtime.optimize.fp8 import check_quantize
 from runtime.optimize.fused import fuse_unet, fuses_here
 from runtime.optimize.offload import Offload, check_offload
 from runtime.optimize.specialize import specialize
-from runtime.sampling.checks import MAX_SEED, check_backend, check_call, check_finite
-from runtime.sampling.decode import decode, to_images, vae_factor
-from runtime.sampling.denoiser import EngineDenoiser, TorchDenoiser
-from runtime.sampling.loop import denoise, guided_steps, make_noise, make_scheduler, set_timesteps
+from runtime.sampling.decode import decode, to_images
+from runtime.sampling.denoiser import Denoiser, Step, TorchDenoiser
+from runtime.sampling.loop import denoise, make_noise
+from runtime.sampling.request import MAX_SEED, Request
+from runtime.sampling.schedulers import make_scheduler, set_timesteps
 from runtime.sampling.text import encode_guidance
 
 
@@ -57,9 +62,9 @@ class LocalControlPipeline:
     def __init__(
         self,
         model: Model,
-        adapters: Mapping[str, T2IAdapter | EngineAdapter],
+        adapters: Mapping[str, Adapter],
         backend: str = "auto",
-        denoiser: TorchDenoiser | EngineDenoiser | None = None,
+        denoiser: Denoiser | None = None,
         *,
         attention: str = "auto",
         offload: Offload | None = None,
@@ -179,26 +184,40 @@ class LocalControlPipeline:
         """Have the UNet and, on a GPU, the VAE's decoder compiled by torch.compile; the UNet captured as a CUDA graph.
 
         compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
-        `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see `engine_torch`); a CUDA
-        graph is captured for each size. Returns itself.
+        `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see
+        `engines.torch_compile`); a CUDA graph is captured for each size. Returns itself.
 
-        Raises InputError where the UNet runs on engines, is offloaded, or its weights are packed.
+        Raises InputError where the UNet runs on engines or is offloaded, or a CUDA graph is asked for without a GPU.
         """
-        if self.offload is not None:
-            raise InputError("compile: the UNet is offloaded; expected one that stays on its device")
-        if not isinstance(self.denoiser, TorchDenoiser):
+        check_compile(compiler is not None, cuda_graph, self.device, self.offload and self.offload.how)
+        if self.denoiser.profile is not None:
             raise InputError("compile: the UNet is compiled already; expected one in PyTorch")
         self.denoiser = compile_unet(self.model, compiler, cuda_graph)
         if compiler is not None and self.device.type == "cuda":  # on a CPU it waits for longer than it wins
             compile_decoder(self.model.vae, compiler)
         return self
 
-    def warm_up(self, height: int | None = None, width: int | None = None, images: int = 1) -> None:
-        """Do what the first picture of this size would wait for: compile, capture, choose algorithms."""
-        steps = {"steps": 2, "guidance_range": (0.0, 0.5)}  # one step with guidance, one without
-        self("", height=height, width=width, images_per_prompt=images, seed=0, **steps)
+    def warm_up(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        images: int = 1,
+        *,
+        request: Request | None = None,
+        **settings,
+    ) -> None:
+        """Do what the first picture of a request would wait for: compile, capture, choose algorithms.
 
-    @torch.inference_mode()
+        request: the one to come; by default one of this size and these settings, which are a call's keyword arguments.
+        """
+        if request is None:
+            request = Request("", height=height, width=width, images_per_prompt=images, **settings)
+        kinds = sorted(
+            set(request.guided_steps(request.steps)), reverse=True
+        )  # a step with guidance, one without
+        once = {"steps": len(kinds), "guidance_range": (0.0, sum(kinds) / len(kinds)), "scheduler": "euler"}
+        self.draw(replace(request, **once, regions=(), latents=None, seed=0, cache_interval=1))
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -215,6 +234,7 @@ class LocalControlPipeline:
         *,
         mask_resize: str = "area",
         guidance_range: tuple[float, float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
         cache_interval: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
@@ -223,59 +243,83 @@ class LocalControlPipeline:
         prompt: one, or several for a batch. regions: none is plain text-to-image.
         height, width: pixels, multiples of 16; the model's own size by default.
         guidance: classifier-free guidance; 1 or less runs without. seed: of the first image, image i takes seed + i;
-        drawn and reported where None. scheduler: see `sampler.SCHEDULERS`; the model's own by default.
+        drawn and reported where None. scheduler: see `schedulers.SCHEDULERS`; the model's own by default.
         latents: initial N(0, 1) noise, (B, C, height / 8, width / 8), instead of the seed's.
         mask_resize: how masks come to the size of each level, see `masks.mask_pyramid`: "area", or "nearest" as in the
         original method. guidance_range: the fractions of the steps between which guidance acts; the others take half
-        the work (see `sampler.denoise`). cache_interval: compute the UNet's deep features at every so many steps only
-        (see `deep_cache.DeepCache`; lossy above 1). progress: called with (steps done, steps) after every step.
+        the work (see `loop.denoise`). guidance_rescale: how far the guided prediction is brought to the spread of
+        the prompt's own, 0 to 1, against overexposed pictures (arXiv 2305.08891). cache_interval: compute the UNet's
+        deep features at every so many steps only (see `deep_cache.DeepCache`; lossy above 1). progress: called with
+        (steps done, steps) after every step.
 
-        Raises InputError for bad input, and where a stage's result is not finite, naming the stage.
+        May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,
+        naming the stage.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        check_call(
-            prompts, negative_prompt, steps, guidance, seed, images_per_prompt, guidance_range, cache_interval
+        request = Request(
+            prompt,
+            regions,
+            negative_prompt,
+            height,
+            width,
+            steps,
+            guidance,
+            seed,
+            images_per_prompt,
+            scheduler,
+            latents,
+            mask_resize,
+            guidance_range,
+            guidance_rescale,
+            cache_interval,
         )
-        if self.offload is not None:
-            self.offload.check(cache_interval)
-        height, width = (self.default_size if side is None else side for side in (height, width))
-        check_size(height, width)
-        count = len(prompts) * images_per_prompt
-        seed = secrets.randbits(32) if seed is None else int(seed)
-        generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(count)]
+        return self.draw(request, progress)
+
+    @torch.inference_mode()
+    def draw(self, request: Request, progress: Callable[[int, int], None] | None = None) -> Result:
+        """Generate what a request asks for; see `__call__`."""
+        self.capabilities.check(request)
+        height, width = request.height or self.default_size, request.width or self.default_size
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(request.images)]
         sides = height // self.vae_factor, width // self.vae_factor
-        noise = make_noise((count, self.denoiser.latent_channels, *sides), generators, latents).to(
-            self.device
-        )
-        scheduler = make_scheduler(scheduler, self.model.scheduler)
-        timesteps = set_timesteps(scheduler, steps, self.device)
-        for guided in set(guided_steps(guidance, guidance_range, len(timesteps))):
-            self.denoiser.check(count, guided, height, width, cache_interval)
-        packed = pack(regions, height, width)
+        shape = (request.images, self.denoiser.latent_channels, *sides)
+        noise = make_noise(shape, generators, request.latents).to(self.device)
+        scheduler = make_scheduler(request.scheduler, self.model.scheduler)
+        timesteps = set_timesteps(scheduler, request.steps, self.device)
+        packed = request.pack(height, width)
 
         timings: dict[str, float] = {}
         with ops.use_backend(self.backend), timed(timings, "total", self.device):
             with timed(timings, "text", self.device), self._at_work("text"):
-                negative = [negative_prompt] * len(prompts)
-                text, pooled = encode_guidance(self.model, prompts, negative, guidance > 1)
+                negative = [request.negative_prompt] * len(request.prompts)
+                text, pooled = encode_guidance(self.model, request.prompts, negative, request.guidance > 1)
                 check_finite(text, "text", self.dtype)
             with timed(timings, "adapter", self.device):
-                control = self._control(packed, len(timesteps), mask_resize)
-            with (
-                timed(timings, "denoise", self.device),
-                self._at_work("denoise"),
-                use_attention(self.attention),
-            ):
-                ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
-                ids = ids.expand(len(text), -1).to(self.dtype)
-                step = self.denoiser.prepare(
-                    timesteps, text, pooled, ids, control, images_per_prompt, cache_interval
-                )
-                result = denoise(step, scheduler, noise, guidance, generators, progress, guidance_range)
+                control = self._control(packed, len(timesteps), request.mask_resize)
+            with timed(timings, "denoise", self.device), self._at_work("denoise"):
+                step = self._prepare(request, timesteps, text, pooled, (height, width), control)
+                with use_attention(self.attention):
+                    result = denoise(
+                        step,
+                        scheduler,
+                        noise,
+                        request.guidance,
+                        generators,
+                        progress,
+                        request.guidance_range,
+                        request.guidance_rescale,
+                    )
                 check_finite(result, "denoise", self.dtype)
             with timed(timings, "decode", self.device):
                 pixels = self.decode(result)
         return Result(to_images(pixels), result, timings, seed)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What can be asked for."""
+        waits = self.offload.whole_steps if self.offload is not None else None
+        whole_steps = self.denoiser.whole_steps or waits
+        return Capabilities(self.adapters.keys(), self.default_size, self.denoiser.profile, whole_steps)
 
     @property
     def default_size(self) -> int:
@@ -293,6 +337,21 @@ class LocalControlPipeline:
 
     def _at_work(self, stage: str) -> AbstractContextManager[None]:
         return nullcontext() if self.offload is None else self.offload.at_work(stage)
+
+    def _prepare(
+        self,
+        request: Request,
+        timesteps: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        size: tuple[int, int],
+        control: Control | None,
+    ) -> Step:
+        ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
+        ids = ids.expand(len(text), -1).to(self.dtype)
+        return self.denoiser.prepare(
+            timesteps, text, pooled, ids, control, request.images_per_prompt, request.cache_interval
+        )
 
     def _control(self, packed, steps: int, mask_resize: str) -> Control | None:
         control = Control.build(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.control.conditions import names as condition_names
+from runtime.control.masks import RESIZES
 from runtime.errors import InputError
 
 MASK_SHAPES = ("box", "square", "circle", "strokes")
@@ -63,7 +64,7 @@ class TrainConfig:
     control: str = option(
         "features", "what the mask gates", choices=("features", "input", "everywhere")
     )  # `input` blanks the condition outside, `everywhere` is the unmasked adapter
-    mask_resize: str = option("area", "how masks come to a level's size", choices=("area", "nearest"))
+    mask_resize: str = option("area", "how masks come to a level's size", choices=RESIZES)
     mask_shapes: tuple[str, ...] = option(MASK_SHAPES, "random masks are made of", choices=MASK_SHAPES)
     mask_count: int = option(2, "shapes of a random mask at most")
     mask_min_area: float = option(0.04, "a random mask's share of the image at least")

@@ -23,8 +23,9 @@ from accelerate import Accelerator
 from diffusers import T2IAdapter
 
 from runtime.cli.command import Parser, exit_code, say
+from runtime.control.adapters import check_adapter
 from runtime.errors import InputError
-from runtime.loading.adapter import check_adapter, load_adapter
+from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from training.config import PRESETS, TrainConfig, with_preset

@@ -26,7 +26,7 @@ from benchmarks.quality.bootstrap import Estimate, paired
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, evaluate, summary
 from benchmarks.quality.samples import Sample, held_out_samples
 from runtime.cli.command import Parser, exit_code
-from runtime.machine.report import write_json
+from runtime.machine.files import write_json
 from runtime.pipeline import LocalControlPipeline
 from training import train_adapter
 from training.config import METHODS, TrainConfig

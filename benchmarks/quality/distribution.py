@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import LOAD_ERRORS, first_line
+from runtime.loading.weights import LOAD_ERRORS
 
 BATCH = 32
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases: weights-inception-2015-12-05-6726825d.pth"

@@ -34,9 +34,7 @@ Row = dict[str, object]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
     parser.add_argument("--op", nargs="+", choices=OPS, default=[], help="only these (default: all)")
     parser.add_argument("--quick", action="store_true", help="bfloat16, NHWC, the first shape; no traffic")

@@ -10,8 +10,9 @@ from pathlib import Path
 import onnx
 import torch
 
-from runtime.engines.base import TARGETS, package_version
+from runtime.engines.base import package_version
 from runtime.engines.ports import Port, Profile
+from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 
 GIB = 2**30

@@ -11,8 +11,7 @@ import torch
 from export.targets.compile import Compiled
 from export.targets.openvino_norms import rewrite_norms
 from runtime.engines.openvino import settings, the_core
-from runtime.errors import InputError
-from runtime.loading.weights import first_line
+from runtime.errors import InputError, first_line
 
 NOT_COMPUTED = ("Input", "Output", "Const", "Constant", "Reorder")
 

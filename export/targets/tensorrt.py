@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from export.targets.compile import Compiled, CompileOptions, Progress
-from runtime.engines.base import TARGETS
 from runtime.engines.ports import Port, Profile
+from runtime.engines.targets import TARGETS
 from runtime.engines.tensorrt import is_rtx
 from runtime.errors import InputError
 from runtime.machine.files import replacing

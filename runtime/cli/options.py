@@ -61,6 +61,13 @@ def _add_picture(group) -> None:
         metavar=("START", "END"),
         help="the part of the steps with guidance, as fractions: the others take half the time (default 0 1)",
     )
+    group.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep strong guidance from overexposing, 0 to 1; 0.7 suits v-prediction models (default 0)",
+    )
     group.add_argument("--seed", type=int, help="of the first image, the next has seed + 1 (default: drawn)")
     group.add_argument("--images", type=int, default=1, metavar="N", help="how many (default 1)")
     group.add_argument(

@@ -43,14 +43,26 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def check_preprocess(name: str) -> None:
+    """Raise InputError where a condition cannot be computed here: depth, without its model. It is loaded, and kept."""
+    check_preprocess_name(name)
+    if name == "depth":
+        _load_depth_model(_depth_folder(None))
+
+
+def check_preprocess_name(name: str) -> None:
+    """Raise InputError unless `name` is registered."""
+    if not isinstance(name, str) or name not in _REGISTRY:
+        raise InputError(f"preprocess {name!r} is unknown; expected one of {', '.join(names())}")
+
+
 def preprocess(name: str, image, **options) -> Image.Image:
     """The condition `name` of `image` (anything `images.load_image` takes): "L" or "RGB", of the same size.
 
     Raises:
         InputError: an unknown name, an unreadable image, a missing package or model.
     """
-    if not isinstance(name, str) or name not in _REGISTRY:
-        raise InputError(f"preprocess {name!r} is unknown; expected one of {', '.join(names())}")
+    check_preprocess_name(name)
     return _REGISTRY[name](load_image(image, f"{name} input"), **options)
 
 
@@ -107,22 +119,32 @@ def depth(image: Image.Image, model: str | os.PathLike | None = None) -> Image.I
     Any safetensors model that transformers' AutoModelForDepthEstimation reads; one that predicts inverse depth
     (Depth Anything, MiDaS/DPT) gives near = white, which is what depth adapters expect.
     """
-    folder = model or os.environ.get(DEPTH_MODEL_VARIABLE)
-    if not folder:
-        raise InputError(
-            "depth: no depth model; install the package transformers, download a model such as "
-            f"depth-anything/Depth-Anything-V2-Small-hf and set {DEPTH_MODEL_VARIABLE} to its folder"
-        )
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"depth: {folder} is no folder; expected the folder of a depth-estimation model")
-    processor, network = _load_depth_model(str(folder))
+    processor, network = _load_depth_model(_depth_folder(model))
     with torch.inference_mode():
         outputs = network(**processor(images=image.convert("RGB"), return_tensors="pt"))
     sizes = [(image.height, image.width)]
     values = processor.post_process_depth_estimation(outputs, sizes)[0]["predicted_depth"].float().numpy()
     span = max(float(np.ptp(values)), np.finfo(np.float32).tiny)
     return _from_channels((values - values.min()) / span * 255)
+
+
+def _depth_folder(model: str | os.PathLike | None) -> str:
+    """Return the depth model's folder. Raises InputError where none is named or there."""
+    folder = model or os.environ.get(DEPTH_MODEL_VARIABLE)
+    if not folder:
+        raise InputError(
+            "depth: no depth model; install the package transformers, download a model such as "
+            f"depth-anything/Depth-Anything-V2-Small-hf and set {DEPTH_MODEL_VARIABLE} to its folder"
+        )
+    try:
+        folder = Path(folder).expanduser()
+    except RuntimeError as error:  # an unknown ~user
+        raise InputError(
+            f"depth: {folder}: {error}; expected the folder of a depth-estimation model"
+        ) from error
+    if not folder.is_dir():
+        raise InputError(f"depth: {folder} is not a folder; expected that of a depth-estimation model")
+    return str(folder)
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,14 +7,13 @@ strength at every step: the gated features are G_l = sum_r s_r * m_r^l * F_r^l.
 from collections.abc import Mapping, Sequence
 
 import torch
-from diffusers import T2IAdapter
 from torch import Tensor
 
 from kernels import ops
+from runtime.control.adapters import Adapter, check_adapter, fit_channels
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
-from runtime.loading.adapter import check_adapter, fit_channels
-from runtime.model.blocks import LevelControl
+from runtime.model.blocks import Injection
 
 
 class Control:
@@ -42,7 +41,7 @@ class Control:
     def build(
         cls,
         packed: Sequence[PackedRegion],
-        adapters: Mapping[str, T2IAdapter],
+        adapters: Mapping[str, Adapter],
         steps: int,
         *,
         device: str | torch.device,
@@ -50,7 +49,7 @@ class Control:
         channels: Sequence[int],
         mode: str = "area",
     ) -> "Control | None":
-        """Run every region's adapter, once for all regions that show the same condition to the same adapter.
+        """Run every region's adapter, once for all regions that show it the same condition.
 
         channels: the features' channels that the UNet expects at each level. mode: how masks are resized, "area" or
         "nearest". Returns None where there is no region.
@@ -61,37 +60,30 @@ class Control:
             return None
         for name in dict.fromkeys(item.region.adapter for item in packed):
             check_adapter(name, adapters, channels)
-        done, features, masks = {}, [], []
-        strength = strengths([item.region for item in packed], steps)
-        for r, item in enumerate(packed):
+        shown: list[tuple[Adapter, Tensor, list[Tensor]]] = []  # what each run of an adapter saw and gave
+        features, masks = [], []
+        for item in packed:
             adapter = adapters[item.region.adapter]
             condition = fit_channels(item.condition, adapter.config.in_channels)
-            if hasattr(adapter, "gated"):  # a compiled one: it gates its features itself
-                sizes = adapter.sizes(condition)
-                scales = item.region.scale * torch.tensor(item.region.levels)
-                features.append(adapter.gated(condition, _masks(item.mask, sizes, device, mode), scales))
-                masks.append([None] * len(sizes))
-                strength[:, :, r] = activity([item.region], steps)
-                continue
-            # equal conditions are told by identity; a blanked one is its region's own
-            shown = item if item.region.mask_condition else item.region.condition
-            key = id(adapter), id(shown)
-            if key not in done:
-                computed = adapter(condition.to(device, dtype))
-                done[key] = [f.contiguous(memory_format=torch.channels_last) for f in computed]
-            features.append(done[key])
-            masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in done[key]], device, mode))
+            found = (maps for other, seen, maps in shown if other is adapter and _same(seen, condition))
+            maps = next(found, None)
+            if maps is None:
+                maps = [_channels_last(f) for f in adapter(condition.to(device, dtype))]
+                shown.append((adapter, condition, maps))
+            features.append(maps)
+            masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in maps], device, mode))
         by_level = (list(zip(*regional, strict=True)) for regional in (features, masks))
-        return cls(*by_level, strength, device)
+        return cls(*by_level, strengths([item.region for item in packed], steps), device)
 
-    def at(self, step: int) -> list[LevelControl]:
+    def at(self, step: int) -> list[Injection]:
         """One step's features, masks and scales (R,), level by level, as `kernels.ops.inject` takes them."""
-        return list(zip(self.features, self.masks, self.strengths[step], strict=True))
+        return list(map(Injection, self.features, self.masks, self.strengths[step]))
 
     def gated(self, step: int) -> list[Tensor]:
-        """G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level, in float32.
+        """Return G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level.
 
-        Summed once for all steps of a segment, so that a step costs the same for any number of regions.
+        In the features' dtype; summed in float32, once for all steps of a segment: a step then reads one map a level
+        for any number of regions, the fewest bytes there can be.
         """
         if self._gated[0] != self.segments[step]:
             self._gated = self.segments[step], [_sum(*level) for level in self.at(step)]
@@ -100,7 +92,15 @@ class Control:
 
 def _sum(features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor) -> Tensor:
     zeros = torch.zeros_like(features[0], dtype=torch.float32, memory_format=torch.channels_last)
-    return ops.inject(zeros, features, masks, scales, inplace=True)
+    return ops.inject(zeros, features, masks, scales, inplace=True).to(features[0].dtype)
+
+
+def _channels_last(feature: Tensor) -> Tensor:
+    return feature.contiguous(memory_format=torch.channels_last)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left is right or (left.shape == right.shape and torch.equal(left, right))
 
 
 def _masks(

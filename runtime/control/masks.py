@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from runtime.control.images import fit, load_tensor
 from runtime.errors import InputError
 
+RESIZES = ("area", "nearest")  # how a mask comes to the size of a level
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -55,7 +56,7 @@ def mask_pyramid(mask: Tensor, sizes: Sequence[tuple[int, int]], mode: str = "ar
     if mode == "nearest":
         return [F.interpolate(mask, tuple(size), mode="nearest") for size in sizes]
     if mode != "area":
-        raise InputError(f"mask mode {mode!r} is unknown; expected 'area' or 'nearest'")
+        raise InputError(f"mask mode {mode!r} is unknown; expected {' or '.join(RESIZES)}")
     return [_average_cells(mask, *size) for size in sizes]
 
 

@@ -13,14 +13,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control import conditions, images, masks
+from runtime.control.levels import COUNT, SIZE_MULTIPLE
 from runtime.errors import InputError
-
-SIZE_MULTIPLE = 16  # the adapter's first stride
-LEVELS = 4  # the adapter's feature maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,9 @@ class Region:
         levels: four factors on the scale, one for each level of the UNet, from the finest to the coarsest.
         mask_condition: also blank the condition where the mask is exactly 0, so that nothing of it there can
             reach the image, not even through the adapter's receptive field.
+        preprocess: the condition to compute of the picture (see `conditions`), at the size of the picture to be made,
+            where its lines have the width that adapters know. "none": the picture is a condition already.
+        label: what messages call the region; its number in the list by default.
 
     Raises:
         InputError: a field outside its range; names the field and the value.
@@ -49,10 +51,12 @@ class Region:
     end: float = 1.0
     levels: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
     mask_condition: bool = False
+    preprocess: str = "none"
+    label: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
-        for field, value in _check(vars(self), "region").items():
-            object.__setattr__(self, field, value)
+        for name, value in _check(vars(self), self.label or "region").items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_dict(
@@ -60,37 +64,46 @@ class Region:
         fields: Mapping[str, Any],
         name: str = "region",
         base: str | os.PathLike | None = None,
-        size: tuple[int, int] | None = None,
     ) -> Region:
-        """A region of a command line's or a JSON file's fields.
+        """Return the region that a command line's or a JSON file's fields describe.
 
         Values may be strings ("0.5", levels "1,1,0.5,0" or "1:1:0.5:0", mask_condition "yes"); relative paths
-        are resolved against the folder `base`. The extra key "preprocess" names the condition to compute of
-        the picture (see `conditions`); with `size` = (height, width) it is computed at that size, where its
-        lines have the width that adapters know.
+        are resolved against the folder `base`. name: the region's label.
 
         Raises:
             InputError: unknown or missing keys and bad values; starts with `name`.
         """
         if not isinstance(fields, Mapping):
             raise InputError(
-                f"{name}: {fields!r} is no region; expected keys (condition, mask ...) and values"
+                f"{name}: {fields!r} is not a region; expected keys (condition, mask ...) and values"
             )
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        known = [*defaults, "preprocess"]
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "label"]
         unknown = [str(key) for key in fields if key not in known]
         if unknown:
             raise InputError(f"{name}: unknown key {', '.join(unknown)}; expected {', '.join(known)}")
         given = {key: value for key, value in fields.items() if not (value is None or _is_blank(value))}
         if "condition" not in given:
             raise InputError(f"{name}: condition is missing; expected the path of a picture")
-        method = given.pop("preprocess", "none")
         for key in given.keys() & {"condition", "mask"}:
             given[key] = _resolve(given[key], base)
-        given = _check({**defaults, **given}, name)
-        if method != "none":
-            given["condition"] = _preprocess(method, given["condition"], size, name)
-        return cls(**given)
+        return cls(**given, label=name)
+
+    def read(self, opened: dict[tuple, Any] | None = None) -> Region:
+        """Return the region with its pictures decoded, each once: pictures of files as 8-bit PIL images.
+
+        opened: what was read before, by its path: files that several regions name are decoded once.
+
+        Raises:
+            InputError: unreadable or NaN pictures, a missing depth model; starts with the label.
+        """
+        opened = {} if opened is None else opened
+        try:
+            conditions.check_preprocess(self.preprocess)
+        except InputError as error:
+            raise InputError(f"{self.label}: {error}") from error
+        condition = _read(self.condition, f"{self.label} condition", "white", opened)
+        mask = None if self.mask is None else _read(self.mask, f"{self.label} mask", "black", opened)
+        return dataclasses.replace(self, condition=condition, mask=mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +121,26 @@ def pack(regions: Sequence[Region], height: int, width: int) -> list[PackedRegio
     Warns (UserWarning) where a picture is stretched to another aspect ratio and where a mask is all zero.
 
     Raises:
-        InputError: a size that is no multiple of 16, unreadable or NaN pictures; says which region's.
+        InputError: a size that is not a multiple of 16, unreadable or NaN pictures; says which region's.
     """
     check_size(height, width)
-    return [_pack(region, height, width, f"region {i + 1}") for i, region in enumerate(regions)]
+    return [_pack(region, height, width) for region in labelled(regions)]
+
+
+def labelled(regions: Sequence[Region]) -> list[Region]:
+    """Return the regions; those that no command line or file has named are called by their number.
+
+    Raises InputError where `regions` is not a sequence of regions.
+    """
+    if not isinstance(regions, (list, tuple)):
+        raise InputError(f"regions: {type(regions).__name__}; expected a list of runtime.Region")
+    for i, region in enumerate(regions):
+        if not isinstance(region, Region):
+            raise InputError(f"region {i + 1}: a {type(region).__name__}; expected a runtime.Region")
+    return [
+        dataclasses.replace(region, label=f"region {i + 1}") if region.label is None else region
+        for i, region in enumerate(regions)
+    ]
 
 
 def check_size(height: int, width: int) -> None:
@@ -122,13 +151,15 @@ def check_size(height: int, width: int) -> None:
         if value % SIZE_MULTIPLE:
             below = value // SIZE_MULTIPLE * SIZE_MULTIPLE
             nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"
-            raise InputError(f"{side} {value} is no multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
+            raise InputError(f"{side} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
 
 
-def _pack(region: Region, height: int, width: int, name: str) -> PackedRegion:
-    if not isinstance(region, Region):
-        raise InputError(f"{name}: a {type(region).__name__}; expected a runtime.control.region.Region")
-    condition = images.load_tensor(region.condition, f"{name} condition")
+def _pack(region: Region, height: int, width: int) -> PackedRegion:
+    name = region.label
+    if region.preprocess == "none":
+        condition = images.load_tensor(region.condition, f"{name} condition")
+    else:
+        condition = images.to_tensor(_preprocess(region, height, width))
     if region.mask is None:
         return PackedRegion(images.fit(condition, height, width, f"{name} condition"), None, region)
     painted = masks.read_mask(region.mask, f"{name} mask")
@@ -149,6 +180,10 @@ def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     fields = dict(fields)
     if fields["condition"] is None:
         raise InputError(f"{name}: condition is None; expected a PIL image, a path, an array or a tensor")
+    try:
+        conditions.check_preprocess_name(fields["preprocess"])
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     if not isinstance(fields["adapter"], str) or not fields["adapter"]:
         raise InputError(f"{name}: adapter {fields['adapter']!r}; expected the name of an adapter")
     for field in ("scale", "start", "end"):
@@ -181,8 +216,8 @@ def _levels(value, name: str) -> tuple[float, ...]:
         parts = list(parts)
     except TypeError:
         parts = []
-    if len(parts) != LEVELS:
-        raise InputError(f"{name}: levels {value!r}; expected {LEVELS} finite numbers, one for each level")
+    if len(parts) != COUNT:
+        raise InputError(f"{name}: levels {value!r}; expected {COUNT} finite numbers, one for each level")
     return tuple(_number(part, f"{name}: levels {value!r} has") for part in parts)
 
 
@@ -206,12 +241,21 @@ def _resolve(source, base: str | os.PathLike | None):
         return source
 
 
-def _preprocess(method: str, source, size: tuple[int, int] | None, name: str):
-    image = images.load_image(source, f"{name} condition")
-    if size is not None:
-        fitted = images.fit(images.to_tensor(image), *size, f"{name} condition")
-        image = images.load_image(fitted)
+def _read(source, name: str, background: str, opened: dict[tuple, Any]):
+    if not isinstance(source, (str, os.PathLike)):
+        reads = images.load_image if isinstance(source, Image.Image) else images.load_tensor
+        return reads(source, name, background)
+    key = os.path.abspath(source), background
+    if key not in opened:
+        opened[key] = images.load_image(source, name, background)
+    return opened[key]
+
+
+def _preprocess(region: Region, height: int, width: int) -> Image.Image:
+    """Return a region's condition, computed at height x width."""
+    name = f"{region.label} condition"
+    fitted = images.fit(images.load_tensor(region.condition, name), height, width, name)
     try:
-        return conditions.preprocess(method, image)
+        return conditions.preprocess(region.preprocess, images.load_image(fitted))
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{region.label}: {error}") from error

@@ -7,7 +7,6 @@ its edges, in one colour inside the masks and in another outside.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from runtime.control.conditions import canny
-from runtime.control.region import PackedRegion, Region, pack
+from runtime.control.region import PackedRegion
 
 Colour = tuple[int, int, int]
 # Orange, sky blue and purple of Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -40,13 +39,11 @@ class Panel:
 
 
 def make_sheet(
-    images: Sequence[Image.Image], regions: Sequence[Region], prompt: str, seed: int
+    images: Sequence[Image.Image], packed: Sequence[PackedRegion], prompt: str, seed: int
 ) -> Image.Image:
-    """The sheet of a run: `images` are its results, all of one size; image i was made with `seed` + i."""
+    """Return the sheet of a run: `images` are its results, image i was made with `seed` + i; `packed` are its regions,
+    all of one size with the images."""
     width, height = images[0].size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run itself has warned
-        packed = pack(regions, height, width)
     union = np.max([_mask(item, height, width) for item in packed], axis=0) if packed else None
     asked = [_region_panels(item, f" {i + 1}" if len(packed) > 1 else "") for i, item in enumerate(packed)]
     made = [_result_panels(image, union, seed + i) for i, image in enumerate(images)]

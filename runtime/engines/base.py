@@ -8,7 +8,9 @@ bound.inputs["sample"].copy_(sample); bound.run(); bound.outputs["prediction"]
 from __future__ import annotations
 
 import importlib
+import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,61 +19,55 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.engines.manifest import CONFIGS, EngineSpec, Manifest, check_files, check_versions
+from runtime.engines.manifest import MODEL_FILES, EngineSpec, Manifest, check_files, check_versions
 from runtime.engines.ports import Port, Profile
+from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 
-
-@dataclass(frozen=True)
-class Target:
-    """What compiles and runs engines. package: the module it is imported as; extra: of pip that installs it.
-
-    portable: whether its files run on other hardware and later versions; if not, both must be those of the build.
-    """
-
-    package: str
-    extra: str
-    portable: bool
-    gpu: bool
+BINDINGS = 4  # sizes of an engine that are kept: two of pictures, each with and without guidance
 
 
-TARGETS = {
-    "tensorrt": Target("tensorrt", "tensorrt", portable=False, gpu=True),
-    "tensorrt-rtx": Target("tensorrt_rtx", "tensorrt-rtx", portable=False, gpu=True),
-    "onnxruntime": Target("onnxruntime", "export", portable=True, gpu=False),
-    "openvino": Target("openvino", "openvino", portable=True, gpu=False),
-}
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Binding:
-    """One size of an engine: tensors to fill, tensors that `run` fills; they stay the same ones."""
+    """One size of an engine: tensors to fill, tensors that `run` fills; they stay the same ones.
+
+    owner: whoever filled the inputs last, and may find them as it left them.
+    """
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     run: Callable[[], None]
+    owner: object = None
 
 
 class Engine(ABC):
-    """One compiled graph on one device. Not for use by several threads at once."""
+    """One compiled graph on one device.
+
+    A call is safe from several threads. Who uses a binding itself holds `lock` from filling it to reading its outputs.
+    """
 
     def __init__(self, spec: EngineSpec, profile: Profile, device: torch.device):
         self.spec, self.profile, self.device = spec, profile, device
-        self._bindings: dict[tuple, Binding] = {}
+        self.lock = threading.RLock()
+        self._bindings: OrderedDict[tuple, Binding] = OrderedDict()
 
     def bind(self, **sizes: int) -> Binding:
-        """The tensors for a call of these sizes (rows, items, height, width: those its inputs depend on).
+        """Return the tensors for a call of these sizes (rows, items, height, width: those its inputs depend on).
 
-        Allocated at the first call of a size. Raises InputError where a size is outside the profile.
+        Allocated at the first call of a size, and freed where BINDINGS others were used since. Raises InputError where
+        a size is outside the profile.
         """
         key = tuple(sorted(sizes.items()))
         if key not in self._bindings:
             self.profile.check(sizes)
+            while len(self._bindings) >= BINDINGS:
+                self._bindings.popitem(last=False)
             with torch.inference_mode(False):  # they are used in and outside of it
                 inputs, outputs = (
                     self._allocate(ports, sizes) for ports in (self.spec.inputs, self.spec.outputs)
                 )
             self._bindings[key] = Binding(inputs, outputs, self._bind(inputs, outputs))
+        self._bindings.move_to_end(key)
         return self._bindings[key]
 
     def _allocate(self, ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -81,11 +77,12 @@ class Engine(ABC):
 
     def __call__(self, inputs: Mapping[str, Tensor], **sizes: int) -> dict[str, Tensor]:
         """Copy in, run, copy out."""
-        bound = self.bind(**sizes)
-        for name, tensor in inputs.items():
-            bound.inputs[name].copy_(tensor)
-        bound.run()
-        return {name: tensor.clone() for name, tensor in bound.outputs.items()}
+        with self.lock:
+            bound = self.bind(**sizes)
+            for name, tensor in inputs.items():
+                bound.inputs[name].copy_(tensor)
+            bound.run()
+            return {name: tensor.clone() for name, tensor in bound.outputs.items()}
 
     @abstractmethod
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -129,7 +126,9 @@ def check_folder(manifest: Manifest, folder: Path, device: torch.device) -> None
 def check_contents(manifest: Manifest, folder: Path) -> None:
     """InputError unless every file that a pipeline needs is whole and unchanged: engines and the model's configs."""
     used = [file for spec in manifest.engines.values() for file in spec.files]
-    check_files(manifest, folder, used + [file for file in manifest.files if file.startswith(f"{CONFIGS}/")])
+    check_files(
+        manifest, folder, used + [file for file in manifest.files if file.startswith(f"{MODEL_FILES}/")]
+    )
 
 
 def package_version(target: str) -> dict[str, str]:

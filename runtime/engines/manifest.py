@@ -15,12 +15,11 @@ import torch
 
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
-from runtime.loading.weights import read_json
-from runtime.machine.report import write_json
+from runtime.machine.files import read_json, write_json
 
 NAME = "manifest.json"
 FORMAT = 2
-CONFIGS = (
+MODEL_FILES = (
     "model"  # the subfolder with tokenizers, scheduler, the VAE's config and what runs in torch of the UNet
 )
 ADAPTER = "adapter_"  # an adapter's engine is called adapter_<its name>

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from runtime.engines.base import Engine
 from runtime.engines.manifest import EngineSpec, Manifest
-from runtime.errors import InputError
-from runtime.loading.weights import first_line
+from runtime.errors import InputError, first_line
 
 ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 

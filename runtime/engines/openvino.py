@@ -15,8 +15,7 @@ from torch import Tensor
 from runtime.engines.base import Engine
 from runtime.engines.manifest import EngineSpec, Manifest
 from runtime.engines.ports import Axis, Port
-from runtime.errors import InputError
-from runtime.loading.weights import first_line
+from runtime.errors import InputError, first_line
 
 PRECISIONS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 # Bytes of weights up to which a model is compiled anew for every size that is called, 0.4 s for the embedded UNet: its

@@ -12,19 +12,22 @@ from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from runtime.engines.base import TARGETS, Engine, check_folder, open_engine
-from runtime.engines.manifest import ADAPTER, CONFIGS, Manifest, read_manifest
+from runtime.control.adapters import TYPE
+from runtime.engines.base import Engine, check_folder, open_engine
+from runtime.engines.denoiser import EngineDenoiser
+from runtime.engines.manifest import ADAPTER, MODEL_FILES, Manifest, read_manifest
+from runtime.engines.targets import TARGETS
 from runtime.engines.unet_once import load_once_per_image
 from runtime.engines.verified import check_verified
 from runtime.errors import InputError
-from runtime.loading.adapter import LEVEL_STRIDES, TYPE
 from runtime.loading.load import Model, load_model
 from runtime.loading.lora import LoraSource
-from runtime.loading.weights import hash_tensor, read_json, weights_digest
+from runtime.loading.weights import hash_tensor, weights_digest
 from runtime.machine.arithmetic import DTYPES
-from runtime.sampling.decode import vae_factor
-from runtime.sampling.denoiser import EngineDenoiser
+from runtime.machine.files import read_json
+from runtime.model.vae import vae_factor
 
 GRAPHS = {
     "unet": "unet",
@@ -41,16 +44,18 @@ PARTS = {
 
 
 class EngineTextEncoder:
-    """A text encoder: ids (B, S) -> hidden states (B, S, D), pooled (B, P) or None."""
+    """A text encoder, called as transformers' CLIP models are: token ids (B, S)."""
 
     def __init__(self, engine: Engine):
         self.engine, self.device = engine, engine.device
 
-    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, ids: Tensor, output_hidden_states: bool = True) -> CLIPTextModelOutput:
+        """Return the pooled embedding (B, P), of an encoder that has one, and the states before the last layer."""
         largest = self.engine.profile.range("items")[2]
         parts = [self.engine({"ids": part}, items=len(part)) for part in ids.split(largest)]
         outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return outputs["states"], outputs.get("pooled")
+        states = (outputs["states"], None)  # the last layer's are not computed
+        return CLIPTextModelOutput(text_embeds=outputs.get("pooled"), hidden_states=states)
 
 
 class EngineVAE:
@@ -72,7 +77,11 @@ class EngineVAE:
 
 
 class EngineAdapter:
-    """A T2I-Adapter whose features come gated."""
+    """A T2I-Adapter, called as diffusers' is.
+
+    Its graph can gate its features by masks and strengths. It is asked for them whole, so that one run serves all
+    regions that show the same condition, and the control is summed as in PyTorch.
+    """
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -82,20 +91,12 @@ class EngineAdapter:
             in_channels=ports["condition"].shape[1], channels=channels, adapter_type=TYPE
         )
 
-    def sizes(self, condition: Tensor) -> list[tuple[int, int]]:
-        """(h, w) of each level's features."""
-        return [tuple(-(-side // stride) for side in condition.shape[2:]) for stride in LEVEL_STRIDES]
-
-    def gated(self, condition: Tensor, masks: Sequence[Tensor | None], strengths: Tensor) -> list[Tensor]:
-        """strengths[l] * masks[l] * feature_l: condition (1, C, H, W), masks (1, 1, h_l, w_l), None for everywhere."""
+    def __call__(self, condition: Tensor) -> list[Tensor]:
+        """Return the feature maps (1, C_l, h_l, w_l) of a condition (1, C, H, W)."""
         height, width = condition.shape[2:]
-        bound = self.engine.bind(height=height, width=width)
-        bound.inputs["condition"].copy_(condition)
-        bound.inputs["strengths"].copy_(strengths)
-        for i, mask in enumerate(masks):
-            bound.inputs[f"mask_{i}"].copy_(torch.ones(()) if mask is None else mask)
-        bound.run()
-        return [bound.outputs[port.name].clone() for port in self.engine.spec.outputs]
+        whole = {port.name: torch.ones(()) for port in self.engine.spec.inputs}
+        outputs = self.engine({**whole, "condition": condition}, height=height, width=width)
+        return [outputs[port.name] for port in self.engine.spec.outputs]
 
 
 def load_engines(
@@ -134,14 +135,14 @@ def load_engines(
     ]
     if "vae_decoder" in manifest.engines:
         vae = EngineVAE(
-            engine("vae_decoder"), FrozenDict(AutoencoderKL.load_config(folder / CONFIGS / "vae"))
+            engine("vae_decoder"), FrozenDict(AutoencoderKL.load_config(folder / MODEL_FILES / "vae"))
         )
     else:
         vae = torch_model.vae
-    model = _model(manifest, folder / CONFIGS, tuple(encoders), vae)
+    model = _model(manifest, folder / MODEL_FILES, tuple(encoders), vae)
     adapters = {name: EngineAdapter(engine(ADAPTER + name)) for name in adapter_names(manifest)}
     exchanged = {name.removeprefix("unet."): w for name, w in weights.get("unet", {}).items()}
-    unet = load_once_per_image(folder / CONFIGS / "unet", device, DTYPES[manifest.precision], exchanged)
+    unet = load_once_per_image(folder / MODEL_FILES / "unet", device, DTYPES[manifest.precision], exchanged)
     return model, EngineDenoiser(engine("unet"), unet), adapters
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.engines.base import TARGETS, Engine
+from runtime.engines.base import Engine
 from runtime.engines.cuda_graph import captured
 from runtime.engines.manifest import EngineSpec, Manifest
+from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 
 
@@ -29,7 +30,6 @@ class TensorRTEngine(Engine):
         # enough for the largest size; TensorRT asks for that much whatever size it runs
         self.scratch = torch.empty(engine.device_memory_size_v2, dtype=torch.uint8, device=device)
         self.pool = torch.cuda.graph_pool_handle()
-        self._contexts = []  # captured graphs use them without owning them
         self.config = engine.create_runtime_config() if is_rtx(trt) else None
         if self.config is not None:
             self.config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -45,13 +45,19 @@ class TensorRTEngine(Engine):
         for name, tensor in {**inputs, **outputs}.items():
             context.set_tensor_address(name, tensor.data_ptr())
         context.set_device_memory(self.scratch.data_ptr(), self.scratch.numel())
-        self._contexts.append(context)
 
         def enqueue() -> None:
             if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
                 raise RuntimeError("TensorRT could not run the engine: its message is above")
 
-        return enqueue if self.config is not None else captured(enqueue, self.device, self.pool)
+        if self.config is not None:
+            return enqueue
+        replay = captured(enqueue, self.device, self.pool)
+
+        def run(context=context) -> None:  # a captured graph uses the context without owning it
+            replay()
+
+        return run
 
     def _context(self):
         if self.config is not None:

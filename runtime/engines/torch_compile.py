@@ -6,6 +6,7 @@ a graph that was captured once for a size is replayed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,18 +14,19 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
+from kernels.ops import current_backend
 from runtime.engines.base import Engine
 from runtime.engines.cuda_graph import captured
+from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import EngineSpec
 from runtime.engines.ports import Axis, Profile
 from runtime.engines.unet_graph import UNetGraph, unet_ports
-from runtime.errors import InputError
 from runtime.loading.load import Model
 from runtime.model.unet import UNet
+from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
-from runtime.sampling.decode import vae_factor
-from runtime.sampling.denoiser import EngineDenoiser
 
+_compiling = threading.RLock()
 SIDE, IMAGES = 2**15, 2**15  # larger than any
 
 
@@ -34,13 +36,27 @@ def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Calla
     compiler: torch.compile's backend. Sizes of one row or one pixel, and equal ones, are sizes like all others. On a
     CPU PyTorch's convolutions choose by the number of rows: 1, 2 to 15, and 16 or more are compiled once each.
     """
-    compiled = torch.compile(function, backend=compiler, fullgraph=True)
+    compiled: dict[str, Callable] = {}  # a graph keeps the kernels' backend it was traced with
 
     def call(*tensors: Tensor):
-        with symbolic_shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
-            return compiled(*tensors)
+        backend = current_backend()
+        if backend not in compiled:
+            compiled[backend] = torch.compile(_copy(function), backend=compiler, fullgraph=True)
+        # PyTorch's settings are the process's, and so is its compiler.
+        with _compiling, symbolic_shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
+            return compiled[backend](*tensors)
 
     return call
+
+
+def _copy(function: Callable) -> Callable:
+    """Return a function of its own code, to which the compiler ties its graphs: another's are then none of its."""
+
+    def own(*tensors: Tensor):
+        return function(*tensors)
+
+    own.__code__ = own.__code__.replace()
+    return own
 
 
 def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool) -> EngineDenoiser:
@@ -69,13 +85,8 @@ class TorchEngine(Engine):
     def __init__(
         self, unet: UNet, tokens: int, factor: int, compiler: str | Callable | None, cuda_graph: bool
     ):
-        """tokens: of a prompt. factor: pixels of a latent's side. compiler: torch.compile's backend, None for none.
-
-        Raises InputError for a CUDA graph of a UNet that is not on a GPU.
-        """
+        """tokens: of a prompt. factor: pixels of a latent's side. compiler: torch.compile's backend, None for none."""
         graph, weight = UNetGraph(unet), unet.conv_in.weight
-        if cuda_graph and weight.device.type != "cuda":
-            raise InputError(f"cuda graph: the UNet is on {weight.device}, expected a CUDA device")
         inputs, outputs = unet_ports(graph, tokens, factor)
         spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
         profile = Profile((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from runtime.control.levels import STRIDES
 from runtime.engines.ports import Axis, Port
-from runtime.loading.adapter import LEVEL_STRIDES
+from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 
 
@@ -20,11 +21,14 @@ class UNetGraph(nn.Module):
         self.unet = unet
         self.widths = [resnet.time_emb_proj.out_features for resnet in unet.resnets()]
         self.attentions = [block.attn2 for block in unet.transformer_blocks()]
+        weight = unet.conv_in.weight
+        self.register_buffer("one", torch.ones(1, device=weight.device, dtype=weight.dtype), persistent=False)
 
     def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """rest: key and value of each cross-attention, then the levels of control."""
         count = 2 * len(self.attentions)
-        text, levels = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
+        text = list(zip(rest[:count:2], rest[1:count:2], strict=True))
+        levels = [Injection([level], None, self.one) for level in rest[count:]]
         sample = sample.to(self.unet.conv_in.weight.dtype)
         return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
 
@@ -45,7 +49,7 @@ def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, 
 
 def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
     """The gated features, as an adapter gives and the UNet takes them."""
-    sized = enumerate(zip(channels, LEVEL_STRIDES, strict=True))
+    sized = enumerate(zip(channels, STRIDES, strict=True))
     return tuple(Port(f"level_{i}", dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
 
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runtime.loading.weights import read_json
-from runtime.machine.report import write_json
+from runtime.machine.files import read_json, write_json
 from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
 

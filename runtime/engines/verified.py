@@ -18,8 +18,8 @@ import torch
 from runtime.engines.base import package_version
 from runtime.engines.manifest import NAME, Manifest
 from runtime.errors import InputError
-from runtime.loading.weights import read_json
-from runtime.machine.report import device_name, write_json
+from runtime.machine.files import read_json, write_json
+from runtime.machine.report import device_name
 
 FILE = "verified.json"
 

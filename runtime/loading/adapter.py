@@ -5,7 +5,7 @@ from the image. What they do to the UNet is `runtime.control.features`'s.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,17 +13,16 @@ from diffusers import T2IAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.control.masks import LUMINANCE
-from runtime.control.region import LEVELS
+from runtime.control.adapters import TYPE
+from runtime.control.levels import COUNT, STRIDES
 from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import check_finite, read_json, tensor_shapes
+from runtime.loading.weights import check_finite_weights, tensor_shapes
+from runtime.machine.files import read_json
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
-TYPE = "full_adapter_xl"
-STRIDE = 16  # of the adapter's pixel unshuffle
-LEVEL_STRIDES = (16, 16, 32, 32)  # of its features, from the image
+STRIDE = STRIDES[0]  # of its pixel unshuffle
 
 
 def embedded_adapters() -> dict[str, Path]:
@@ -65,7 +64,7 @@ def load_adapter(
     _check_shapes(adapter, shapes, label)
     weights = _diffusers_names(_read(path))
     adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
-    check_finite({"adapter": adapter}, label)
+    check_finite_weights({"adapter": adapter}, label)
     with quiet():
         return adapter.to(device, dtype).eval()
 
@@ -131,7 +130,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 def _diffusers_names(tensors: Mapping) -> dict:
     """The tensors under diffusers' names; those of the original files number all residual blocks in one row."""
     flat = {int(m[1]) for key in tensors if (m := re.match(r"body\.(\d+)\.block1\.weight", key))}
-    per_level = max(len(flat) // LEVELS, 1)
+    per_level = max(len(flat) // COUNT, 1)
 
     def rename(key: str) -> str:
         if not (match := re.fullmatch(r"body\.(\d+)\.(in_conv|block1|block2)\.(weight|bias)", key)):
@@ -148,7 +147,7 @@ def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
     if "adapter.body.0.out_conv.weight" in shapes:
         raise InputError(f"{label}: its type is light_adapter, expected {TYPE} (a T2I-Adapter for SDXL)")
     first = "adapter.body.{}.resnets.0.block1.weight"
-    channels = [shapes.get(first.format(level), (0,))[0] for level in range(LEVELS)]
+    channels = [shapes.get(first.format(level), (0,))[0] for level in range(COUNT)]
     unshuffled = shapes.get("adapter.conv_in.weight", (0, 0))[1]
     if not unshuffled or not all(channels):
         raise InputError(
@@ -164,33 +163,3 @@ def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
         "downscale_factor": STRIDE,
         "adapter_type": TYPE,
     }
-
-
-def check_name(name: str, known: Collection[str]) -> None:
-    """InputError unless the adapter that a region asks for is among the `known` ones."""
-    if name not in known:
-        listed = ", ".join(sorted(known)) or "none is loaded"
-        raise InputError(f"adapter {name!r} is unknown; expected one of: {listed}")
-
-
-def check_adapter(name: str, adapters: Mapping[str, T2IAdapter], channels: Sequence[int]) -> None:
-    """InputError unless the adapter of that name is known and gives the UNet's `channels` at each level."""
-    check_name(name, adapters.keys())
-    config = adapters[name].config
-    if config.adapter_type != TYPE:
-        raise InputError(f"adapter {name!r}: its type is {config.adapter_type}, expected {TYPE}")
-    if tuple(config.channels) != tuple(channels):
-        raise InputError(
-            f"adapter {name!r} has features of {tuple(config.channels)} channels, the UNet expects {tuple(channels)}"
-        )
-    if config.in_channels not in (1, 3):
-        raise InputError(f"adapter {name!r} reads {config.in_channels} channels, expected 1 or 3")
-
-
-def fit_channels(condition: Tensor, channels: int) -> Tensor:
-    """(B, 1 | 3, H, W) as (B, channels, H, W), channels 1 or 3: grey repeated, or colour reduced to its luminance."""
-    if condition.shape[1] == channels:
-        return condition
-    if channels == 3:
-        return condition.expand(-1, 3, -1, -1)
-    return (condition * condition.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)

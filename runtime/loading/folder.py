@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from runtime.errors import InputError
-from runtime.loading.weights import LOAD_ERRORS, find_weights, first_line, read_json
+from runtime.errors import InputError, first_line
+from runtime.loading.weights import LOAD_ERRORS, find_weights
+from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
 
 MODELS = {

@@ -7,10 +7,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants, snapshot_download
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.loading.folder import MODELS
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import find_weights, first_line
+from runtime.loading.weights import find_weights
 
 
 def is_hub_id(source: str) -> bool:

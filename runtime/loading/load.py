@@ -5,6 +5,7 @@ There is one path: everything loads into diffusers' StableDiffusionXLPipeline, L
 """
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from runtime.loading.folder import EXPECTED, MODELS, TOKENIZERS, check_configs, 
 from runtime.loading.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.loading.lora import LoraSource, find_lora, fuse_lora
 from runtime.loading.quiet import quiet
-from runtime.loading.single_file import CONFIGS, load_single_file, load_vae_file
-from runtime.loading.weights import check_finite
+from runtime.loading.single_file import SDXL_CONFIGS, load_single_file, load_vae_file
+from runtime.loading.weights import check_finite_weights
 from runtime.machine.arithmetic import DTYPES
 from runtime.model.unet import UNet
 
@@ -68,11 +69,13 @@ def load_model(
     """
     if dtype not in DTYPES.values():
         raise InputError(f"dtype {dtype}: expected float32, bfloat16 or float16")
+    if isinstance(loras, (str, os.PathLike)):
+        raise InputError(f"loras {str(loras)!r}: expected a list of files, or of (file, weight)")
     loras = [find_lora(lora, allow_pickle) for lora in loras]
-    path = EMBEDDED if source == "embedded" else _find(source, dtype, allow_pickle)
+    path = EMBEDDED if str(source) == "embedded" else _find(source, dtype, allow_pickle)
     config = Path(config) if config else None
     with quiet():
-        configs = (config or CONFIGS) if path.is_file() else path
+        configs = (config or SDXL_CONFIGS) if path.is_file() else path
         new_vae = None if vae is None else _load_vae(vae, configs / "vae", allow_pickle)
         if path.is_file():
             tokenizer = Path(tokenizer) if tokenizer else None
@@ -87,7 +90,7 @@ def load_model(
         for lora in loras:
             fuse_lora(pipe, lora)
     parts = {part: getattr(pipe, part).requires_grad_(False) for part in MODELS}
-    check_finite(parts, str(source))
+    check_finite_weights(parts, str(source))
     return from_diffusers(pipe, name=str(source))
 
 
@@ -135,6 +138,8 @@ def load_adapters(
     sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
 ) -> dict[str, T2IAdapter]:
     """Every adapter by its name, in eval mode; see `adapter.load_adapter`."""
+    if not isinstance(sources, Mapping):
+        raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
     adapters = {}
     for name, source in sources.items():
         if isinstance(source, T2IAdapter):
@@ -155,6 +160,10 @@ def _sample_size(configured: int | list[int] | None) -> int:
 
 
 def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
+        raise InputError(
+            f"model {source!r}: expected embedded, a diffusers folder, a .safetensors file or a hub id"
+        )
     if (path := Path(source)).exists():
         return path
     if is_hub_id(str(source)):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffusers import StableDiffusionXLPipeline
 
-from runtime.errors import InputError
-from runtime.loading.weights import LOAD_ERRORS, first_line, tensor_shapes
+from runtime.errors import InputError, first_line
+from runtime.loading.weights import LOAD_ERRORS, tensor_shapes
 
 # One matrix of each adapted layer, in the names of diffusers, peft, kohya.
 DOWN = re.compile(r"(lora_down|lora\.down|lora_linear_layer\.down|lora_A)(\.\w+)?\.weight$")

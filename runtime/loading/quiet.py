@@ -2,15 +2,23 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+_loading = threading.RLock()  # the settings are the process's: one thread loads at a time, and puts them back
+
 
 @contextlib.contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
     """Turn off both libraries' messages and, unless `bars`, their progress bars and those of downloads."""
+    with _loading:
+        yield from _quiet(bars)
+
+
+def _quiet(bars: bool) -> Iterator[None]:
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

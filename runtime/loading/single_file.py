@@ -15,12 +15,13 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import CLIPTokenizer
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.loading.folder import EXPECTED, TOKENIZERS, check_channels, has_vocabulary
 from runtime.loading.hub import fetch_files
-from runtime.loading.weights import LOAD_ERRORS, first_line, read_json, tensor_shapes
+from runtime.loading.weights import LOAD_ERRORS, tensor_shapes
+from runtime.machine.files import read_json
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "sdxl"
+SDXL_CONFIGS = Path(__file__).parents[1] / "configs" / "sdxl"
 # What SDXL's two tokenizers, otherwise the same, fill a short prompt up with: the end token, and id 0.
 PADDING = ("<|endoftext|>", "!")
 # CLIP's vocabulary on the hub, and where its files are in each repository
@@ -66,7 +67,7 @@ def load_single_file(
     Raises InputError where the file is truncated, incomplete, or of another kind of model.
     """
     shapes = tensor_shapes(path, allow_pickle)
-    config = config or CONFIGS
+    config = config or SDXL_CONFIGS
     check_layout(path, shapes, vae_needed=vae is None)
     check_channels(path, shapes[UNET][1], read_json(config / "unet" / "config.json").get("in_channels", 4))
     tokenizers = load_tokenizers(tokenizer or config, search=tokenizer is None)

@@ -6,7 +6,6 @@ names the file.
 """
 
 import hashlib
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
+from runtime.machine.files import read_json
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # diffusers' and transformers' names, the safe ones first
@@ -27,27 +27,6 @@ WEIGHT_NAMES = (
 )
 # What the loaders raise on files that are not what they should be.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, to be quoted in an InputError."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return " ".join(lines[:2])
-    return lines[0] if lines else type(error).__name__
-
-
-def read_json(path: Path) -> dict:
-    """Return a JSON object. Raises InputError where the file is missing or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: missing, expected a JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
 
 
 def tensor_shapes(path: Path, allow_pickle: bool = False) -> dict[str, tuple[int, ...]]:
@@ -116,7 +95,7 @@ def _files(folder: Path, name: str, variant: str | None) -> list[Path]:
     return [folder / shard for shard in sorted(set(shards.values()))]
 
 
-def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
+def check_finite_weights(modules: Mapping[str, nn.Module], source: str) -> None:
     """Raise InputError, naming the first such weight, where a weight is NaN or infinite.
 
     One pass over the memory: a sum is finite only where all its terms are.

@@ -1,9 +1,10 @@
-"""The device and the data type that a pipeline runs in, where it is not told."""
+"""The device, the data type and the kernels' backend that a pipeline runs in."""
 
 from __future__ import annotations
 
 import torch
 
+from kernels import ops
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, warn_if_slow
 
@@ -33,3 +34,20 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     found = DTYPES.get(dtype, dtype)
     warn_if_slow(found, device)
     return found
+
+
+def check_backend(backend: str) -> None:
+    """Raise InputError where the kernels' backend is unknown or cannot run here."""
+    try:
+        ops.check_backend(backend)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from error
+
+
+def check_compile(compiled: bool, cuda_graph: bool, device: torch.device, offload: str | None) -> None:
+    """Raise InputError where a UNet cannot be compiled or captured as a CUDA graph on `device`, with this offload."""
+    name = "compile" if compiled else "cuda graph"
+    if (compiled or cuda_graph) and offload is not None:
+        raise InputError(f"{name}: offload {offload} moves the UNet's weights; leave one of them out")
+    if cuda_graph and device.type != "cuda":
+        raise InputError(f"cuda graph: the device is {device}; expected a CUDA device")

@@ -1,13 +1,16 @@
-"""Writing a file, or a folder, whole or not at all."""
+"""Files: written whole or not at all, JSON read and written."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from runtime.errors import InputError, first_line
 
 
 @contextmanager
@@ -59,3 +62,25 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON object. Raises InputError where the file is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: missing, expected a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> None:
+    """Write a JSON file, complete or not at all; InputError names `name` where it cannot be written."""
+    try:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error

@@ -1,9 +1,7 @@
-"""The facts about a run: what ran, where, how long, in how much memory; written as JSON, all or nothing."""
+"""The facts about a run: what ran, where, how long, in how much memory."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,8 +14,6 @@ from pathlib import Path
 import torch
 
 import kernels
-from runtime.errors import InputError
-from runtime.machine.files import replacing
 
 PACKAGES = ("diffusers", "transformers")
 
@@ -73,15 +69,6 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     if device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_allocated(device)
     return peak
-
-
-def write_json(data: dict, path: str | os.PathLike, name: str = "report") -> None:
-    """Write a JSON file, complete or not at all; InputError names `name` where it cannot be written."""
-    try:
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise InputError(f"{name}: cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

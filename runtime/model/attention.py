@@ -8,21 +8,46 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.errors import InputError
 
-OWN = {  # PyTorch's
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
+Function = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # of query, key, value, each (B, heads, S, D), to one of theirs
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+    width = query.shape[-1]
+    if width % 8:  # its kernels take whole vectors
+        query, key, value = (F.pad(x, (0, -width % 8)) for x in (query, key, value))
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    return flash(query, key, value, scale=width**-0.5)[0][..., :width]
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return cudnn(query, key, value, None, torch.is_grad_enabled())[0]
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, None, torch.is_grad_enabled())[0]
+
+
+def _math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value)[0]
+
+
+# PyTorch's, called one by one: `torch.nn.attention.sdpa_kernel` switches the others off for the whole process.
+OWN = {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "math": _math}
 PACKAGES = {
     "xformers": ("xformers.ops", "memory_efficient_attention"),
     "flash_attn": ("flash_attn", "flash_attn_func"),
@@ -32,22 +57,20 @@ ATTENTIONS = ("auto", *OWN, *PACKAGES)
 SCORES = 2**19  # held at once by `_in_products`, in float32: 2 MiB, which stay in the cache
 FEW_SCORES = 2**17  # below it one call of PyTorch's is quicker (AMD EPYC, torch 2.13)
 
-_name = "auto"  # of what was chosen
-# (query, key, value), each (B, S, heads, D), to (B, S, heads, D); None: PyTorch's
-_function: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+_chosen: ContextVar[Function | None] = ContextVar("localcontrol_attention", default=None)  # None: "auto"
 
 
 @contextmanager
 def use_attention(name: str) -> Iterator[None]:
-    """Attend as `name` says, one of ATTENTIONS, in this block. InputError where it is unknown or not installed."""
-    global _name, _function
-    found, own = _find(name), OWN.get(name)
-    previous, (_name, _function) = (_name, _function), (name, found)
+    """Attend as `name` says, one of ATTENTIONS, in this block, in this thread or task only.
+
+    Raises InputError where it is unknown or not installed.
+    """
+    token = _chosen.set(_function(name))
     try:
-        with nullcontext() if own is None else sdpa_kernel(own):
-            yield
+        yield
     finally:
-        _name, _function = previous
+        _chosen.reset(token)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -59,11 +82,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    if _name == "auto" and _products_win(query, key):
-        return _in_products(query, key, value).transpose(1, 2).flatten(2)
-    if _function is None:
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    return _function(*(x.transpose(1, 2) for x in (query, key, value))).flatten(2)
+    function = _choice()
+    if function is None:
+        function = _in_products if _products_win(query, key) else F.scaled_dot_product_attention
+    return function(query, key, value).transpose(1, 2).flatten(2)
+
+
+@torch.compiler.assume_constant_result  # dynamo cannot trace a ContextVar
+def _choice() -> Function | None:
+    return _chosen.get()
 
 
 def _products_win(query: Tensor, key: Tensor) -> bool:
@@ -136,16 +163,23 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None
             ) from error
 
 
-def _find(name: str) -> Callable | None:
-    if name in PACKAGES:
-        module, function = PACKAGES[name]
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            package = module.partition(".")[0].replace("_", "-")
-            raise InputError(
-                f"attention {name!r} needs the package {package}; install it: pip install {package}"
-            ) from error
+def _function(name: str) -> Function | None:
+    """Return what computes attention `name`, None where PyTorch chooses. Raises InputError: see `use_attention`."""
     if name not in ATTENTIONS:
         raise InputError(f"attention {name!r}: unknown, expected {', '.join(ATTENTIONS)}")
-    return None
+    if name not in PACKAGES:
+        return OWN.get(name)
+    module, attribute = PACKAGES[name]
+    try:
+        theirs = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise InputError(
+            f"attention {name!r} needs the package {package}; install it: pip install {package}"
+        ) from error
+
+    def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Transpose to and from the package's layout, (B, S, heads, D)."""
+        return theirs(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+
+    return function

@@ -5,6 +5,7 @@ the order of the forward pass: a block takes the next one for every resnet and e
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,18 @@ from torch import Tensor, nn
 from kernels import ops
 from runtime.model.attention import attend
 
-# one level's features R x (B or 1, C, h, w), masks R x (B or 1, 1, h, w) or None, and scales (R,); or their gated sum
-LevelControl = tuple[Sequence[Tensor], Sequence[Tensor | None] | None, Tensor] | Tensor
 KeyValue = tuple[Tensor, Tensor]
+
+
+class Injection(NamedTuple):
+    """What one level of the UNet is given, as `kernels.ops.inject` takes it.
+
+    features: R tensors (B or 1, C, h, w). masks: R tensors (B or 1, 1, h, w), each of them or all None. scales: (R,).
+    """
+
+    features: Sequence[Tensor]
+    masks: Sequence[Tensor | None] | None
+    scales: Tensor
 
 
 class Resnet(nn.Module):
@@ -160,9 +170,7 @@ class DownBlock(nn.Module):
         self.attentions = nn.ModuleList(transformers)
         self.downsamplers = nn.ModuleList([] if downsample is None else [Downsample(downsample)])
 
-    def forward(
-        self, x: Tensor, time: Iterator, text: Iterator, control: LevelControl | None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> list[Tensor]:
         """The outputs of every layer, for the skips; the last one is the block's output."""
         outputs = self.layers(x, time, text, control)
         for downsampler in self.downsamplers:
@@ -171,7 +179,7 @@ class DownBlock(nn.Module):
             outputs[-1] = add_control(outputs[-1], control)
         return outputs
 
-    def layers(self, x: Tensor, time: Iterator, text: Iterator, control: LevelControl | None) -> list[Tensor]:
+    def layers(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> list[Tensor]:
         """The outputs before the downsampler.
 
         diffusers adds the control before the downsampler where there is attention, after it where there is none;
@@ -196,7 +204,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList(transformers)
         self.resnets = nn.ModuleList(resnets)
 
-    def forward(self, x: Tensor, time: Iterator, text: Iterator, control: LevelControl | None) -> Tensor:
+    def forward(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> Tensor:
         x = self.resnets[0](x, next(time))
         x = self.attentions[0](x, text)
         x = self.resnets[1](x, next(time))
@@ -223,12 +231,8 @@ class UpBlock(nn.Module):
         return x
 
 
-def add_control(x: Tensor, control: LevelControl | None) -> Tensor:
-    """x plus one level's gated features; in place where no gradient is recorded."""
+def add_control(x: Tensor, control: Injection | None) -> Tensor:
+    """Return x plus one level's gated features; in place where no gradient is recorded."""
     if control is None:
         return x
-    inplace = not torch.is_grad_enabled()
-    if isinstance(control, Tensor):
-        return x.add_(control) if inplace else (x + control).to(x.dtype)
-    features, masks, scales = control
-    return ops.inject(x, features, masks, scales, inplace=inplace)
+    return ops.inject(x, *control, inplace=not torch.is_grad_enabled())

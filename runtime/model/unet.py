@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from runtime.model.blocks import (
     DownBlock,
+    Injection,
     KeyValue,
-    LevelControl,
     MidBlock,
     Resnet,
     Transformer,
@@ -110,14 +110,13 @@ class UNet(nn.Module):
         sample: Tensor,
         time: Sequence[Tensor],
         text: Sequence[KeyValue],
-        control: Sequence[LevelControl] | None = None,
+        control: Sequence[Injection] | None = None,
     ) -> Tensor:
         """The model's prediction, (B, C_out, h, w), channels_last.
 
         sample: (B, C_in, h, w), any h, w. time: `embed_time` at this step, (B, C) for each resnet.
-        text: `project_text`. control: for each down block and the mid block (four levels in SDXL) the gated
-        features, (1 or rows, C_l, h_l, w_l), or features, masks and scales as `kernels.ops.inject` takes them; None
-        for no control.
+        text: `project_text`. control: one `Injection` for each down block and the mid block (four levels in SDXL);
+        None for no control.
         """
         time, text = iter(time), iter(text)
         return self.finish(*self.deep_features(sample, time, text, control), time, text)
@@ -127,7 +126,7 @@ class UNet(nn.Module):
         sample: Tensor,
         time: Iterator[Tensor],
         text: Iterator[KeyValue],
-        control: Sequence[LevelControl] | None = None,
+        control: Sequence[Injection] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """All before the last up block: what that takes, (B, C, h, w), and its skips."""
         levels = len(self.down_blocks) + 1
@@ -155,7 +154,7 @@ class UNet(nn.Module):
         sample: Tensor,
         time: Sequence[Tensor],
         text: Sequence[KeyValue],
-        control: Sequence[LevelControl] | None,
+        control: Sequence[Injection] | None,
         deep: Tensor,
     ) -> Tensor:
         """The prediction with another step's deep features: only the finest level is computed (arXiv 2312.00858).

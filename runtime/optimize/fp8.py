@@ -1,7 +1,9 @@
-"""The UNet's linear layers in float8: half the memory, and on GPUs that have it twice the rate of bfloat16. Lossy.
+"""The UNet's weights in float8: half the memory, and on GPUs that have it twice the rate of bfloat16. Lossy.
 
-Weights are scaled row by row once, activations token by token at every call, each to the range of float8 e4m3; the
-product is accumulated in float32 and unscaled. Convolutions, norms, and what runs once per image stay as they are.
+"fp8": linear layers multiply in float8. Weights are scaled row by row once, activations token by token at every call,
+each to the range of float8 e4m3; the product is accumulated in float32 and unscaled. "fp8-weights": linear layers and
+convolutions keep their weights so, and multiply in the model's dtype. Norms, and what runs once per image, stay as they
+are.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from diffusers.hooks import apply_layerwise_casting
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import InputError
@@ -39,9 +41,38 @@ class Fp8Linear(nn.Module):
         return y.unflatten(0, x.shape[:-1])
 
 
+class StoredLinear(nn.Module):
+    """nn.Linear with its weight kept in float8, in the input's dtype while it computes."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d):
+        super().__init__()
+        weight, scale = to_fp8(layer.weight.detach())
+        self.register_buffer("stored", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in `dtype`."""
+        return (self.stored.to(self.scale.dtype) * self.scale).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight(x.dtype), self.bias)
+
+
+class StoredConv2d(StoredLinear):
+    """nn.Conv2d, likewise."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__(conv)
+        self.shape = conv.stride, conv.padding, conv.dilation, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight(x.dtype), self.bias, *self.shape)
+
+
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> the same in float8, each row scaled to its range, and the scales, (N, 1) float32."""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST
+    """Return (N, ...) in float8, each row scaled to its range, and the scales, (N, 1 ...) float32."""
+    scale = x.abs().amax(dim=tuple(range(1, x.ndim)), keepdim=True).float().clamp_min(1e-12) / LARGEST
     return (x / scale).to(FP8), scale
 
 
@@ -75,21 +106,19 @@ def multiplies_here(device: torch.device) -> bool:
 
 
 def quantize(unet: UNet, name: str) -> UNet:
-    """`unet` with its linear layers exchanged ("fp8"), or kept in float8 between their calls ("fp8-weights")."""
-    if name == "fp8-weights":
-        direct = (
-            () if unet.config.use_linear_projection else ("proj_in$", "proj_out$")
-        )  # their weights are read
-        skipped = ("norm", "^conv_in$", *direct, *(part.strip(".") for part in ONCE))
-        apply_layerwise_casting(unet, FP8, unet.conv_in.weight.dtype, skip_modules_pattern=skipped)
-        return unet
+    """Exchange the UNet's layers, in place, for those of one of QUANTIZATIONS."""
+    kinds = {nn.Linear: Fp8Linear} if name == "fp8" else {nn.Linear: StoredLinear, nn.Conv2d: StoredConv2d}
     for path, module in list(unet.named_modules()):
         for child_name, child in list(module.named_children()):
-            once = any(part in f"{path}.{child_name}." for part in ONCE)
-            if (
-                isinstance(child, nn.Linear)
-                and not once
-                and not any(n % MULTIPLE for n in child.weight.shape)
-            ):
-                setattr(module, child_name, Fp8Linear(child))
+            if type(child) in kinds and _may_be_stored(f"{path}.{child_name}".lstrip("."), child, name):
+                setattr(module, child_name, kinds[type(child)](child))
     return unet
+
+
+def _may_be_stored(path: str, layer: nn.Linear | nn.Conv2d, name: str) -> bool:
+    """Return whether a layer keeps its values in float8: not what runs once per image, nor what is read as a weight."""
+    if any(part in f"{path}." for part in ONCE) or path == "conv_in":  # its dtype is the UNet's
+        return False
+    if name == "fp8":
+        return not any(n % MULTIPLE for n in layer.weight.shape)
+    return not (isinstance(layer, nn.Conv2d) and path.endswith(("proj_in", "proj_out")))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kernels import ops
 from runtime.model.blocks import GEGLU, Resnet, Transformer
+from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
 
 
@@ -39,7 +40,8 @@ class FusedGEGLU(GEGLU):
 
 
 def fuses_here(backend: str, device: torch.device) -> bool:
-    """Whether `kernels.ops` would run kernels: on a GPU, or in Triton's interpreter where that was asked for."""
+    """Return whether `kernels.ops` would run kernels: on a GPU, or in Triton's interpreter where that was asked for."""
+    backend = ops.resolve(backend)
     return backend == "triton" or (backend == "auto" and device.type == "cuda")
 
 
@@ -47,13 +49,14 @@ def fuse_unet(unet: UNet) -> UNet:
     """`unet` with its normalisations and gates exchanged, in place."""
     for module in list(unet.modules()):
         if isinstance(module, Resnet):
-            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
+            exchange(module.norm1, FusedGroupNormSiLU)
+            exchange(module.norm2, FusedGroupNormSiLU)
             module.activation = nn.Identity()
         elif isinstance(module, Transformer):
-            module.norm.__class__ = FusedGroupNorm
+            exchange(module.norm, FusedGroupNorm)
         elif isinstance(module, GEGLU):
-            module.__class__ = FusedGEGLU
-    unet.conv_norm_out.__class__ = FusedGroupNormSiLU
+            exchange(module, FusedGEGLU)
+    exchange(unet.conv_norm_out, FusedGroupNormSiLU)
     unet.conv_act = nn.Identity()
     return unet
 
@@ -62,9 +65,10 @@ def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
     """`vae` with the normalisations of its residual blocks exchanged, in place."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D) and isinstance(module.nonlinearity, nn.SiLU):
-            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
+            exchange(module.norm1, FusedGroupNormSiLU)
+            exchange(module.norm2, FusedGroupNormSiLU)
             module.nonlinearity = nn.Identity()
     for part in (vae.encoder, vae.decoder):
-        part.conv_norm_out.__class__ = FusedGroupNormSiLU
+        exchange(part.conv_norm_out, FusedGroupNormSiLU)
         part.conv_act = nn.Identity()
     return vae

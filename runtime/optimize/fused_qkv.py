@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from runtime.model.attention import attend
 from runtime.model.blocks import Attention, TransformerBlock
+from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
 
 
@@ -29,5 +30,5 @@ def fuse_qkv(unet: UNet) -> UNet:
                 attention.to_qkv = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
             attention.to_qkv.weight = nn.Parameter(weight, requires_grad=False)
             del attention.to_q, attention.to_k, attention.to_v
-            attention.__class__ = FusedSelfAttention
+            exchange(attention, FusedSelfAttention)
     return unet

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,13 +20,18 @@ OFFLOADS = ("model", "group")
 
 
 def check_offload(how: str | None, device: torch.device) -> None:
-    """InputError where `how` is unknown, or there is no GPU to make room on."""
+    """Raise InputError where `how` is unknown, or `device` is not a GPU."""
     if how is None:
         return
     if how not in OFFLOADS:
         raise InputError(f"offload {how!r}: unknown, expected {', '.join(OFFLOADS)}")
     if device.type != "cuda":
-        raise InputError(f"offload {how}: it makes room on a GPU, got device {device}; expected none")
+        raise InputError(f"offload {how}: it saves a GPU's memory, and the device is {device}; leave it out")
+
+
+def whole_steps(how: str | None) -> str | None:
+    """See `capabilities.Capabilities`: in a "group" layers take turns in an order that is fixed at the first step."""
+    return "offload group" if how == "group" else None
 
 
 class Offload:
@@ -34,22 +40,29 @@ class Offload:
     def __init__(self, model: Model, device: torch.device, how: str):
         """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one."""
         self.device, self.how = device, how
+        self._turn = threading.Lock()
         self.parts = {"text": model.text_encoders, "denoise": (model.unet,), "decode": (model.vae,)}
         if how == "group":
             self.parts["denoise"] = ()
             streams = device.type == "cuda"
             apply_group_offloading(model.unet, device, offload_type="leaf_level", use_stream=streams)
 
-    def check(self, cache_interval: int) -> None:
-        """InputError where layers that take turns, in an order fixed at the first step, were to skip some."""
-        if self.how == "group" and cache_interval > 1:
-            raise InputError(
-                f"cache_interval {cache_interval}: with offload group every step computes all layers, expected 1"
-            )
+    @property
+    def whole_steps(self) -> str | None:
+        """See `whole_steps`."""
+        return whole_steps(self.how)
 
     @contextmanager
     def at_work(self, stage: str) -> Iterator[None]:
-        """Have the stage's modules on the device in this block. Back costs no copy: nothing changes a weight."""
+        """Have the stage's modules on the device in this block, one thread at a time.
+
+        Back costs no copy: nothing changes a weight.
+        """
+        with self._turn, self._on_device(stage):
+            yield
+
+    @contextmanager
+    def _on_device(self, stage: str) -> Iterator[None]:
         waiting = [(tensor, tensor.data) for module in self.parts[stage] for tensor in _tensors(module)]
         with torch.inference_mode(False):
             for tensor, data in waiting:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runtime.machine.arithmetic import has_kernels
 from runtime.model.blocks import GEGLU, Transformer
+from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
 
 
@@ -181,7 +182,7 @@ def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
     if isinstance(layer, nn.Conv2d) and has_one_layout(layer):
         return PackedConv2d(layer)
     if isinstance(layer, nn.GroupNorm) and layer.num_channels // layer.num_groups < NarrowGroupNorm.WIDTH:
-        layer.__class__ = NarrowGroupNorm
+        exchange(layer, NarrowGroupNorm)
     return layer
 
 
@@ -189,7 +190,7 @@ def unpack_weights(unet: UNet) -> UNet:
     """`unet` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
     for module in [m for m in unet.modules() if not isinstance(m, Packed)]:
         if isinstance(module, NarrowGroupNorm):
-            module.__class__ = nn.GroupNorm
+            exchange(module, nn.GroupNorm)
         for name, child in list(module.named_children()):
             if isinstance(child, Packed):
                 setattr(module, name, child.plain())

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from runtime.sampling.checks import check_finite
-
-if TYPE_CHECKING:
-    from runtime.engines.parts import EngineVAE
+from runtime.machine.finite import check_finite
+from runtime.model.vae import vae_factor
 
 DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
 
 
-def vae_factor(vae: AutoencoderKL | EngineVAE) -> int:
-    """Pixels of a latent's side."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def decode(vae: AutoencoderKL | EngineVAE, latents: Tensor) -> Tensor:
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time.
 
     Raises InputError where a pixel is not finite.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from runtime.control.features import Control
-from runtime.model.blocks import KeyValue, LevelControl
+from runtime.model.blocks import Injection, KeyValue
 from runtime.model.unet import UNet
 
 
@@ -30,7 +30,7 @@ class DeepCache:
         sample: Tensor,
         time: Sequence[Tensor],
         text: Sequence[KeyValue],
-        control: Sequence[LevelControl] | None,
+        control: Sequence[Injection] | None,
     ) -> Tensor:
         """The prediction of step `index`; the others: see `UNet.forward`."""
         if self._fits(len(sample), index):

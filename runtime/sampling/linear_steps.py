@@ -8,6 +8,7 @@ is asked for them, by running it once on samples of four values.
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearSteps:
-    """Of each of T steps: scales (T,) is what the model's input is of the sample, numbers (T, 5) are p, q, a, b, c.
+    """The coefficients of T steps, float64 on the CPU.
 
-    denoised = p sample + q output; next = a sample + b denoised + c (denoised of the step before). float64, CPU.
+    scales: (T,); the model's input is scale * sample. numbers: (T, 5), the p, q, a, b and c of
+    denoised = p sample + q output; next = a sample + b denoised + c (denoised of the step before).
     """
 
     scales: Tensor
@@ -38,17 +40,23 @@ def linear_steps(scheduler: SchedulerMixin) -> LinearSteps | None:
     """
     if not _is_linear(scheduler):
         return None
+    with _asking:
+        found = _answer(scheduler)
+    return found if found.numbers.isfinite().all() else None
+
+
+def _answer(scheduler: SchedulerMixin) -> LinearSteps:
     key = type(scheduler), repr(sorted(scheduler.config.items())), tuple(scheduler.timesteps.tolist())
     if key not in _known:
         if len(_known) == KEPT:
             del _known[next(iter(_known))]
         _known[key] = _ask(copy.deepcopy(scheduler))
-    found = _known[key]
-    return found if found.numbers.isfinite().all() else None
+    return _known[key]
 
 
 KEPT = 32
 _known: dict[tuple, LinearSteps] = {}
+_asking = threading.Lock()  # `_known` is the process's
 
 
 def _ask(scheduler: SchedulerMixin) -> LinearSteps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from runtime.engines.parts import EngineTextEncoder
 from runtime.loading.load import Model
+
+# A call sets the padding of the tokenizer's Rust half, which refuses two threads; pipelines may share one.
+_TOKENIZING = threading.Lock()
 
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -28,10 +31,9 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Tensor, Tensor
     return torch.cat(states, dim=-1), pooled
 
 
-def encode_ids(encoder: CLIPTextModel | EngineTextEncoder, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids (B, S) -> hidden states before the last layer (B, S, D), and a projecting encoder's pooled (B, P)."""
-    if isinstance(encoder, EngineTextEncoder):
-        return encoder.encode(ids)
+def encode_ids(encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states before the last layer (B, S, D) of token ids (B, S), and a projecting encoder's pooled
+    embedding (B, P)."""
     output = encoder(ids, output_hidden_states=True)
     return output.hidden_states[-2], output[0]
 
@@ -56,6 +58,11 @@ def encode_guidance(
 
 def _tokenize(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
     """(B, S) token ids, padded and cut to the tokenizer's length."""
+    with _TOKENIZING:
+        return _tokens(tokenizer, prompts, warn)
+
+
+def _tokens(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
     length = tokenizer.model_max_length
     tokens = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ def rows(request, committed, tmp_path_factory):
     """The committed rows; and those of each op at one shape, compiled now for sm_90."""
     if request.param == "committed":
         return committed
+    if (here := metadata.version("triton")) not in {row["triton"] for row in committed}:
+        pytest.skip(
+            f"the committed figures are another Triton's; {here} may say otherwise where an access is"
+        )
     path = tmp_path_factory.mktemp("static") / "static.csv"
     done = run("static", "--quick", "--arch", 90, "--op", request.param, "--out", path)
     assert done.returncode == 0, done.stderr

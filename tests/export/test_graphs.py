@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from export.graphs import make_components
+from runtime.engines.denoiser import constant_inputs
 from runtime.engines.ports import Axis
-from runtime.sampling.denoiser import constant_inputs
 from tests.support import engines, saved_model
 from tests.support.tiny import make_adapter
 from tests.support.tolerances import assert_close

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import threading
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_triton_is_refused_where_it_is_missing(monkeypatch):
 )
 def test_triton_says_what_it_cannot_take(monkeypatch, dtype, scales, obstacle):
     monkeypatch.setattr(ops, "INTERPRETED", True)
-    monkeypatch.setattr(ops, "_backend", "triton")
+    monkeypatch.setattr(ops, "_of_auto", "triton")
     x = torch.zeros(1, 2, 3, 3, dtype=dtype)
     with pytest.raises(RuntimeError, match=f"inject: the triton backend {obstacle}; use 'auto' or 'torch'"):
         ops.inject(x, [x], None, scales)
@@ -113,10 +114,14 @@ def test_triton_says_what_it_cannot_take(monkeypatch, dtype, scales, obstacle):
 
 @pytest.mark.usefixtures("_no_interpreter")
 def test_backend_is_restored(monkeypatch):
-    monkeypatch.setattr(ops, "_backend", "triton")  # as set by the environment: refused where an op is called
+    monkeypatch.setattr(ops, "_of_auto", "triton")  # as set by the environment: refused where an op is called
     with ops.use_backend("torch"):
-        with ops.use_backend("auto"):
-            inject()
+        inject()
+        with (
+            pytest.raises(RuntimeError, match="LOCALCONTROL_KERNELS 'triton' needs"),
+            ops.use_backend("auto"),
+        ):
+            pass
         inject()
     with pytest.raises(RuntimeError, match="triton"):
         inject()
@@ -145,3 +150,29 @@ def test_environment_sets_the_backend(reloaded, monkeypatch, value, error, messa
 def test_environment_may_name_torch(reloaded):
     reloaded("torch")
     assert (inject() == 1).all()
+
+
+def test_auto_stands_for_the_environments_choice(reloaded):
+    module = reloaded("torch")
+    assert module.resolve("auto") == "torch" and module.resolve("triton") == "triton"
+    with module.use_backend("auto"):
+        assert module.current_backend() == "torch"
+
+
+def test_a_thread_has_its_own_backend():
+    seen, inside, done = [], threading.Event(), threading.Event()
+
+    def other():
+        inside.wait()
+        seen.append(ops.current_backend())
+        with ops.use_backend("auto"):
+            done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with ops.use_backend("torch"):
+        inside.set()
+        done.wait()
+        seen.append(ops.current_backend())
+    thread.join()
+    assert seen == ["auto", "torch"] and ops.current_backend() == "auto"

@@ -1,17 +1,20 @@
 """runtime.fastest: what was measured is remembered for these files on this machine, and decides for the whole wait."""
 
 import json
+import re
+import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from runtime import fastest, generate
+from runtime import Region, fastest, generate
+from runtime.engines.manifest import read_manifest
 from runtime.errors import InputError
+from runtime.sampling.request import Request
 from tests.support import engines, saved_model
-
-SIZES = {"rows": 2}
 
 
 @pytest.fixture
@@ -54,10 +57,10 @@ def test_an_engine_that_draws_something_else_is_refused(value):
 
 def test_the_wait_grows_with_steps_pictures_and_pixels():
     times = {"first_ms": 500.0, "picture_ms": 100.0, "pixels": 64 * 64}
-    assert fastest.expect(times, {"rows": 2}, fastest.STEPS) == 500
-    assert fastest.expect(times, {"rows": 2}, 3 * fastest.STEPS) == 700
-    assert fastest.expect(times, {"rows": 8, "height": 128}, fastest.STEPS) == 1200
-    assert fastest.expect(times, {"rows": 1}, fastest.STEPS) == 450
+    assert fastest.expect(times, Request("", steps=fastest.STEPS)) == 500
+    assert fastest.expect(times, Request("", steps=3 * fastest.STEPS)) == 700
+    assert fastest.expect(times, Request("", steps=fastest.STEPS, images_per_prompt=4, height=128)) == 1200
+    assert fastest.expect(times, Request("", steps=fastest.STEPS, guidance=1)) == 450
 
 
 @pytest.fixture
@@ -78,9 +81,9 @@ def measured(cache, monkeypatch, capsys):
 
 def test_the_engine_is_taken_where_the_picture_comes_sooner(measured):
     folder, *what = measured
-    found = fastest.choose(*what, "fp32", SIZES, 30)
+    found = fastest.choose(*what, "fp32", Request("x", steps=30))
     assert found == (str(folder), 470.0, 500.0)
-    assert fastest.choose(*what, "fp32", SIZES, 10) is None  # PyTorch is there first
+    assert fastest.choose(*what, "fp32", Request("x", steps=10)) is None  # PyTorch is there first
 
 
 @pytest.mark.parametrize(
@@ -89,37 +92,147 @@ def test_the_engine_is_taken_where_the_picture_comes_sooner(measured):
         {"dtype": "bf16"},
         {"adapters": {}},
         {"model": "embedded"},
-        {"sizes": {"rows": 2, "height": 4096}},
-        {"sizes": {"rows": 64}},
     ],
     ids=str,
 )
 def test_not_for_anything_else(measured, change):
     _, model, adapters = measured
-    what = {"model": model, "adapters": adapters, "dtype": "fp32", "sizes": SIZES, "steps": 30}
+    what = {"model": model, "adapters": adapters, "dtype": "fp32", "request": Request("x", steps=30)}
     assert fastest.choose(**what) is not None
     assert fastest.choose(**(what | change)) is None
 
 
-def test_not_where_a_file_has_changed(measured, tmp_path):
-    _, model, adapters = measured
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"height": 4096}, "height 4096: the engines were built for"),
+        ({"images_per_prompt": 32}, r"rows of the UNet .* 64: the engines were built for"),
+        ({"regions": [Region(torch.ones(8, 8), adapter="depth")]}, "adapter 'depth' is unknown"),
+    ],
+    ids=["size", "rows", "adapter"],
+)
+def test_an_engine_that_does_not_take_the_request_is_left_out_with_a_word(measured, asked, reason):
+    folder, *what = measured
+    with pytest.warns(UserWarning, match=f"engine {folder}: .*{reason}.*; it is left out"):
+        assert fastest.choose(*what, "fp32", Request("x", **asked)) is None
+
+
+def test_an_engine_whose_files_have_changed_is_left_out_with_a_word(measured, cache, tmp_path):
+    _, *what = measured
     copy = engines.copy_folder("onnxruntime", tmp_path / "engine")
-    table = json.loads(fastest.table_path().read_text())
-    table[0] |= fastest.identity(model, adapters, "fp32", str(copy))
-    fastest.table_path().write_text(json.dumps(table))
-    assert fastest.choose(model, adapters, "fp32", SIZES, 30)[0] == str(copy)
+    table = json.loads((cache / "fastest.json").read_text())
+    table[0] |= {"engine": str(copy)}
+    (cache / "fastest.json").write_text(json.dumps(table))
+    assert fastest.choose(*what, "fp32", Request("x"))[0] == str(copy)
     manifest = copy / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
-    assert fastest.choose(model, adapters, "fp32", SIZES, 30) is None
+    with pytest.warns(UserWarning, match="rebuilt since it was measured"):
+        assert fastest.choose(*what, "fp32", Request("x")) is None
     manifest.unlink()
-    assert fastest.choose(model, adapters, "fp32", SIZES, 30) is None
+    with pytest.warns(UserWarning, match=r"its manifest.json cannot be read: No such file"):
+        assert fastest.choose(*what, "fp32", Request("x")) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '[{"engine": 1}]', '[{"engine": "x", "times": 3}]'])
-def test_a_damaged_table_is_no_table(cache, text):
+BROKEN = {
+    "empty": "",
+    "cut": "{",
+    "no list": "{}",
+    "numbers": "[1]",
+    "other fields": '[{"engine": 1}]',
+    "deep": "[" * 100_000,
+    "not text": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_damaged_table_is_refused_in_one_line(cache, case):
     cache.mkdir()
-    (cache / "fastest.json").write_text(text)
-    assert fastest.choose("embedded", {}, "fp32", SIZES, 30) is None
+    text = BROKEN[case]
+    (cache / "fastest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(
+        InputError, match=r"fastest.json: not a table of measurements.*; remove it, or run"
+    ) as caught:
+        fastest.choose("embedded", {}, "fp32", Request("x"))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e400, "1", None, True, [1]], ids=repr)
+@pytest.mark.parametrize("field", fastest.TIMES)
+def test_a_time_that_is_not_one_makes_the_table_a_damaged_one(measured, cache, field, value):
+    _, *what = measured
+    table = json.loads((cache / "fastest.json").read_text())
+    table[0]["times"][field] = value
+    (cache / "fastest.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match="not a table of measurements"):
+        fastest.choose(*what, "fp32", Request("x"))
+
+
+@pytest.fixture
+def command(measured, tmp_path, monkeypatch):
+    """Run the command line for the measured model; returns its exit code."""
+    _, model, adapters = measured
+    monkeypatch.setattr(fastest, "STEPS", 1)  # so that a few steps are many
+    base = ["--prompt", "a star", "--model", model, "--adapter", f"canny={adapters['canny']}", "--steps", "4"]
+    base += ["--seed", "1", "--out", str(tmp_path / "a.png"), "--report", str(tmp_path / "a.json")]
+    return lambda *options: generate.main([*base, *options])
+
+
+def drawn_by(tmp_path) -> str | None:
+    return json.loads((tmp_path / "a.json").read_text())["settings"]["engine"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+HARMS = {
+    "gone": lambda folder, _: shutil.rmtree(folder),
+    "truncated": lambda folder, _: cut(next(folder.rglob("unet*.onnx.data"))),
+    "no manifest": lambda folder, _: (folder / "manifest.json").unlink(),
+    "a cut manifest": lambda folder, _: cut(folder / "manifest.json"),
+    "a deep table": lambda _, table: table.write_text("[" * 100_000),
+    "no pixels": lambda _, table: table.write_text(
+        re.sub(r'"pixels": \d+', '"pixels": 0', table.read_text())
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_whatever_is_wrong_with_an_engine_pytorch_draws(command, cache, tmp_path, capsys, harm):
+    copy = engines.copy_folder("onnxruntime", tmp_path / "engine")
+    table = cache / "fastest.json"
+    entries = json.loads(table.read_text())
+    entries[0] |= {"engine": str(copy), "manifest": fastest.manifest_digest(str(copy))}
+    table.write_text(json.dumps(entries))
+    assert command() == 0
+    assert drawn_by(tmp_path) == str(copy)
+    HARMS[harm](copy, table)
+    capsys.readouterr()
+    assert command() == 0
+    assert drawn_by(tmp_path) is None
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and len(warned[0]) < 1000, warned
+
+
+def test_an_engine_built_with_guidance_is_not_taken_for_steps_without(
+    measured, command, tmp_path, capsys, monkeypatch
+):
+    def always(path):
+        manifest = read_manifest(path)
+        return replace(manifest, profile=replace(manifest.profile, guidance="always"))
+
+    monkeypatch.setattr(fastest, "read_manifest", always)
+    assert command() == 0 and drawn_by(tmp_path) is not None
+    capsys.readouterr()
+    assert command("--guidance-range", "0", "0.6") == 0 and drawn_by(tmp_path) is None
+    assert "warning: engine" in capsys.readouterr().err
+
+
+def test_a_cache_of_nobody_is_a_warning(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOCALCONTROL_CACHE", "~nosuchuser/x")
+    assert command() == 0 and drawn_by(tmp_path) is None
+    assert "warning: LOCALCONTROL_CACHE ~nosuchuser/x: " in capsys.readouterr().err
+    assert fastest.main(["--engine", "nowhere"]) == 2
 
 
 def test_measuring_again_replaces(measured):
@@ -129,21 +242,18 @@ def test_measuring_again_replaces(measured):
     assert len(fastest.read_table()) == 1
 
 
-def test_the_command_line_takes_it_unless_an_option_needs_pytorch(measured, tmp_path, monkeypatch, capsys):
-    folder, model, adapters = measured
-    monkeypatch.setattr(fastest, "STEPS", 1)  # so that a few steps are many
-    base = ["--prompt", "a star", "--model", model, "--adapter", f"canny={adapters['canny']}", "--steps", "4"]
-    base += ["--seed", "1", "--out", str(tmp_path / "a.png"), "--report", str(tmp_path / "a.json")]
-    assert generate.main(base) == 0
+def test_the_command_line_takes_it_unless_an_option_needs_pytorch(measured, command, tmp_path, capsys):
+    folder = measured[0]
+    assert command() == 0
     assert f"backend  {folder}: 0.5 s expected, 0.6 s in PyTorch" in capsys.readouterr().err
-    assert json.loads((tmp_path / "a.json").read_text())["settings"]["engine"] == str(folder)
+    assert drawn_by(tmp_path) == str(folder)
     for option in (
         ["--backend", "torch"],
         ["--device", "cpu"],
         ["--cache-interval", "2"],
         ["--attention", "math"],
     ):
-        assert generate.main([*base, *option]) == 0
+        assert command(*option) == 0
         assert "backend" not in capsys.readouterr().err
 
 

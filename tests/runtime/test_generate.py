@@ -154,7 +154,7 @@ BAD = {
         ["--condition", "picture.png", "--preprocess", "cany"],
         "preprocess 'cany' is unknown.*canny",
     ),
-    "size": (["--height", "100"], "height 100 is no multiple of 16; the nearest: 96 and 112"),
+    "size": (["--height", "100"], "height 100: not a multiple of 16; the nearest: 96 and 112"),
     "steps": (["--steps", "0"], "steps 0"),
     "seed": (["--seed", "-3"], "seed -3"),
     "images": (["--images", "0"], "--images 0"),
@@ -253,7 +253,7 @@ def test_warnings_are_one_line_each(run, capsys):
     assert run("--condition", "picture.png", "--mask", "black.png") == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line.lower()]
     assert len(warned) == 1
-    assert warned[0].startswith("warning: region 1 mask: all zero")
+    assert warned[0].startswith("warning: region mask: all zero")
 
 
 def test_a_mask_of_another_shape_and_a_long_prompt_are_warned_of_once(run, capsys):
@@ -263,7 +263,7 @@ def test_a_mask_of_another_shape_and_a_long_prompt_are_warned_of_once(run, capsy
     said = capsys.readouterr().err.splitlines()
     warned = [line for line in said if line.startswith("warning: ")]
     assert len(warned) == 2, warned
-    assert re.search("region 1 mask: 64 x 32 px is stretched", warned[0])
+    assert re.search("region mask: 64 x 32 px is stretched", warned[0])
     assert re.search("prompt: .* tokens, expected at most 77; .* ignored", warned[1])
     assert not any("stacklevel" in line or "UserWarning" in line for line in said)
 
@@ -272,7 +272,7 @@ def test_an_interrupt_leaves_nothing_and_exits_130(run, files, monkeypatch, caps
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalControlPipeline, "__call__", interrupt)
+    monkeypatch.setattr(LocalControlPipeline, "draw", interrupt)
     assert run() == 130
     assert written(files) == set()
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
@@ -289,7 +289,7 @@ def test_an_interrupt_while_saving_leaves_no_part_of_a_picture(run, files, monke
 
 
 def test_an_unexpected_error_is_not_swallowed(run, monkeypatch):
-    monkeypatch.setattr(LocalControlPipeline, "__call__", lambda *_, **__: {}["a defect"])
+    monkeypatch.setattr(LocalControlPipeline, "draw", lambda *_, **__: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
         run()
 

@@ -219,11 +219,11 @@ def test_progress_is_told_every_step():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 65}, r"height 65 .* 64 and 80"),
+        ({"height": 65}, "height 65: .* 64 and 80"),
         ({"width": 0}, "width 0"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 2.5}, r"steps 2\.5"),
-        ({"steps": 1001}, "steps 1001: expected at most 1000"),
+        ({"steps": 1001}, "steps 1001: expected a whole number from 1 to 1000"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"guidance_range": (0.5, 0.2)}, r"guidance_range 0\.5 to 0\.2: expected 0 <= start"),
         ({"guidance_range": (0.5, 2)}, "guidance_range 0.5 to 2"),
@@ -241,7 +241,7 @@ def test_progress_is_told_every_step():
         ({"prompt": []}, "prompt"),
         ({"prompt": None}, "prompt .*expected a text"),
         ({"regions": [Region(condition(), adapter="depth")]}, r"adapter 'depth' is unknown.*canny"),
-        ({"regions": [condition()]}, "expected a runtime.control.region.Region"),
+        ({"regions": [condition()]}, "region 1: a Tensor; expected a runtime.Region"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from runtime.errors import InputError
 from runtime.loading.load import Model
-from runtime.machine.files import replacing
-from runtime.machine.report import write_json
+from runtime.machine.files import replacing, write_json
 from training.config import TrainConfig
 from training.data import workers
 from training.data.cache import digest

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from runtime.loading.adapter import fit_channels
+from runtime.control.adapters import fit_channels
 from training.config import TrainConfig
 from training.data import workers
 from training.data.masks import random_mask, segment_mask

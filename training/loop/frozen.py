@@ -12,10 +12,10 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from runtime.model.blocks import LevelControl, Resnet, TransformerBlock
+from runtime.model.attention import use_attention
+from runtime.model.blocks import Injection, Resnet, TransformerBlock
 from runtime.model.unet import UNet
 from training.loop.group_norm import use_quick_group_norm
 
@@ -47,7 +47,7 @@ class FrozenUNet:
         text: Tensor,
         pooled: Tensor,
         time_ids: Tensor,
-        control: Sequence[LevelControl],
+        control: Sequence[Injection],
     ) -> Tensor:
         """The prediction (B, 4, h, w) float32, every row at its own timestep t (B,)."""
         with torch.no_grad():
@@ -72,7 +72,7 @@ def quick_attention(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    with sdpa_kernel([SDPBackend.MATH]):
+    with use_attention("math"):
         yield
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from runtime.model.exchange import exchange
+
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
@@ -60,5 +62,5 @@ def use_quick_group_norm(model: nn.Module) -> nn.Module:
     """Turn every ``nn.GroupNorm`` of ``model`` into ours, in place; the state dict stays the same."""
     for module in model.modules():
         if type(module) is nn.GroupNorm:
-            module.__class__ = GroupNorm
+            exchange(module, GroupNorm)
     return model

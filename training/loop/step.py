@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from runtime.control.masks import mask_pyramid
 from runtime.loading.load import Model
 from runtime.machine.arithmetic import DTYPES
+from runtime.model.blocks import Injection
 from training.config import TrainConfig
 from training.loop.frozen import FrozenUNet
 from training.loop.loss import add_noise, check_schedule, training_loss
@@ -38,7 +39,7 @@ class LossOf:
         sizes = [tuple(f.shape[2:]) for f in features]
         *gates, mask = mask_pyramid(batch["mask"], [*sizes, (height, width)], self.config.mask_resize)
         gates = gates if self.config.control == "features" else [None] * len(features)
-        control = [([f], [gate], self.ones) for f, gate in zip(features, gates, strict=True)]
+        control = [Injection([f], [gate], self.ones) for f, gate in zip(features, gates, strict=True)]
         output = self.unet(noisy, batch["t"], batch["text"], batch["pooled"], batch["time_ids"], control)
         return training_loss(
             output,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.control.conditions import preprocess
 from runtime.control.images import save_png
-from runtime.control.region import Region
+from runtime.control.region import Region, pack
 from runtime.control.sheet import make_sheet
 from runtime.loading.load import Model
 from runtime.loading.quiet import quiet
@@ -44,7 +44,8 @@ class Validation:
             image = draw(pipe, entry, condition, mask, self.config, seed=i)
             errors.append(compare(image, condition, mask, self.config))
             said = f"{entry.caption} | LFMSE inside {errors[-1].inside:.5f}, outside {errors[-1].outside:.5f}"
-            sheets.append(make_sheet([image], [Region(condition[None], mask[None], NAME)], said, i))
+            region = Region(condition[None], mask[None], NAME)
+            sheets.append(make_sheet([image], pack([region], *mask.shape[1:]), said, i))
         save_png(stack(sheets), path)
         return mean_errors(errors)
 

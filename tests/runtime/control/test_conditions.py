@@ -151,7 +151,7 @@ def test_depth_says_what_is_missing(monkeypatch, tmp_path):
     assert "install the package transformers" in text
     assert conditions.DEPTH_MODEL_VARIABLE in text
     monkeypatch.setenv(conditions.DEPTH_MODEL_VARIABLE, str(tmp_path / "none"))
-    assert f"{tmp_path / 'none'} is no folder" in message(conditions.preprocess, "depth", square())
+    assert f"{tmp_path / 'none'} is not a folder" in message(conditions.preprocess, "depth", square())
     (tmp_path / "empty").mkdir()
     text = message(conditions.preprocess, "depth", square(), model=tmp_path / "empty")
     assert "holds no depth-estimation model" in text

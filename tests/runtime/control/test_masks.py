@@ -60,7 +60,7 @@ def test_nearest_is_the_original_method():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(InputError, match="mask mode 'cubic' is unknown; expected 'area' or 'nearest'"):
+    with pytest.raises(InputError, match="mask mode 'cubic' is unknown; expected area or nearest"):
         mask_pyramid(torch.ones(1, 1, 16, 16), [(1, 1)], "cubic")
 
 

@@ -86,9 +86,9 @@ def test_pack_of_nothing_is_empty_but_checks_the_size():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((1000, 1024), "height 1000 is no multiple of 16; the nearest: 992 and 1008"),
-        ((1024, 17), "width 17 is no multiple of 16; the nearest: 16 and 32"),
-        ((7, 64), "height 7 is no multiple of 16; the nearest: 16"),
+        ((1000, 1024), "height 1000 is not a multiple of 16; the nearest: 992 and 1008"),
+        ((1024, 17), "width 17 is not a multiple of 16; the nearest: 16 and 32"),
+        ((7, 64), "height 7 is not a multiple of 16; the nearest: 16"),
         ((0, 64), "height 0; expected pixels, a positive multiple of 16"),
         ((64, -64), "width -64; expected pixels, a positive multiple of 16"),
         ((64, 64.0), "width 64.0; expected pixels, a positive multiple of 16"),
@@ -201,9 +201,7 @@ def test_from_dict_resolves_relative_paths(tmp_path):
         ({"condition": "a.png", "scale": "much"}, "region 3: scale 'much'; expected a finite number"),
         ({"condition": "a.png", "levels": "1,1,1"}, "region 3: levels '1,1,1'; expected 4 finite numbers"),
         ({"condition": "a.png", "start": "1", "end": "0"}, "region 3: start 1 is after end 0"),
-        ("condition=a.png", "region 3: 'condition=a.png' is no region"),
-        ({"condition": "none.png", "preprocess": "canny"}, "region 3 condition: none.png does not exist"),
-        ({"condition": "~nobody-of-that-name/a.png", "preprocess": "canny"}, "cannot be read"),
+        ("condition=a.png", "region 3: 'condition=a.png' is not a region"),
     ],
 )
 def test_from_dict_names_the_region_and_the_key(fields, expected):
@@ -224,10 +222,39 @@ def test_from_dict_lists_the_known_preprocessors(condition):
 def test_from_dict_preprocesses_at_the_size_of_the_picture(tmp_path):
     Image.fromarray((box(512, 512, (100, 100, 400, 400))[0, 0] * 255).byte().numpy()).save(tmp_path / "p.png")
     fields = {"condition": "p.png", "preprocess": "canny"}
-    native = Region.from_dict(fields, base=tmp_path).condition
-    sized = Region.from_dict(fields, base=tmp_path, size=(128, 128)).condition
-    assert (native.size, sized.size) == ((512, 512), (128, 128))
-    assert np.array(sized).max() == 255  # shrunk afterwards, the one-pixel lines would fade
+    region = Region.from_dict(fields, base=tmp_path).read()
+    assert (
+        pack([region], 128, 128)[0].condition.max() == 1
+    )  # shrunk afterwards, the one-pixel lines would fade
+    native = conditions.preprocess("canny", tmp_path / "p.png")
     assert pack([Region(native)], 128, 128)[0].condition.max() < 0.6
     with pytest.warns(UserWarning, match="region condition: 512 x 512 px is stretched"):
-        Region.from_dict(fields, base=tmp_path, size=(64, 128))
+        pack([region], 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"condition": "none.png"}, "region 3 condition: none.png does not exist"),
+        ({"condition": "~nobody-of-that-name/a.png", "preprocess": "canny"}, "cannot be read"),
+        ({"condition": Image.new("L", (8, 8)), "mask": "none.png"}, "region 3 mask: none.png does not exist"),
+        ({"condition": Image.new("L", (8, 8)), "preprocess": "depth"}, "region 3: depth: no depth model"),
+    ],
+)
+def test_reading_names_the_region_and_the_picture(fields, expected, monkeypatch):
+    monkeypatch.delenv(conditions.DEPTH_MODEL_VARIABLE, raising=False)
+    text = message(Region.from_dict(fields, "region 3").read)
+    assert text.startswith("region 3") and expected in text
+
+
+def test_a_picture_that_several_regions_name_is_decoded_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (32, 32), 255).save("p.png")
+    opened = {}
+    regions = [
+        Region(path, mask="p.png").read(opened) for path in ("p.png", Path("p.png"), tmp_path / "p.png")
+    ]
+    assert (
+        len({id(region.condition) for region in regions}) == len({id(region.mask) for region in regions}) == 1
+    )
+    assert len(opened) == 2  # a picture's transparency is white, a mask's black

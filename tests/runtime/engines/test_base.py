@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from runtime.engines import openvino as engine_openvino
-from runtime.engines.base import TARGETS, Engine, check_folder, open_engine, package_version
+from runtime.engines.base import Engine, check_folder, open_engine, package_version
 from runtime.engines.manifest import EngineSpec, Manifest, read_manifest
+from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES
 from tests.support import engines

@@ -14,11 +14,11 @@ import export.onnx_export
 import export.targets.compile
 from runtime import LocalControlPipeline, Region
 from runtime.control.masks import box
+from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import read_manifest
 from runtime.engines.parts import EngineTextEncoder, EngineVAE, load_engines
 from runtime.errors import InputError
 from runtime.loading.folder import load_folder
-from runtime.sampling.denoiser import EngineDenoiser
 from tests.runtime.loading.test_lora import LAYERS, write_lora
 from tests.support import engines, saved_model
 from tests.support.saved_model import edit_json, edit_tensors

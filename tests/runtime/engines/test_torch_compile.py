@@ -54,7 +54,8 @@ def compiled() -> tuple[LocalControlPipeline, CompileCounterWithBackend]:
     """Warmed up at one size. The compiler's own part is left out: what makes it compile again comes before it."""
     counter = CompileCounterWithBackend("eager")
     pipe = make().compile(compiler=counter)
-    pipe.warm_up(64, 64)
+    for guidance in (5.0, 1.0):
+        pipe.warm_up(64, 64, guidance=guidance)
     return pipe, counter
 
 
@@ -115,7 +116,7 @@ def test_what_cannot_be_compiled():
     with pytest.raises(InputError, match="cache_interval 2: a compiled UNet computes every step whole"):
         pipe("a star", cache_interval=2)
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="cuda graph: the UNet is on cpu, expected a CUDA device"):
+        with pytest.raises(InputError, match="cuda graph: the device is cpu; expected a CUDA device"):
             make().compile(cuda_graph=True)
 
 

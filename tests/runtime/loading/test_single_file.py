@@ -12,8 +12,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from runtime.errors import InputError
 from runtime.loading.folder import check_configs
-from runtime.loading.single_file import CONFIGS, UNET, VAE, load_single_file, load_tokenizers, load_vae_file
-from runtime.loading.weights import read_json
+from runtime.loading.single_file import (
+    SDXL_CONFIGS,
+    UNET,
+    VAE,
+    load_single_file,
+    load_tokenizers,
+    load_vae_file,
+)
+from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
 from tests.support import saved_model
@@ -200,7 +207,7 @@ def test_without_a_vocabulary_the_error_says_what_to_put_where(tmp_path, monkeyp
     with pytest.raises(
         InputError, match=r"put vocab\.json and merges\.txt of openai/clip-vit-large-patch14"
     ) as error:
-        load_single_file(saved_model.single_file(), dtype=torch.float32, config=CONFIGS)
+        load_single_file(saved_model.single_file(), dtype=torch.float32, config=SDXL_CONFIGS)
     assert str(tmp_path / "cache") in str(error.value)
     with pytest.raises(InputError, match=r"no tokenizer in \S*empty, .* put vocab"):
         load(saved_model.single_file(), tokenizer=tmp_path / "empty")
@@ -212,11 +219,13 @@ def test_without_a_vocabulary_the_error_says_what_to_put_where(tmp_path, monkeyp
 @pytest.fixture(scope="module")
 def full_size() -> dict[str, torch.nn.Module]:
     """SDXL at full size from the shipped configs: shapes only, no memory."""
-    texts = (CLIPTextConfig.from_pretrained(CONFIGS / name) for name in ("text_encoder", "text_encoder_2"))
+    texts = (
+        CLIPTextConfig.from_pretrained(SDXL_CONFIGS / name) for name in ("text_encoder", "text_encoder_2")
+    )
     with torch.device("meta"):
         return {
-            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / "unet")),
-            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae")),
+            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SDXL_CONFIGS / "unet")),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(SDXL_CONFIGS / "vae")),
             "text_encoder": CLIPTextModel(next(texts)),
             "text_encoder_2": CLIPTextModelWithProjection(next(texts)),
         }
@@ -243,7 +252,7 @@ IN_THE_FILE = {
 def test_shipped_configs_have_the_size_of_sdxl(full_size):
     assert {name: sum(p.numel() for p in part.parameters()) for name, part in full_size.items()} == PARAMETERS
     assert {name: len(part.state_dict()) for name, part in full_size.items()} == TENSORS
-    check_configs("sdxl", *(read_json(CONFIGS / part / "config.json") for part in full_size))
+    check_configs("sdxl", *(read_json(SDXL_CONFIGS / part / "config.json") for part in full_size))
 
 
 def test_full_size_single_file_maps_onto_every_weight(full_size):
@@ -258,7 +267,7 @@ def test_full_size_single_file_maps_onto_every_weight(full_size):
         full_size["text_encoder_2"], dict(file), prefix="conditioner.embedders.1.model."
     )
     with torch.device("meta"):
-        own = UNet(UNetConfig.from_diffusers(read_json(CONFIGS / "unet" / "config.json")))
+        own = UNet(UNetConfig.from_diffusers(read_json(SDXL_CONFIGS / "unet" / "config.json")))
     for converted, model in ((unet, own), (vae, full_size["vae"]), (pooled, full_size["text_encoder_2"])):
         expected = {name: value.shape for name, value in model.state_dict().items()}
         assert {name: value.shape for name, value in converted.items()} == expected

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import InputError
-from runtime.loading.weights import check_finite, find_weights, read_json, tensor_shapes
+from runtime.loading.weights import check_finite_weights, find_weights, tensor_shapes
+from runtime.machine.files import read_json
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -113,7 +114,7 @@ def test_one_bad_weight_is_found(bad, dtype):
     modules = {"first": torch.nn.Linear(3, 3), "second": torch.nn.Linear(40, 40, dtype=dtype)}
     with torch.no_grad():
         modules["second"].weight.fill_(600.0)  # their sum is more than float16 holds
-        check_finite(modules, "here")
+        check_finite_weights(modules, "here")
         modules["second"].weight[7, 9] = bad
     with pytest.raises(InputError, match="here: NaN or infinity in the weights, first in second weight"):
-        check_finite(modules, "here")
+        check_finite_weights(modules, "here")

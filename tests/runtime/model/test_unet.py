@@ -10,7 +10,7 @@ from torch import nn
 
 from kernels import ops
 from runtime.errors import InputError
-from runtime.loading.single_file import CONFIGS
+from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
 from tests.support.tolerances import assert_close
@@ -266,7 +266,7 @@ def test_load_is_strict(small, change):
 
 def sdxl_base():
     """The config of SDXL base 1.0."""
-    return json.loads((CONFIGS / "unet" / "config.json").read_text())
+    return json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text())
 
 
 def test_full_sdxl_structure():

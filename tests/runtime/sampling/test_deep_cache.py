@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from runtime import LocalControlPipeline, Region
 from runtime.control.features import Control
 from runtime.errors import InputError
+from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 from runtime.sampling.deep_cache import DeepCache
 from tests.support.tiny import make_adapter, make_pipeline
@@ -45,6 +46,7 @@ def test_a_shallow_pass_on_its_own_deep_features_is_the_whole_pass(options, size
     ]
     if options is ATTENDING:
         control[1] = torch.randn(1, unet.config.control_channels[1], -(-size[0] // 2), -(-size[1] // 2))
+    control = [Injection([level], None, torch.ones(1)) for level in control]
     deep, _ = unet.deep_features(sample, iter(time), iter(text), control)
     assert torch.equal(
         unet.forward_shallow(sample, time, text, control, deep), unet(sample, time, text, control)

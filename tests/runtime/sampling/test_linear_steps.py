@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from kernels import ops
 from runtime.sampling import linear_steps as linear_sampler
 from runtime.sampling.linear_steps import linear_steps
-from runtime.sampling.loop import SCHEDULERS, denoise, make_scheduler, set_timesteps
+from runtime.sampling.loop import denoise
+from runtime.sampling.schedulers import SCHEDULERS, make_scheduler, set_timesteps
 from tests.support.tolerances import relative_rms
 
 LINEAR = ("euler", "euler_trailing", "ddim", "dpm++2m", "dpm++2m_karras")

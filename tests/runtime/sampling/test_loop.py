@@ -6,7 +6,9 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from runtime.errors import InputError
-from runtime.sampling.loop import SCHEDULERS, denoise, guided_steps, make_scheduler, set_timesteps
+from runtime.sampling.loop import denoise
+from runtime.sampling.request import guided_steps
+from runtime.sampling.schedulers import SCHEDULERS, make_scheduler, set_timesteps
 
 DEFAULT = EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.loading.adapter import fit_channels
+from runtime.control.adapters import fit_channels
 from training.config import TrainConfig
 from training.data.cache import Store
 from training.data.masks import random_mask

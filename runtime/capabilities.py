@@ -1,0 +1,53 @@
+"""What can be asked of a pipeline: known from an engine's manifest, or from the options, before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from runtime.control.adapters import check_name
+from runtime.engines.manifest import ADAPTER, Manifest
+from runtime.engines.ports import Profile
+from runtime.errors import InputError
+from runtime.sampling.request import Request
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a pipeline can draw.
+
+    adapters: the names that regions may ask for; None where they are not known yet. side: in pixels, of a picture whose
+    size is not asked for; None where it is not known yet. profile: the sizes that the UNet was built for, None for any.
+    whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
+    """
+
+    adapters: Collection[str] | None = None
+    side: int | None = None
+    profile: Profile | None = None
+    whole_steps: str | None = None
+
+    def check(self, request: Request) -> None:
+        """Raise InputError, naming the field, where the request asks for what cannot be drawn here."""
+        for region in request.regions:
+            if self.adapters is not None:
+                check_name(region.adapter, self.adapters, f"{region.label}: adapter")
+        if request.cache_interval > 1 and self.whole_steps is not None:
+            raise InputError(
+                f"cache_interval {request.cache_interval}: {self.whole_steps} computes every step whole; expected 1"
+            )
+        if self.profile is None:
+            return
+        sides = {"height": request.height or self.side, "width": request.width or self.side}
+        self.profile.check({name: side for name, side in sides.items() if side is not None})
+        for guided in set(request.guided_steps(request.steps)):
+            self.profile.check({"rows": request.images * (1 + guided)})
+
+
+def of_manifest(manifest: Manifest) -> Capabilities:
+    """Return what the engines of a folder can draw."""
+    own = [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
+    side = None
+    if "unet" in manifest.engines:
+        sample = next(port for port in manifest.engines["unet"].inputs if port.name == "sample")
+        side = manifest.model["sample_size"] * sample.shape[2].divisor
+    return Capabilities(own, side, manifest.profile, "a compiled UNet")

@@ -1,0 +1,138 @@
+"""What `runtime.generate` is asked for, checked before the seconds that models take: its request, files and engine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.cli.options import adapter_sources
+from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.capabilities import Capabilities
+    from runtime.sampling.request import Request
+
+Fields = list[tuple[str, dict[str, Any], Path | None]]  # see `options.region_fields`
+# Options that do not go with engines: what they ask for is fixed when those are built.
+FIXED_BY_ENGINE = ("dtype", "vae", "attention", "compile", "cuda_graph", "quantize", "offload", "vae_tiling")
+
+
+def picture_paths(options: argparse.Namespace) -> list[Path]:
+    """Return where the pictures go: out.png, out-1.png ..."""
+    out = Path(options.out)
+    return [out, *(out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, options.images))]
+
+
+def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
+    """Return every file to be written, found to be writable: its resolved path, and the option that names it."""
+    from runtime.control.images import check_writable
+
+    if options.images < 1:
+        raise InputError(f"--images {options.images}: expected a whole number of at least 1")
+    named = [("--out", path, ".png") for path in picture_paths(options)]
+    named += [("--sheet", options.sheet, ".png")] * bool(options.sheet)
+    named += [("--report", options.report, ".json")] * bool(options.report)
+    outputs: dict[Path, str] = {}
+    for name, path, suffix in named:
+        if Path(path).suffix.lower() != suffix:
+            raise InputError(f"{name} {path}: expected a name that ends in {suffix}")
+        resolved = check_writable(path, name).resolve()
+        if resolved in outputs:
+            raise InputError(f"{name} {path} is also {outputs[resolved]}; expected another file")
+        outputs[resolved] = name
+    return outputs
+
+
+def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path, str]) -> Request:
+    """Return the options' request, its pictures read. Raises InputError where an output would overwrite a picture."""
+    from runtime.control.region import Region
+    from runtime.sampling.request import Request
+
+    regions = [Region.from_dict(given, name, folder) for name, given, folder in fields]
+    for region in regions:
+        for key, path in region_paths(region).items():
+            if (written := outputs.get(Path(path).resolve())) is not None:
+                raise InputError(
+                    f"{region.label} {key}: {path} would be overwritten by {written}; expected another file"
+                )
+    return Request(
+        options.prompt,
+        regions,
+        options.negative_prompt,
+        options.height,
+        options.width,
+        options.steps,
+        options.guidance,
+        options.seed,
+        options.images,
+        options.scheduler,
+        guidance_range=options.guidance_range,
+        guidance_rescale=options.guidance_rescale,
+        cache_interval=options.cache_interval,
+    )
+
+
+def region_paths(region) -> dict[str, str]:
+    """Return the files that a region names, as they are seen from the working folder."""
+    found = {"condition": region.condition, "mask": region.mask}
+    return {key: str(path) for key, path in found.items() if path is not None}
+
+
+def capabilities(options: argparse.Namespace) -> Capabilities:
+    """Return what the options' model can draw. Raises InputError for options that do not go together."""
+    from runtime.capabilities import Capabilities
+    from runtime.loading.adapter import embedded_adapters
+    from runtime.machine.device import check_compile, pick_device
+    from runtime.optimize.offload import whole_steps
+
+    if options.engine:
+        return of_engine(options)
+    check_compile(options.compile, options.cuda_graph, pick_device(options.device), options.offload)
+    embedded = options.model in (None, "embedded")
+    own = embedded_adapters() if embedded else ()
+    compiled = "a compiled UNet" if options.compile or options.cuda_graph else None
+    return Capabilities(
+        {*own, *adapter_sources(options.adapter)}, whole_steps=compiled or whole_steps(options.offload)
+    )
+
+
+def of_engine(options: argparse.Namespace) -> Capabilities:
+    """Return what the options' engines can draw, with the adapters that are loaded beside them."""
+    from runtime.capabilities import of_manifest
+    from runtime.engines.manifest import read_manifest
+
+    for name in FIXED_BY_ENGINE:
+        if getattr(options, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} with --engine: it is fixed when the engines are built; leave it out"
+            )
+    found = of_manifest(read_manifest(options.engine))
+    return dataclasses.replace(found, adapters={*found.adapters, *adapter_sources(options.adapter)})
+
+
+def fastest_engine(options: argparse.Namespace, request: Request) -> tuple[str, float, float] | None:
+    """Return the engine that `runtime.fastest` found quickest for this request, unless an option needs PyTorch.
+
+    Its folder, the milliseconds expected of it, and of PyTorch. Nothing that is wrong with an engine or with what was
+    measured is an error: it is a warning, and PyTorch draws the picture.
+    """
+    from runtime.fastest import choose
+    from runtime.machine.arithmetic import name_of
+    from runtime.machine.device import pick_device, pick_dtype
+
+    asked = ("engine", *FIXED_BY_ENGINE[1:], "device", "lora", "tokenizer", "config")
+    if (
+        options.backend != "auto"
+        or request.cache_interval > 1
+        or any(getattr(options, name) for name in asked)
+    ):
+        return None
+    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
+    try:
+        return choose(options.model or "embedded", adapter_sources(options.adapter), dtype, request)
+    except InputError as error:
+        warnings.warn(f"{error}; PyTorch is used", stacklevel=2)
+        return None

@@ -1,0 +1,96 @@
+"""The denoiser on an engine: see `runtime.sampling.denoiser`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from runtime.control.features import Control
+from runtime.engines.base import Binding, Engine
+from runtime.model.unet import UNet
+from runtime.sampling.denoiser import Step, repeat_rows
+
+
+def constant_inputs(
+    unet: UNet, timesteps: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a compiled UNet takes that is known before the first step.
+
+    Returns the time projections of all resnets side by side, (T, P, sum of C), of which a step takes one row, and the
+    keys and values of every cross-attention by the names of their inputs. Arguments: see `Denoiser.prepare`.
+    """
+    time = torch.cat(unet.embed_time(timesteps, pooled, time_ids), dim=-1)
+    pairs = unet.project_text(text.to(unet.conv_in.weight.dtype))
+    return time, {
+        f"{kind}_{i}": x
+        for i, pair in enumerate(pairs)
+        for kind, x in zip(("key", "value"), pair, strict=True)
+    }
+
+
+class EngineDenoiser:
+    """SDXL's UNet as a compiled engine: one call a step, its inputs filled in place."""
+
+    whole_steps = "a compiled UNet"
+
+    def __init__(self, engine: Engine, unet: UNet):
+        """unet: only its `once_per_image` parameters are used, in torch; the engine has the others."""
+        self.engine, self.unet, self.device = engine, unet, engine.device
+        self.dtype, self.profile = unet.conv_in.weight.dtype, engine.profile
+        self._ports = {port.name: port for port in engine.spec.inputs}
+        self._levels = [name for name in self._ports if name.startswith("level_")]
+
+    @property
+    def latent_channels(self) -> int:
+        return self._ports["sample"].shape[1]
+
+    @property
+    def control_channels(self) -> Sequence[int]:
+        return tuple(self._ports[name].shape[1] for name in self._levels)
+
+    def prepare(
+        self,
+        timesteps: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        time_ids: Tensor,
+        control: Control | None,
+        repeat: int,
+        cache_interval: int = 1,
+    ) -> Step:
+        """See `Denoiser.prepare`; cache_interval is 1."""
+        time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
+        time = repeat_rows(time, repeat, dim=1)
+        constant = {name: repeat_rows(tensor, repeat) for name, tensor in constant.items()}
+        segments = [0] * len(timesteps) if control is None else control.segments
+        run = object()  # of which (run, segment) an owned binding holds the constants and the control
+
+        def fill(bound: Binding, rows: int, index: int) -> None:
+            owner, segment = bound.owner or (None, None)
+            if owner is not run:  # the first step, or another run came in between
+                for name, tensor in constant.items():
+                    bound.inputs[name].copy_(tensor[-rows:])
+            if owner is not run or segment != segments[index]:
+                levels = [torch.zeros(())] * len(self._levels) if control is None else control.gated(index)
+                for name, level in zip(self._levels, levels, strict=True):
+                    bound.inputs[name].copy_(level)
+            bound.owner = run, segments[index]
+
+        def step(sample: Tensor, index: int) -> Tensor:
+            with self.engine.lock:
+                bound, rows = self._bind(sample), len(sample)
+                fill(bound, rows, index)
+                bound.inputs["sample"].copy_(sample)
+                bound.inputs["time"].copy_(time[index, -rows:])
+                bound.run()
+                return bound.outputs["prediction"].clone()  # the next step writes the same memory
+
+        return step
+
+    def _bind(self, sample: Tensor) -> Binding:
+        """The engine's tensors for latents of this shape."""
+        divisor = self._ports["sample"].shape[2].divisor
+        rows, _, height, width = sample.shape
+        return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor)

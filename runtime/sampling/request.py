@@ -1,0 +1,135 @@
+"""A request: all that a picture is asked for. Built by a call, a command line or a server; checked once, before a model
+is loaded; handed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.arguments import fractions, real_number, whole_number
+from runtime.control.levels import SIZE_MULTIPLE
+from runtime.control.masks import RESIZES
+from runtime.control.region import PackedRegion, Region, labelled, pack
+from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000  # the noise levels that SDXL's schedule has
+
+
+@dataclass(eq=False)
+class Request:
+    """What `LocalControlPipeline` draws; see its `__call__` for the fields. Lists of prompts become tuples.
+
+    The regions' pictures are decoded here, once. Raises InputError, naming the field, where one is of the wrong type or
+    outside its range, or a picture cannot be read.
+    """
+
+    prompt: str | Sequence[str]
+    regions: Sequence[Region] = ()
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+    steps: int = 30
+    guidance: float = 5.0
+    seed: int | None = None
+    images_per_prompt: int = 1
+    scheduler: str | SchedulerMixin | None = None
+    latents: Tensor | None = None
+    mask_resize: str = "area"
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    cache_interval: int = 1
+
+    def __post_init__(self) -> None:
+        self.prompts = _texts(self.prompt)
+        if not isinstance(self.negative_prompt, str):
+            raise InputError(f"negative_prompt {self.negative_prompt!r}: expected a text")
+        for name in ("images_per_prompt", "cache_interval"):
+            setattr(self, name, whole_number(getattr(self, name), name))
+        self.steps = whole_number(self.steps, "steps", most=MAX_STEPS)
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _side(getattr(self, name), name))
+        if self.seed is not None:
+            self.seed = whole_number(self.seed, "seed", 0, MAX_SEED)
+        self.guidance = real_number(self.guidance, "guidance")
+        self.guidance_rescale = real_number(self.guidance_rescale, "guidance_rescale")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale {self.guidance_rescale:g}: expected a number from 0 to 1")
+        self.guidance_range = fractions(self.guidance_range, "guidance_range")
+        if self.mask_resize not in RESIZES:
+            raise InputError(f"mask_resize {self.mask_resize!r}: expected {' or '.join(RESIZES)}")
+        if self.scheduler is not None:
+            from runtime.sampling.schedulers import check_scheduler  # it imports diffusers
+
+            check_scheduler(self.scheduler)
+        self.latents = _noise(self.latents)
+        opened: dict = {}
+        self.regions = tuple(region.read(opened) for region in labelled(self.regions))
+        self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
+
+    @property
+    def images(self) -> int:
+        """How many pictures are drawn."""
+        return len(self.prompts) * self.images_per_prompt
+
+    def pack(self, height: int, width: int) -> list[PackedRegion]:
+        """Return the regions' pictures at a size, see `region.pack`; computed once."""
+        if self._packed is None or self._packed[0] != (height, width):
+            self._packed = (height, width), pack(self.regions, height, width)
+        return self._packed[1]
+
+    def guided_steps(self, count: int) -> list[bool]:
+        """Return which of `count` steps run with guidance, see `guided_steps`."""
+        return guided_steps(self.guidance, self.guidance_range, count)
+
+
+def guided_steps(guidance: float, guidance_range: tuple[float, float], count: int) -> list[bool]:
+    """Return which of `count` steps run with classifier-free guidance, which is where `guidance` is above 1.
+
+    guidance_range: the fractions of the steps between which it acts, as a region's start and end; the other steps see
+    the prompt alone, at half the work (limited-interval guidance, arXiv 2404.07724).
+    """
+    start, end = guidance_range
+    return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
+
+
+def _texts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    prompts = (prompt,) if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise InputError(f"prompt {prompt!r}: expected a text, or a list of texts")
+    return tuple(prompts)
+
+
+def _side(value: int, name: str) -> int:
+    """Return a picture's side. Raises InputError unless it is a multiple of 16; says the nearest that are."""
+    side = whole_number(value, name)
+    if side % SIZE_MULTIPLE:
+        below = side // SIZE_MULTIPLE * SIZE_MULTIPLE
+        nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"
+        raise InputError(f"{name} {side}: not a multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
+    return side
+
+
+def _noise(latents) -> Tensor | None:
+    """Return the given noise as float32. Raises InputError where it is not a tensor or array of finite numbers."""
+    if latents is None:
+        return None
+    if isinstance(latents, np.ndarray) and latents.dtype.kind in "fiu":
+        latents = torch.from_numpy(latents.astype(np.float32))
+    if not isinstance(latents, Tensor):
+        raise InputError(f"latents: a {type(latents).__name__}; expected a tensor of N(0, 1) noise")
+    if not latents.is_floating_point() or latents.ndim != 4:
+        found = f"{str(latents.dtype).removeprefix('torch.')} {tuple(latents.shape)}"
+        raise InputError(f"latents: {found}; expected floats (B, C, h, w)")
+    if not latents.isfinite().all():
+        raise InputError("latents: NaN or infinite values; expected N(0, 1) noise")
+    return latents.float()
