@@ -22,7 +22,8 @@ from export.onnx_export import export_onnx
 from export.progress import stage
 from export.sizes import make_profile
 from export.stages import Stages
-from export.targets.compile import GIB, MEMORY, CompileOptions, compile_engine
+from export.targets.compile import GIB, MEMORY, compile_engine
+from export.targets.compiled import CompileOptions
 from runtime.control.adapters import check_adapter
 from runtime.control.levels import SIZE_MULTIPLE
 from runtime.engines.base import package_version

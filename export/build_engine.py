@@ -127,7 +127,8 @@ def build(options: argparse.Namespace, command: str) -> int:
     adapters, loras = adapter_sources(options.adapter), lora_sources(options.lora)
     _check_packages()
     from export.build import BuildSettings, build_folder
-    from export.targets.compile import GIB, CompileOptions, check_target
+    from export.targets.compile import GIB, check_target
+    from export.targets.compiled import CompileOptions
 
     wanted = tuple(options.compute_capability)
     capabilities = check_target(options.target, options.precision, wanted, options.refit)

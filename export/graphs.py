@@ -17,7 +17,20 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.control.levels import COUNT, STRIDES
-from runtime.engines.ports import Axis, Port
+from runtime.engines.ports import (
+    CONDITION,
+    IDS,
+    LATENTS,
+    MASK,
+    MOMENTS,
+    PIXELS,
+    POOLED,
+    STATES,
+    STRENGTHS,
+    Axis,
+    Port,
+    numbered,
+)
 from runtime.engines.unet_graph import UNetGraph, level_ports, pixel_axes, unet_ports
 from runtime.loading.load import Model
 from runtime.model.vae import vae_factor
@@ -97,24 +110,23 @@ def make_components(
 def _text_encoder(name: str, model: Model) -> Component:
     index = ("text_encoder", "text_encoder_2").index(name)
     graph = TextEncoderGraph(model.text_encoders[index])
-    ids = Port("ids", torch.int64, (Axis("items"), model.tokenizers[index].model_max_length))
+    ids = Port(IDS, torch.int64, (Axis("items"), model.tokenizers[index].model_max_length))
     config, rows = graph.encoder.config, Axis("items")
     dtype = graph.encoder.dtype
-    outputs = [Port("states", dtype, (rows, ids.shape[1], config.hidden_size))]
+    outputs = [Port(STATES, dtype, (rows, ids.shape[1], config.hidden_size))]
     if graph.pools:
-        outputs.append(Port("pooled", dtype, (rows, config.projection_dim)))
+        outputs.append(Port(POOLED, dtype, (rows, config.projection_dim)))
     return Component(name, graph, (ids,), tuple(outputs))
 
 
 def adapter_component(name: str, adapter: T2IAdapter) -> Component:
     """An adapter's graph."""
-    condition = Port(
-        "condition", torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width"))
-    )
+    condition = Port(CONDITION, torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width")))
     masks = [
-        Port(f"mask_{i}", torch.float32, (1, 1, *pixel_axes(stride))) for i, stride in enumerate(STRIDES)
+        Port(numbered(MASK, i), torch.float32, (1, 1, *pixel_axes(stride)))
+        for i, stride in enumerate(STRIDES)
     ]
-    strengths = Port("strengths", torch.float32, (COUNT,))
+    strengths = Port(STRENGTHS, torch.float32, (COUNT,))
     levels = level_ports(adapter.config.channels, adapter.dtype)
     return Component(name, AdapterGraph(adapter), (condition, strengths, *masks), levels)
 
@@ -132,14 +144,14 @@ def _vae_decoder(name: str, model: Model) -> Component:
 
 def _vae_encoder(name: str, model: Model) -> Component:
     moments, pixels = _vae_ports(model, 2 * model.vae.config.latent_channels, model.vae.config.in_channels)
-    return Component(name, VAEEncoderGraph(model.vae), (pixels,), (replace(moments, name="moments"),))
+    return Component(name, VAEEncoderGraph(model.vae), (pixels,), (replace(moments, name=MOMENTS),))
 
 
 def _vae_ports(model: Model, channels: int, colours: int) -> tuple[Port, Port]:
     rows, small = Axis("items"), pixel_axes(vae_factor(model.vae))
     return (
-        Port("latents", torch.float32, (rows, channels, *small)),
-        Port("pixels", torch.float32, (rows, colours, *pixel_axes(1))),
+        Port(LATENTS, torch.float32, (rows, channels, *small)),
+        Port(PIXELS, torch.float32, (rows, colours, *pixel_axes(1))),
     )
 
 

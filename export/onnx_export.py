@@ -27,7 +27,7 @@ from onnxscript import optimizer, rewriter
 import kernels
 from export.graphs import Component
 from kernels import ops
-from runtime.engines.ports import Axis, Port, Profile
+from runtime.engines.ports import KEY, LEVEL, MASK, VALUE, Axis, Port, Profile
 
 OPSET = 21
 TRACED = {"rows": 2, "items": 2}  # of a dynamic batch: 1 would be taken for a constant
@@ -77,7 +77,7 @@ def trace(component: Component, profile: Profile) -> torch.export.ExportedProgra
         return torch.export.export(component.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
 
 
-VARIADIC = ("key_", "value_", "level_", "mask_")  # inputs that the graphs' modules take as *arguments
+VARIADIC = (KEY, VALUE, LEVEL, MASK)  # inputs that the graphs' modules take as *arguments
 
 
 def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.Model:

@@ -24,7 +24,7 @@ from runtime.engines import verified
 from runtime.engines.base import check_contents, check_folder
 from runtime.engines.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
 from runtime.engines.parts import engine_device
-from runtime.engines.ports import Axis, Port, Profile
+from runtime.engines.ports import CONDITION, KEY, LEVEL, MASK, STRENGTHS, TIME, Axis, Port, Profile, numbered
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, is_quick
 from runtime.machine.files import write_json
@@ -253,17 +253,17 @@ def _variants(
     generator = torch.Generator().manual_seed(seed)
     inputs = {port.name: _random(port, sizes, generator) for port in spec.inputs}
     if name == "unet":
-        times, constant = _constant_inputs(module.unet, *inputs["key_0"].shape[0:3:2], generator)
+        times, constant = _constant_inputs(module.unet, *inputs[numbered(KEY, 0)].shape[0:3:2], generator)
         inputs |= constant
         for timestep, time in zip(TIMESTEPS, times, strict=True):
-            inputs["time"] = time
+            inputs[TIME] = time
             yield f"timestep {timestep:.0f}", inputs
-        quiet = {key: torch.zeros_like(t) if key.startswith("level_") else t for key, t in inputs.items()}
+        quiet = {key: torch.zeros_like(t) if key.startswith(LEVEL) else t for key, t in inputs.items()}
         yield "no control", quiet
     elif name.startswith(ADAPTER):
         yield "soft masks", inputs
-        half = {key: t.round() if key.startswith("mask_") else t for key, t in inputs.items()}
-        yield "hard masks", {**half, "strengths": torch.tensor([1.0, 0.5, 0.0, 2.0])}
+        half = {key: t.round() if key.startswith(MASK) else t for key, t in inputs.items()}
+        yield "hard masks", {**half, STRENGTHS: torch.tensor([1.0, 0.5, 0.0, 2.0])}
     else:
         yield "", inputs
 
@@ -288,7 +288,7 @@ def _random(port: Port, sizes: Mapping[str, int], generator: torch.Generator) ->
     shape = port.sized(sizes)
     if port.dtype == torch.int64:
         return torch.randint(0, 40, shape, generator=generator)  # token ids of any vocabulary
-    unit = port.name.startswith(("mask_", "condition", "strengths"))
+    unit = port.name.startswith((MASK, CONDITION, STRENGTHS))
     draw = torch.rand if unit else torch.randn
     return draw(shape, generator=generator).to(port.dtype)
 

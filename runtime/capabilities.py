@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime.control.adapters import check_name
 from runtime.engines.manifest import ADAPTER, Manifest
-from runtime.engines.ports import Profile
+from runtime.engines.ports import SAMPLE, Profile
 from runtime.errors import InputError
 from runtime.sampling.request import Request
 
@@ -48,6 +48,6 @@ def of_manifest(manifest: Manifest) -> Capabilities:
     own = [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
     side = None
     if "unet" in manifest.engines:
-        sample = next(port for port in manifest.engines["unet"].inputs if port.name == "sample")
+        sample = next(port for port in manifest.engines["unet"].inputs if port.name == SAMPLE)
         side = manifest.model["sample_size"] * sample.shape[2].divisor
     return Capabilities(own, side, manifest.profile, "a compiled UNet")

@@ -19,14 +19,14 @@ import kernels
 from runtime.cli.command import exit_code, heartbeat, quick_imports, say
 from runtime.cli.options import adapter_sources, lora_sources, make_parser, region_fields
 from runtime.cli.plan import (
+    FIXED_BY_ENGINE,
     capabilities,
     check_outputs,
-    fastest_engine,
     make_request,
     picture_paths,
     region_paths,
 )
-from runtime.errors import first_line
+from runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline, Result
@@ -78,6 +78,31 @@ def draw_fastest(
         return None
     options.engine = engine
     return drawn
+
+
+def fastest_engine(options: argparse.Namespace, request: Request) -> tuple[str, float, float] | None:
+    """Return the engine that `runtime.fastest` found quickest for this request, unless an option needs PyTorch.
+
+    Its folder, the milliseconds expected of it, and of PyTorch. Nothing that is wrong with an engine or with what was
+    measured is an error: it is a warning, and PyTorch draws the picture.
+    """
+    from runtime.fastest import choose
+    from runtime.machine.arithmetic import name_of
+    from runtime.machine.device import pick_device, pick_dtype
+
+    asked = ("engine", *FIXED_BY_ENGINE[1:], "device", "lora", "tokenizer", "config")
+    if (
+        options.backend != "auto"
+        or request.cache_interval > 1
+        or any(getattr(options, name) for name in asked)
+    ):
+        return None
+    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
+    try:
+        return choose(options.model or "embedded", adapter_sources(options.adapter), dtype, request)
+    except InputError as error:
+        warnings.warn(f"{error}; PyTorch is used", stacklevel=2)
+        return None
 
 
 def draw(

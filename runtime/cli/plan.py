@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,28 +110,3 @@ def of_engine(options: argparse.Namespace) -> Capabilities:
             )
     found = of_manifest(read_manifest(options.engine))
     return dataclasses.replace(found, adapters={*found.adapters, *adapter_sources(options.adapter)})
-
-
-def fastest_engine(options: argparse.Namespace, request: Request) -> tuple[str, float, float] | None:
-    """Return the engine that `runtime.fastest` found quickest for this request, unless an option needs PyTorch.
-
-    Its folder, the milliseconds expected of it, and of PyTorch. Nothing that is wrong with an engine or with what was
-    measured is an error: it is a warning, and PyTorch draws the picture.
-    """
-    from runtime.fastest import choose
-    from runtime.machine.arithmetic import name_of
-    from runtime.machine.device import pick_device, pick_dtype
-
-    asked = ("engine", *FIXED_BY_ENGINE[1:], "device", "lora", "tokenizer", "config")
-    if (
-        options.backend != "auto"
-        or request.cache_interval > 1
-        or any(getattr(options, name) for name in asked)
-    ):
-        return None
-    dtype = name_of(pick_dtype(options.dtype, pick_device(None)))
-    try:
-        return choose(options.model or "embedded", adapter_sources(options.adapter), dtype, request)
-    except InputError as error:
-        warnings.warn(f"{error}; PyTorch is used", stacklevel=2)
-        return None

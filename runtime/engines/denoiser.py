@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runtime.control.features import Control
 from runtime.engines.base import Binding, Engine
+from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, TIME, VALUE, numbered
 from runtime.model.unet import UNet
 from runtime.sampling.denoiser import Step, repeat_rows
 
@@ -24,9 +25,9 @@ def constant_inputs(
     time = torch.cat(unet.embed_time(timesteps, pooled, time_ids), dim=-1)
     pairs = unet.project_text(text.to(unet.conv_in.weight.dtype))
     return time, {
-        f"{kind}_{i}": x
+        numbered(kind, i): x
         for i, pair in enumerate(pairs)
-        for kind, x in zip(("key", "value"), pair, strict=True)
+        for kind, x in zip((KEY, VALUE), pair, strict=True)
     }
 
 
@@ -40,11 +41,11 @@ class EngineDenoiser:
         self.engine, self.unet, self.device = engine, unet, engine.device
         self.dtype, self.profile = unet.conv_in.weight.dtype, engine.profile
         self._ports = {port.name: port for port in engine.spec.inputs}
-        self._levels = [name for name in self._ports if name.startswith("level_")]
+        self._levels = [name for name in self._ports if name.startswith(LEVEL)]
 
     @property
     def latent_channels(self) -> int:
-        return self._ports["sample"].shape[1]
+        return self._ports[SAMPLE].shape[1]
 
     @property
     def control_channels(self) -> Sequence[int]:
@@ -82,15 +83,15 @@ class EngineDenoiser:
             with self.engine.lock:
                 bound, rows = self._bind(sample), len(sample)
                 fill(bound, rows, index)
-                bound.inputs["sample"].copy_(sample)
-                bound.inputs["time"].copy_(time[index, -rows:])
+                bound.inputs[SAMPLE].copy_(sample)
+                bound.inputs[TIME].copy_(time[index, -rows:])
                 bound.run()
-                return bound.outputs["prediction"].clone()  # the next step writes the same memory
+                return bound.outputs[PREDICTION].clone()  # the next step writes the same memory
 
         return step
 
     def _bind(self, sample: Tensor) -> Binding:
         """The engine's tensors for latents of this shape."""
-        divisor = self._ports["sample"].shape[2].divisor
+        divisor = self._ports[SAMPLE].shape[2].divisor
         rows, _, height, width = sample.shape
         return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor)

@@ -18,6 +18,7 @@ from runtime.control.adapters import TYPE
 from runtime.engines.base import Engine, check_folder, open_engine
 from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import ADAPTER, MODEL_FILES, Manifest, read_manifest
+from runtime.engines.ports import CONDITION, IDS, LATENTS, PIXELS, POOLED, STATES
 from runtime.engines.targets import TARGETS
 from runtime.engines.unet_once import load_once_per_image
 from runtime.engines.verified import check_verified
@@ -52,10 +53,10 @@ class EngineTextEncoder:
     def __call__(self, ids: Tensor, output_hidden_states: bool = True) -> CLIPTextModelOutput:
         """Return the pooled embedding (B, P), of an encoder that has one, and the states before the last layer."""
         largest = self.engine.profile.range("items")[2]
-        parts = [self.engine({"ids": part}, items=len(part)) for part in ids.split(largest)]
+        parts = [self.engine({IDS: part}, items=len(part)) for part in ids.split(largest)]
         outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        states = (outputs["states"], None)  # the last layer's are not computed
-        return CLIPTextModelOutput(text_embeds=outputs.get("pooled"), hidden_states=states)
+        states = (outputs[STATES], None)  # the last layer's are not computed
+        return CLIPTextModelOutput(text_embeds=outputs.get(POOLED), hidden_states=states)
 
 
 class EngineVAE:
@@ -70,7 +71,7 @@ class EngineVAE:
         height, width = (vae_factor(self) * side for side in latents.shape[2:])
         largest = self.engine.profile.range("items")[2]
         parts = [
-            self.engine({"latents": part}, items=len(part), height=height, width=width)["pixels"]
+            self.engine({LATENTS: part}, items=len(part), height=height, width=width)[PIXELS]
             for part in latents.split(largest)
         ]
         return (torch.cat(parts),)
@@ -88,14 +89,14 @@ class EngineAdapter:
         ports = {port.name: port for port in engine.spec.inputs}
         channels = [port.shape[1] for port in engine.spec.outputs]
         self.config = SimpleNamespace(
-            in_channels=ports["condition"].shape[1], channels=channels, adapter_type=TYPE
+            in_channels=ports[CONDITION].shape[1], channels=channels, adapter_type=TYPE
         )
 
     def __call__(self, condition: Tensor) -> list[Tensor]:
         """Return the feature maps (1, C_l, h_l, w_l) of a condition (1, C, H, W)."""
         height, width = condition.shape[2:]
         whole = {port.name: torch.ones(()) for port in self.engine.spec.inputs}
-        outputs = self.engine({**whole, "condition": condition}, height=height, width=width)
+        outputs = self.engine({**whole, CONDITION: condition}, height=height, width=width)
         return [outputs[port.name] for port in self.engine.spec.outputs]
 
 

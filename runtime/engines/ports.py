@@ -9,8 +9,20 @@ import torch
 
 from runtime.errors import InputError
 
+# What graphs take and give, named here alone; the manifest of an engine folder has these names.
+IDS, STATES, POOLED = "ids", "states", "pooled"
+CONDITION, STRENGTHS = "condition", "strengths"
+SAMPLE, TIME, PREDICTION = "sample", "time", "prediction"
+LATENTS, PIXELS, MOMENTS = "latents", "pixels", "moments"
+KEY, VALUE, LEVEL, MASK = "key_", "value_", "level_", "mask_"  # and a number: see `numbered`
+
 Range = tuple[int, int, int]  # smallest, usual (what the engine is tuned for), largest
 GUIDANCE = {"both": (1, 2, 2), "always": (2, 2, 2), "never": (1, 1, 1)}  # rows of the UNet for each image
+
+
+def numbered(kind: str, index: int) -> str:
+    """Return the name of one of several ports of a kind: KEY, VALUE, LEVEL or MASK."""
+    return f"{kind}{index}"
 
 
 @dataclass(frozen=True)

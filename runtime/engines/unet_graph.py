@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.control.levels import STRIDES
-from runtime.engines.ports import Axis, Port
+from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, TIME, VALUE, Axis, Port, numbered
 from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 
@@ -39,18 +39,18 @@ def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, 
     latents = pixel_axes(factor)
     text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
     inputs = (
-        Port("sample", torch.float32, (rows, config.in_channels, *latents)),
-        Port("time", dtype, (rows, sum(graph.widths))),
-        *(Port(f"{kind}_{i}", dtype, shape) for i, shape in enumerate(text) for kind in ("key", "value")),
+        Port(SAMPLE, torch.float32, (rows, config.in_channels, *latents)),
+        Port(TIME, dtype, (rows, sum(graph.widths))),
+        *(Port(numbered(kind, i), dtype, shape) for i, shape in enumerate(text) for kind in (KEY, VALUE)),
         *level_ports(config.control_channels, dtype),
     )
-    return inputs, (Port("prediction", torch.float32, (rows, config.out_channels, *latents)),)
+    return inputs, (Port(PREDICTION, torch.float32, (rows, config.out_channels, *latents)),)
 
 
 def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
     """The gated features, as an adapter gives and the UNet takes them."""
     sized = enumerate(zip(channels, STRIDES, strict=True))
-    return tuple(Port(f"level_{i}", dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
+    return tuple(Port(numbered(LEVEL, i), dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
 
 
 def pixel_axes(divisor: int) -> tuple[Axis, Axis]:

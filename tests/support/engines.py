@@ -18,7 +18,7 @@ from export.graphs import Component, make_components
 from export.onnx_export import export_onnx
 from runtime.engines import verified
 from runtime.engines.manifest import read_manifest
-from runtime.engines.ports import Port, Profile
+from runtime.engines.ports import CONDITION, MASK, STRENGTHS, Port, Profile
 from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES
@@ -126,7 +126,7 @@ def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int], seed: int = 0)
         shape = port.sized(sizes)
         if port.dtype == torch.int64:
             made[port.name] = torch.randint(0, 40, shape, generator=generator)
-        elif port.name.startswith(("mask_", "condition", "strengths")):
+        elif port.name.startswith((MASK, CONDITION, STRENGTHS)):
             made[port.name] = torch.rand(shape, generator=generator)
         else:
             made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)

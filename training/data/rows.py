@@ -22,7 +22,6 @@ from training.data import workers
 from training.data.masks import random_mask, segment_mask
 from training.data.reader import decode_png
 from training.data.stores import Entry, Stores, row_key, text_key
-from training.loop.loss import timestep
 
 Slot = tuple[int, int]  # number in the run, row of the entries
 
@@ -139,3 +138,9 @@ def make_loader(rows: Rows, plan: Plan, first: int, part: int, parts: int, pin: 
     """A process's batches of the plan's steps, from step `first` on, without end."""
     sampler = Part(plan, first, part, parts, rows.config.accumulate)
     return DataLoader(rows, batch_sampler=sampler, pin_memory=pin, **workers.options(rows.config.workers))
+
+
+def timestep(u: float, count: int, sampling: str) -> int:
+    """Return a timestep in [0, count) from u in [0, 1): "uniform", or "cubic", (1 - u^3) T, more of the noisy ones."""
+    share = u if sampling == "uniform" else 1 - u**3
+    return min(int(share * count), count - 1)

@@ -9,13 +9,15 @@ import torch
 from diffusers import T2IAdapter
 
 from kernels import ops
+from runtime.control.levels import level_sizes
 from runtime.control.masks import box, circle, mask_pyramid
-from training.embedded.base import Base, add_noise, make_scheduler, time_ids
+from training.embedded.base import Base, make_scheduler, time_ids
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.text import encode, tokenize
 from training.embedded.vae import SIZE
 from training.embedded.world import sample_scene
 from training.loop.group_norm import use_quick_group_norm
+from training.loop.loss import add_noise
 
 STEPS, BATCH = 8_000, 32
 # The variant of `benchmarks.quality.ablation` that follows best inside the mask: a linear filter keeps the sign of an
@@ -64,8 +66,9 @@ def train(base: Base, tokenizers, cache: dict[str, torch.Tensor], folder: Path, 
     unet = use_quick_group_norm(base.unet)
     base.requires_grad_(False).eval()
     stage = Stage("adapter", adapter, folder, steps=steps, lr=1e-3, seed=3)
-    sides = [
-        -(-SIZE // stride) for stride in (16, 16, 32, 32, 8)
+    sizes = [
+        *level_sizes(SIZE, SIZE),
+        (SIZE // 8, SIZE // 8),
     ]  # the four features, and the latents for the loss
     if not stage.done:
         captions = [sample_scene(i).caption for i in range(len(cache["latents"]))]
@@ -79,11 +82,12 @@ def train(base: Base, tokenizers, cache: dict[str, torch.Tensor], folder: Path, 
             latents = cache["latents"][rows].to(DEVICE)
             condition = unpack_edges(cache["edges"][rows]).to(DEVICE)
             mask = torch.cat([random_mask(rng) for _ in range(BATCH)]).to(DEVICE)
-            *gates, latent_mask = mask_pyramid(mask, [(s, s) for s in sides])
+            *gates, latent_mask = mask_pyramid(mask, sizes)
             t = (
                 ((1 - torch.from_numpy(rng.random(BATCH)) ** 3) * 1000).long().clamp(max=999)
             )  # more of the noisy steps
-            noisy, _, alpha, sigma = add_noise(scheduler, latents, torch.randn_like(latents), t)
+            abar = scheduler.alphas_cumprod[t].to(DEVICE)
+            noisy, alpha, sigma = add_noise(latents, torch.randn_like(latents), abar)
             with autocast():
                 with torch.no_grad():
                     text, pooled = encode(base.text_encoders, words)

@@ -21,6 +21,7 @@ from training.embedded.text import encode, make_text_encoders, make_tokenizers, 
 from training.embedded.vae import SIZE, to_pixels
 from training.embedded.world import render, sample_scene
 from training.loop.group_norm import use_quick_group_norm
+from training.loop.loss import add_noise, v_target
 
 SCENES = 32_000
 STEPS, BATCH = 7_000, 64
@@ -115,14 +116,6 @@ def random_time_ids(batch: int) -> torch.Tensor:
     return torch.where(torch.rand(batch, 1) < 0.5, time_ids(batch), other)
 
 
-def add_noise(scheduler, latents, noise, t) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noisy latents, the v target, and alpha and sigma (B,): z_t = alpha z0 + sigma eps, v = alpha eps - sigma z0."""
-    abar = scheduler.alphas_cumprod[t].to(latents.device)
-    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-    a, s = (x.view(-1, 1, 1, 1) for x in (alpha, sigma))
-    return a * latents + s * noise, a * noise - s * latents, alpha, sigma
-
-
 def train(vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SCENES):
     """The trained base (averaged weights), its tokenizers, the cache and the stage."""
     torch.manual_seed(0)
@@ -143,7 +136,9 @@ def train(vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SC
             words = [torch.where(dropped, e, i[rows]).to(DEVICE) for i, e in zip(ids, empty, strict=True)]
             # one timestep from each of BATCH equal strata: a steadier loss
             t = ((torch.randperm(BATCH) + torch.rand(BATCH)) / BATCH * 1000).long()
-            noisy, target, _, _ = add_noise(scheduler, latents, torch.randn_like(latents), t)
+            noise, abar = torch.randn_like(latents), scheduler.alphas_cumprod[t].to(DEVICE)
+            noisy, alpha, sigma = add_noise(latents, noise, abar)
+            target = v_target(latents, noise, alpha, sigma)
             with autocast():
                 text, pooled = encode(base.text_encoders, words)
                 added = {"text_embeds": pooled, "time_ids": random_time_ids(BATCH).to(DEVICE)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +14,8 @@ from tqdm import tqdm
 
 from runtime.machine.arithmetic import half_precision
 from runtime.machine.files import replacing
+from training.loop.optimize import Average, schedule
+from training.loop.signals import Stop
 
 EMA_DECAY = 0.999
 WARM_UP_STEPS = 200
@@ -48,8 +48,8 @@ class Stage:
         self.path = folder / f"{name}.pt"
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = [p.detach().clone() for p in self.params]  # exponential moving average of the weights
-        self.step, self.seconds, self.stopped = 0, 0.0, False
+        self.average = Average(self.params, EMA_DECAY)
+        self.step, self.seconds, self.stop = 0, 0.0, Stop()
         if self.path.exists():
             self._load()
 
@@ -59,11 +59,10 @@ class Stage:
 
     def run(self, loss_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
         """Take the steps that are left; ``loss_of(step)`` gives named scalar losses, of which the sum is minimised."""
-        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         last = saved = time.monotonic()
         bar = tqdm(total=self.steps, initial=self.step, desc=self.name, mininterval=5)
-        try:
-            while not self.done and not self.stopped:
+        with self.stop.listening(), closing(bar):
+            while not self.done and not self.stop.signal:
                 losses = self._take_step(loss_of)
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
@@ -73,10 +72,6 @@ class Stage:
                 if now - saved > SAVE_EVERY_SECONDS:
                     self.save()
                     saved = now
-        finally:
-            bar.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         self.save()
         if not self.done:
             raise SystemExit(f"{self.name}: stopped at step {self.step} of {self.steps}; run again to go on")
@@ -84,39 +79,28 @@ class Stage:
     def use_average(self) -> None:
         """Put the averaged weights into the model."""
         with torch.no_grad():
-            for p, a in zip(self.params, self.average, strict=True):
+            for p, a in zip(self.params, self.average.values, strict=True):
                 p.copy_(a)
 
     def _take_step(self, loss_of) -> dict[str, torch.Tensor]:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self._schedule()
+            group["lr"] = self.lr * schedule(self.step, self.steps, WARM_UP_STEPS, "cosine")
         losses = loss_of(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.params, 1 - decay)
+        self.average.update(self.step)
         return losses
-
-    def _schedule(self) -> float:
-        if self.step < WARM_UP_STEPS:
-            return (self.step + 1) / WARM_UP_STEPS
-        progress = (self.step - WARM_UP_STEPS) / max(1, self.steps - WARM_UP_STEPS)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    def _stop(self, *_) -> None:
-        self.stopped = True
 
     def save(self) -> None:
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "params": [p.detach() for p in self.params],
-            "average": self.average,
+            "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +112,7 @@ class Stage:
         self.step, self.seconds = state["step"], state["seconds"]
         with torch.no_grad():
             for p, a, saved, average in zip(
-                self.params, self.average, state["params"], state["average"], strict=True
+                self.params, self.average.values, state["params"], state["average"], strict=True
             ):
                 p.copy_(saved)
                 a.copy_(average)

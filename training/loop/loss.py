@@ -16,12 +16,6 @@ EDGES = {"mse": "none", "sobel": "sobel", "laplacian": "laplacian"}  # z0_loss -
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def timestep(u: float, count: int, sampling: str) -> int:
-    """A timestep in [0, count) from u in [0, 1): "uniform", or "cubic", (1 - u^3) T, more of the noisy ones."""
-    share = u if sampling == "uniform" else 1 - u**3
-    return min(int(share * count), count - 1)
-
-
 def add_noise(latents: Tensor, noise: Tensor, abar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents (B, C, h, w), and alpha and sigma (B,), of the latents' dtype; abar (B,) float32."""
     alpha, sigma = abar.sqrt().to(latents.dtype), (1 - abar).sqrt().to(latents.dtype)

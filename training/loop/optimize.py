@@ -29,12 +29,20 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
 def learning_rate(step: int, config: TrainConfig, samples: int) -> float:
     """Of a step, the first being 0; samples: of a step over all devices, by which `scale_lr` multiplies."""
     peak = config.lr * (samples if config.scale_lr else 1)
-    if step < config.warmup:
-        return peak * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.lr_schedule == "cosine":
-        return peak * (1 + math.cos(math.pi * progress)) / 2
-    return peak * (1 - progress if config.lr_schedule == "linear" else 1)
+    return peak * schedule(step, config.steps, config.warmup, config.lr_schedule)
+
+
+def schedule(step: int, steps: int, warmup: int, shape: str) -> float:
+    """Return the share of the peak learning rate: it rises over `warmup` steps, then falls as `shape` says.
+
+    shape: "cosine" or "linear", to 0 at the last of `steps`; any other is constant.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if shape == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - progress if shape == "linear" else 1
 
 
 class Average:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from training.loop import checkpoint
 from training.loop.checkpoint import State
 from training.loop.optimize import Average, learning_rate, make_optimizer
 from training.loop.progress import Progress
+from training.loop.signals import Stop
 from training.loop.step import LossOf
 from training.loop.validate import Validation, adapter_with
 
@@ -73,13 +73,13 @@ class Trainer:
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
         self.data = digest(*(e.key for e in training))
-        self.step, self.bad_steps, self.signal = 0, 0, 0
+        self.step, self.bad_steps, self.stop = 0, 0, Stop()
 
     def run(self) -> None:
         """Raises InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
         self._resume()
         batches = iter(self._loader())
-        with self._signals(), ops.use_backend(self.config.backend):
+        with self.stop.listening(), ops.use_backend(self.config.backend):
             bar = Progress(self.accelerator, self.step, self.config.steps, self.samples)
             while self.step < self.config.steps and not self._asked_to_stop():
                 terms = self._take_step(batches)
@@ -93,7 +93,7 @@ class Trainer:
             bar.close()
             if self.step < self.config.steps:
                 self.save()
-                raise Stopped(self.signal, self.step)
+                raise Stopped(self.stop.signal, self.step)
         self._finish()
 
     def _take_step(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -244,29 +244,12 @@ class Trainer:
             checkpoint.save_result(weights, self.config, self.adapter_config, self.step)
         self.accelerator.wait_for_everyone()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run after the step at hand; a second one ends it at once."""
-
-        def note(number, _) -> None:
-            if self.signal:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _asked_to_stop(self) -> bool:
         """Whether any process was; all of them stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.signal != 0
-        asked = torch.tensor([self.signal], device=self.accelerator.device)
-        self.signal = int(self.accelerator.gather(asked).max())
-        return self.signal != 0
+        if self.accelerator.num_processes > 1:
+            asked = torch.tensor([self.stop.signal], device=self.accelerator.device)
+            self.stop.signal = int(self.accelerator.gather(asked).max())
+        return self.stop.signal != 0
 
 
 def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:

@@ -1,0 +1,99 @@
+"""The READMEs: figures are those of the files they name, links lead somewhere, commands have the options they show."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from runtime.cli.options import make_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+READMES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(
+        f"{folder}/README.md"
+        for folder in ("kernels", "export", "training", "benchmarks", "benchmarks/quality")
+    ),
+]
+MIB = 2**20
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(readme: str, first: str) -> list[list[str]]:
+    """The cells of the table whose header begins with `first`."""
+    lines = (ROOT / readme).read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            return rows
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_launch_table_is_its_files():
+    measured = {}
+    for row in read(RESULTS / "launches.csv"):
+        measured.setdefault((row["op"], row["variant"], row["shape"]), {})[row["way"]] = row
+    rows = table("kernels/README.md", "op")
+    assert len(rows) >= 6
+    for name, shape, *shown in rows:
+        op, variant = re.fullmatch(r"`(\w+)`(?:, )?(.*)", name).groups()
+        ways = measured[op, variant, shape]
+        columns = ("launches_plain", "launches", "bytes_plain", "bytes")
+        for column, cell in zip(columns, shown, strict=True):
+            found = [ways[way][column] for way in ("forward", "forward+backward") if way in ways]
+            if column.startswith("bytes"):
+                found = [f"{int(value) / MIB:.1f}" for value in found]
+            assert cell == " / ".join(found), (name, column)
+
+
+def test_the_pictures_times_are_their_files():
+    measured = [row for row in read(RESULTS / "cpu" / "latency.csv") if row["dtype"] == "fp32"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    for row in measured:
+        for field in ("device", "torch", "commit"):
+            assert row[field] in text
+    times = {(row["runtime"], row["batch"]): float(row["p50_ms"]) for row in measured}
+    rows = table("README.md", "embedded model, 128 x 128")
+    assert len(rows) == 6
+    for name, *cells in rows:
+        for batch, time, factor in (("1", *cells[:2]), ("8", *cells[2:])):
+            layouts = [name, name.replace("diffusers", "diffusers channels_last")]
+            own = min(times[layout, batch] for layout in layouts if (layout, batch) in times)
+            theirs = min(times[side, batch] for side in ("diffusers", "diffusers channels_last"))
+            assert time == f"{own:.0f} ms" and factor == f"{theirs / own:.2f} x", (name, batch)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_links_lead_somewhere(readme):
+    path = ROOT / readme
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8"))
+    for link in links:
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_named_files_and_modules_are_there(readme):
+    text = (ROOT / readme).read_text("utf-8")
+    for name in re.findall(r"`((?:runtime|kernels|export|training|benchmarks|tests)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m ((?:runtime|export|training|benchmarks)[\w.]+)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_options_of_the_table_exist():
+    text = (ROOT / "README.md").read_text("utf-8")
+    known = make_parser().format_help()
+    shown = re.findall(r"^\| `(--.*?)` (?:\||,)", text, re.M)
+    assert len(shown) >= 7
+    for option in re.findall(r"--[\w-]+", " ".join(shown)):
+        assert option in known, option
