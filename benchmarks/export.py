@@ -68,7 +68,7 @@ def call(module: str, *arguments: object) -> None:
 
 
 def make_rows(manifest, verified: list[dict]) -> list[dict]:
-    """A row for each stage of the build, then one for the largest error of the UNet's graph."""
+    """Return a row for each stage of the build, then one for the largest error of the UNet's graph."""
     here = environment()
     compiler = " ".join(f"{name} {manifest.versions[name]}" for name in ("tensorrt_rtx",))
     rows = [

@@ -55,7 +55,7 @@ SMALL = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 1 where the two differ; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 1 where the two differ; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.full_size", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     parser.add_argument(
@@ -108,8 +108,10 @@ def fits(config: dict, dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def measure(config: dict, repeats: int, dtype: torch.dtype, packs: bool = True) -> dict:
-    """One row: how far ours is from diffusers' on the same weights and packed from plain, the median time of a forward,
-    the arithmetic of one and what share of `matmul_rate` packed weights reach, the memory before packing a copy."""
+    """Return one row: how far ours is from diffusers' on the same weights and packed from plain, the median time of a
+    forward, the arithmetic of one and what share of `matmul_rate` packed weights reach, the memory before packing a
+    copy.
+    """
     reference = build(config, dtype)
     ours = UNet.from_diffusers(reference)  # the same tensors: a second copy would be another 5 GB
     x, control = make_inputs(reference.config, dtype)

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(name: str, export: Callable[[Path], None], work: Path) -> dict:
-    """One row: what the exported file is like, and TensorRT's network of it."""
+    """Return one row: what the exported file is like, and TensorRT's network of it."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "unet.onnx"
         export(path)
@@ -100,7 +100,7 @@ def parse(path: Path) -> dict:
 
 
 def export_ours(unet: UNet2DConditionModel, path: Path) -> None:
-    """As `export.build_engine` does, with the four levels of control as inputs."""
+    """Export as `export.build_engine` does, with the four levels of control as inputs."""
     vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * 4))
     tokenizer = SimpleNamespace(model_max_length=TOKENS)
     model = SimpleNamespace(unet=UNet.from_diffusers(unet), vae=vae, tokenizers=[tokenizer])
@@ -110,7 +110,9 @@ def export_ours(unet: UNet2DConditionModel, path: Path) -> None:
 
 @torch.no_grad()
 def export_diffusers(unet: UNet2DConditionModel, path: Path) -> None:
-    """The module as it is, without control, which diffusers has no input for in its exports; the same dynamic sizes."""
+    """Export the module as it is, without control, which diffusers has no input for in its exports; the same dynamic
+    sizes.
+    """
     config, dtype, side = unet.config, unet.dtype, PIXELS // 8
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     added = {"text_embeds": torch.zeros(2, pooled, dtype=dtype), "time_ids": torch.zeros(2, 6)}

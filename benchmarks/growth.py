@@ -42,7 +42,7 @@ LABELS = {"size": "pixels of a picture, thousands", "batch": "pictures", "region
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.growth", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
     parser.add_argument("--engine", metavar="FOLDER", help="run on engines of export.build_engine")
@@ -86,7 +86,7 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
 
 
 def draw(pipe: LocalControlPipeline, axis: str, value: int, steps: int) -> None:
-    """One call; what is not on the axis is one picture of the model's own size with one region."""
+    """Draw once; what is not on the axis is one picture of the model's own size with one region."""
     side = pipe.default_size * value // 2 if axis == "size" else pipe.default_size
     regions = [make_region(side, i) for i in range(value if axis == "regions" else 1)]
     count = value if axis == "batch" else 1
@@ -102,12 +102,12 @@ def make_region(side: int, seed: int) -> Region:
 
 
 def work(pipe: LocalControlPipeline, axis: str, value: int) -> float:
-    """A point's place on its axis: thousands of pixels, pictures, regions."""
+    """Return a point's place on its axis: thousands of pixels, pictures, regions."""
     return (pipe.default_size * value // 2) ** 2 / 1000 if axis == "size" else value
 
 
 def in_own_process(options: argparse.Namespace, axis: str, value: int) -> int:
-    """Peak memory, in bytes, of a fresh process that draws once: loading and libraries included.
+    """Return peak memory, in bytes, of a fresh process that draws once: loading and libraries included.
 
     Of a fork server: a process that is started in another way inherits this one's peak.
     """
@@ -123,7 +123,7 @@ def _peak(options: argparse.Namespace, axis: str, value: int) -> int:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A panel for each axis: measured times with p20 and p80, the line that fits, and memory on the right."""
+    """Draw a panel for each axis: measured times with p20 and p80, the line that fits, and memory on the right."""
     figure, axes = plt.subplots(1, len(AXES), figsize=(13, 3.6), layout="constrained")
     for panel, axis in zip(axes, AXES, strict=True):
         own = [row for row in rows if row["axis"] == axis]

@@ -47,7 +47,9 @@ def _with_kernels(op: Callable) -> Callable:
 
 
 def cases(device: torch.device, dtype: torch.dtype, batches: Sequence[int], size: int = 1024) -> list[Case]:
-    """All cases for images of `size` x `size` pixels; batches are images, of which guidance makes two rows each."""
+    """Return all cases for images of `size` x `size` pixels; batches are images, of which guidance makes two rows
+    each.
+    """
     latent = size // 8
     found = []
     for batch in batches:
@@ -109,7 +111,7 @@ def guidance_case(device, dtype, batch: int, edge: int) -> Case:
 
 
 def _image(batch: int, channels: int, edge: int, device, dtype) -> Tensor:
-    """Channels last, as the UNet runs."""
+    """Return channels last, as the UNet runs."""
     x = torch.randn(batch, channels, edge, edge, device=device).to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -123,7 +125,7 @@ def _shape(x: Tensor) -> str:
 
 
 def plain_inject(hidden, features, masks, scales) -> Tensor:
-    """As one writes it in the tensors' own dtype, the features repeated for guidance as diffusers does."""
+    """Compute it as one writes it in the tensors' own dtype, the features repeated for guidance as diffusers does."""
     halves = hidden.shape[0] // features[0].shape[0]
     for r, (feature, mask) in enumerate(zip(features, masks, strict=True)):
         hidden = hidden + (feature * (mask * scales[r]).to(feature.dtype)).repeat(halves, 1, 1, 1)

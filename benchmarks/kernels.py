@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def beyond_l2(device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """Sizes that no cache holds, at which only bandwidth counts: some 200 to 400 MB each."""
+    """Return sizes that no cache holds, at which only bandwidth counts: some 200 to 400 MB each."""
     return [
         inject_case(device, dtype, 32, 640, 64),
         loss_case("sobel_z0_loss", device, dtype, 512, 128),
@@ -61,7 +61,7 @@ def beyond_l2(device: torch.device, dtype: torch.dtype) -> list[Case]:
 
 
 def time_case(case: Case, bandwidth: float, dtype: str) -> list[dict]:
-    """A row for each provider and direction. Raises RuntimeError where a provider's output is wrong."""
+    """Return a row for each provider and direction. Raises RuntimeError where a provider's output is wrong."""
     rows = []
     expected = _as_tuple(getattr(reference, case.op)(**_double(case.inputs)))
     for name, run in case.providers().items():
@@ -112,7 +112,7 @@ def with_backward(case: Case, run: Callable) -> Callable[[], object]:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a copy in device memory, reading and writing counted."""
+    """Return bytes a second of a copy in device memory, reading and writing counted."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return (
@@ -121,7 +121,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def _peak(run: Callable) -> str:
-    """MiB allocated during a run, beyond what was there."""
+    """Return MiB allocated during a run, beyond what was there."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

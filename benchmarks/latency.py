@@ -47,7 +47,7 @@ STAGES = ("text", "adapter", "denoise", "decode")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
     return exit_code(lambda: run(options))
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def variants(load: Callable[..., LocalControlPipeline], options) -> dict[str, LocalControlPipeline]:
-    """The pipeline in PyTorch, with every attention asked for, compiled, and on a GPU captured."""
+    """Return the pipeline in PyTorch, with every attention asked for, compiled, and on a GPU captured."""
     found = {"localcontrol": load()}
     base, on_gpu = found["localcontrol"], found["localcontrol"].device.type == "cuda"
     for name in options.attention:
@@ -120,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
 def measure(
     ours: dict[str, LocalControlPipeline], dtype: str, batch: int, size: int, peak: float, options
 ) -> list[dict]:
-    """One row for each runtime.
+    """Return one row for each runtime.
 
     p20, p50, p80: of a call's time; first: of the first call at this size, which may compile. Of ours also the median
     of each stage, and of one step. memory_gib: the GPU's peak during the first call, empty on a CPU. tflops: the
@@ -172,7 +172,7 @@ def measure(
 
 
 def stage_medians(timings: list[dict[str, float]], steps: int) -> dict[str, float | str]:
-    """Milliseconds of each stage and of one step; empty for a pipeline that does not tell."""
+    """Return milliseconds of each stage and of one step; empty for a pipeline that does not tell."""
     medians = {s: round(statistics.median(t[s] for t in timings) * 1e3, 3) if timings else "" for s in STAGES}
     step = round(medians["denoise"] / steps, 3) if timings else ""
     return {f"{stage}_ms": value for stage, value in medians.items()} | {"step_ms": step}

@@ -37,7 +37,9 @@ def draw(rows: Sequence[Mapping], path: Path) -> None:
 
 
 def panel(axis, rows: Sequence[Mapping]) -> None:
-    """A bar for each runtime, its stages side by side; in grey what they leave of the whole, or the whole of others."""
+    """Draw a bar for each runtime, its stages side by side; in grey what they leave of the whole, or the whole of
+    others.
+    """
     for y, row in enumerate(rows):
         left = 0.0
         for stage, colour in STAGES.items():

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare() -> list[dict]:
-    """A row for every op and variant: forward, and forward with backward."""
+    """Return a row for every op and variant: forward, and forward with backward."""
     rows = []
     with mock.patch.object(launch, "tickets", cache(launch.tickets)):  # as on a GPU: kept from call to call
         for call in calls("cpu", torch.bfloat16, "nhwc", FIRST):
@@ -99,7 +99,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count(*runs: Callable[[], object]) -> Count:
-    """What these launch and allocate together, the second time; the kernels themselves do not run."""
+    """Return what these launch and allocate together, the second time; the kernels themselves do not run."""
     for _ in range(2):  # the first time tickets and modules are made that later calls find
         with sass.noted_launches() as launches, _Counter() as counter:
             for run in runs:
@@ -120,7 +120,7 @@ def compose_with_gradients(call: Call, inputs: dict[str, object]) -> None:
 
 
 def compose(op: str, inputs: dict[str, object]) -> Tensor | tuple[Tensor, ...]:
-    """The op as one writes it without kernels."""
+    """Return the op as one writes it without kernels."""
     return COMPOSED[op](**inputs)
 
 

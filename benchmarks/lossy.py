@@ -59,7 +59,7 @@ FIGURES = ("latents_rms", "lfmse_inside", "lfmse_outside", "condition_lfmse_insi
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.lossy", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--model", default="embedded", help="what runtime.generate's --model takes")
     parser.add_argument(
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def draw(pipe: LocalControlPipeline, sample: Sample, **setting) -> Result:
-    """The sample with its control in its mask, seeded by its number."""
+    """Return the sample with its control in its mask, seeded by its number."""
     region = control_region("features", sample.condition, sample.mask, "canny")
     height, width = sample.mask.shape[1:]
     call = {"steps": STEPS, "seed": sample.number, "height": height, "width": width}
@@ -118,7 +118,7 @@ def draw(pipe: LocalControlPipeline, sample: Sample, **setting) -> Result:
 def compare(
     pipe: LocalControlPipeline, setting: Mapping, samples: Sequence[Sample], lossless: Sequence[Result]
 ) -> dict[str, float]:
-    """Mean and 95 % interval of each of FIGURES over the samples."""
+    """Return mean and 95 % interval of each of FIGURES over the samples."""
     rows = [measure(draw(pipe, s, **setting), exact, s) for s, exact in zip(samples, lossless, strict=True)]
     line = {}
     for name in FIGURES:

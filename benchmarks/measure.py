@@ -27,7 +27,7 @@ DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"  
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, `repeats` times in turn (A B A B ...) after one of each that is not counted.
+    """Return seconds of each run, `repeats` times in turn (A B A B ...) after one of each that is not counted.
 
     Taking turns keeps a machine whose speed drifts from favouring either.
     """
@@ -79,7 +79,7 @@ def default_dtypes(device: torch.device) -> list[str]:
 
 
 def flops(run: Callable[[], None]) -> int:
-    """Of one call in torch: convolutions and matrix products, attention's too."""
+    """Return the floating-point operations of one call in torch: convolutions and matrix products, attention's too."""
     packed = (torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise)
     counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(packed, weighted_flops))
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -88,12 +88,12 @@ def flops(run: Callable[[], None]) -> int:
 
 
 def weighted_flops(x: Sequence[int], weight: Sequence[int], *_, out_shape: Sequence[int], **__) -> int:
-    """Of a linear layer or a convolution, of shapes; weight: (out, in, ...)."""
+    """Return those of a linear layer or a convolution of these shapes; weight: (out, in, ...)."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def environment() -> dict[str, str]:
-    """What the figures were measured with."""
+    """Return what the figures were measured with."""
     return {
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": str(torch.get_num_threads()),
@@ -105,24 +105,24 @@ def environment() -> dict[str, str]:
 
 
 def results_folder() -> Path:
-    """Where this device's figures are committed: benchmarks/results/cpu, .../nvidia-h200."""
+    """Return where this device's figures are committed: benchmarks/results/cpu, .../nvidia-h200."""
     if not torch.cuda.is_available():
         return RESULTS / "cpu"
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
 def check_counts(**counts: int) -> None:
-    """InputError, naming the option, where there is nothing to count."""
+    """Raise InputError, naming the option, where there is nothing to count."""
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name} {count}: expected 1 or more")
 
 
 def check_out(folder: Path) -> None:
-    """InputError where results cannot be written there; before anything is measured."""
+    """Raise InputError where results cannot be written there; before anything is measured."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InputError(f"out {folder}: {there} is no folder that can be written to")
+        raise InputError(f"out {folder}: {there} is not a folder that can be written to")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -56,7 +56,7 @@ GRID, LARGEST = 64, 4096  # pixels: what sides are multiples of, and where the s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.memory", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--out", type=Path, default=RESULTS, help="default %(default)s")
     options = parser.parse_args(arguments)
@@ -76,13 +76,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def row(name: str, side: int) -> dict:
-    """Gigabytes of each stage at its height, weights included, and the peak of all."""
+    """Return gigabytes of each stage at its height, weights included, and the peak of all."""
     figures = {f"{stage}_gb": round(size / 1e9, 3) for stage, size in count(name, side).items()}
     return {"setting": name, "side": side, **figures, "peak_gb": max(figures.values())}
 
 
 def largest(name: str) -> dict:
-    """For each of GPUS the largest side, in pixels, whose peak fits beside RESERVE; 0 where none of GRID does."""
+    """Return for each of GPUS the largest side, in pixels, whose peak fits beside RESERVE; 0 where
+    none of GRID does.
+    """
     sides = {}
     for memory in GPUS:
         low, high = 0, LARGEST // GRID
@@ -96,7 +98,7 @@ def largest(name: str) -> dict:
 
 @cache
 def count(name: str, side: int) -> dict[str, int]:
-    """Of each stage the most bytes of tensors that are on the GPU at a time."""
+    """Return for each stage the most bytes of tensors that are on the GPU at a time."""
     parts, how = Parts(SETTINGS[name]), SETTINGS[name].get("offload")
     model = parts.model
     at_work = {"text": model.text_encoders, "adapter": (), "denoise": (model.unet,), "decode": (model.vae,)}
@@ -130,7 +132,7 @@ class Parts:
             self.model.vae.enable_tiling()
 
     def stages(self, side: int) -> dict[str, Callable[[], object]]:
-        """A guided picture's, one control."""
+        """Return a guided picture's, one control."""
         latents, rows = side // 8, 2
 
         def text() -> object:
@@ -168,7 +170,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 @torch.inference_mode()
 def peak(run: Callable[[], object], resident: Sequence[nn.Module]) -> int:
-    """The most bytes of tensors that are alive at a time while `run` runs, those of `resident` included."""
+    """Return the most bytes of tensors that are alive at a time while `run` runs, those of `resident` included."""
     fused = mock.patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **_: torch.empty_like(q))
     with ops.use_backend("triton"), fused, Living() as living:
         for module in resident:

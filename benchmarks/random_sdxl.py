@@ -34,7 +34,7 @@ SMALL_TEXT = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.random_sdxl", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of all but the VAE, which is fp32")
@@ -57,7 +57,9 @@ def save(model: Path, adapter: Path, dtype: str, small: bool) -> None:
 
 
 def make_pipeline(unet: nn.Module, dtype: torch.dtype, small: bool = False) -> StableDiffusionXLPipeline:
-    """Everything around a UNet; text encoders and UNet in `dtype`. Made on the device that is the default one."""
+    """Return everything around a UNet; text encoders and UNet in `dtype`. Made on the device that
+    is the default one.
+    """
     vae = AutoencoderKL.from_config(read_config("vae"))
     encoders = [make_encoder(name, dtype, small) for name in ("text_encoder", "text_encoder_2")]
     with torch.device("cpu"):  # where it keeps its numbers, whatever the default
@@ -69,13 +71,13 @@ def make_pipeline(unet: nn.Module, dtype: torch.dtype, small: bool = False) -> S
 
 
 def make_adapter(channels: list[int]) -> T2IAdapter:
-    """An adapter for a UNet of these channels, of the size that those for SDXL have."""
+    """Return an adapter for a UNet of these channels, of the size that those for SDXL have."""
     options = {"num_res_blocks": 2, "downscale_factor": 16, "adapter_type": "full_adapter_xl"}
     return T2IAdapter(in_channels=3, channels=[*channels, channels[-1]], **options)
 
 
 def make_encoder(name: str, dtype: torch.dtype, small: bool = False) -> nn.Module:
-    """A text encoder of SDXL's configuration, its weights random."""
+    """Return a text encoder of SDXL's configuration, its weights random."""
     values = read_config(name) | (SMALL_TEXT if small else {})
     kind = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
     with torch.device("meta"):

@@ -67,7 +67,7 @@ WEIGHTED = ("aten::conv2d", "aten::linear", "mkldnn::_linear_pointwise", "mkldnn
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.roofline", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--full-size", action="store_true", help="SDXL's UNet too, random weights")
     parser.add_argument("--repeats", type=int, default=15, help="timed steps (default 15)")
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
-    """A step of the embedded UNet at its own size, without control."""
+    """Return a step of the embedded UNet at its own size, without control."""
     unet = fuse_qkv(load_model("embedded", dtype=DTYPES[dtype]).unet)
     config = unet.config
     if packs_here(DTYPES[dtype], CPU):
@@ -108,7 +108,7 @@ def embedded_step(dtype: str, rows: int) -> Callable[[], Tensor]:
 
 
 def full_size_step(dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A forward of SDXL's UNet, its weights packed where a pipeline would, with control."""
+    """Return a forward of SDXL's UNet, its weights packed where a pipeline would, with control."""
     config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text())
     unet = UNet.from_diffusers(full_size.build(config, dtype))
     fuse_qkv(unet)
@@ -121,7 +121,7 @@ def full_size_step(dtype: torch.dtype) -> Callable[[], Tensor]:
 
 
 def measure(name: str, step: Callable[[], Tensor], dtype: torch.dtype, repeats: int) -> list[dict]:
-    """A row for each kind of operation, and one for the step as it is."""
+    """Return a row for each kind of operation, and one for the step as it is."""
     whole = statistics.median(interleave({name: step}, repeats)[name])
     turns = []
     for _ in range(repeats + 1):
@@ -164,7 +164,7 @@ def row_of(name: str, kind: str, figures: list[float]) -> dict:
 
 
 class Timed(TorchDispatchMode):
-    """Notes each operation that is no view: its kind, seconds, floating-point operations, bytes in and out."""
+    """Notes each operation that is not a view: its kind, seconds, floating-point operations, bytes in and out."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ def kind_of(operation) -> str:
 
 
 def work_of(operation, args, kwargs, result) -> int:
-    """Floating-point operations of matrix products and convolutions; 0 of all others."""
+    """Return floating-point operations of matrix products and convolutions; 0 of all others."""
     name = operation._schema.name
     if name in WEIGHTED:
         return weighted_flops(args[0].shape, args[1].shape, out_shape=result.shape)
@@ -202,7 +202,7 @@ def work_of(operation, args, kwargs, result) -> int:
 
 
 def copy_rate(operations: list[tuple[str, float, int, int]]) -> float:
-    """Bytes read and written a second by a copy that moves as much as the step's operations do on average.
+    """Return bytes read and written a second by a copy that moves as much as the step's operations do on average.
 
     A small model's tensors stay in the cache: main memory's rate would not be the least time.
     """
@@ -214,7 +214,7 @@ def copy_rate(operations: list[tuple[str, float, int, int]]) -> float:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A panel for each case: measured time of each kind, and the least it could take."""
+    """Draw a panel for each case: measured time of each kind, and the least it could take."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, panels = plt.subplots(
         1, len(cases), figsize=(3.4 * len(cases), 3.4), layout="constrained", squeeze=False

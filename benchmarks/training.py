@@ -67,7 +67,7 @@ Step = Callable[[], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.training", description=__doc__.split("\n\n")[1])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(dtype: str, options: argparse.Namespace) -> list[dict]:
-    """A row for each side."""
+    """Return a row for each side."""
     with tempfile.TemporaryDirectory() as folder:
         sides = make_sides(options, dtype, Path(folder))
         times = interleave(sides, options.steps)
@@ -125,7 +125,9 @@ def measure(dtype: str, options: argparse.Namespace) -> list[dict]:
 
 
 def make_sides(options: argparse.Namespace, dtype: str, folder: Path, names=SIDES) -> dict[str, Step]:
-    """A function for each side that takes one step of its own adapter: same weights, data, batch and optimizer."""
+    """Return a function for each side that takes one step of its own adapter: same weights, data,
+    batch and optimizer.
+    """
     parts = full_size_parts if options.full_size or options.small else embedded_parts
     world = parts(options, dtype, folder)
     makers = {"localcontrol": our_step, "diffusers": diffusers_step}
@@ -150,7 +152,7 @@ class World:
 
 
 def embedded_parts(options: argparse.Namespace, dtype: str, folder: Path) -> World:
-    """The embedded model and scenes of its world, read from files as each side reads them."""
+    """Return the embedded model and scenes of its world, read from files as each side reads them."""
     write_scenes(folder / "scenes", SCENES)
     config = TrainConfig(
         data=str(folder / "scenes"),
@@ -257,7 +259,7 @@ def made_up_text(batch: int, unet: UNet2DConditionModel, size: int) -> tuple[Ten
 
 
 def images_and_text(folder: Path, batch: int, unet: UNet2DConditionModel) -> Iterator[tuple]:
-    """Pictures and edges read from files, as that script's loader does; the text embeddings are there already."""
+    """Yield pictures and edges read from files, as that script's loader does; the text embeddings are there already."""
     files = sorted(folder.glob("*.png"))
     text, added = made_up_text(batch, unet, 128)
     edges = {file: cv2.imencode(".png", cv2.Canny(cv2.imread(str(file)), 100, 200))[1] for file in files}
@@ -270,7 +272,7 @@ def images_and_text(folder: Path, batch: int, unet: UNet2DConditionModel) -> Ite
 
 
 def loss_times(batch: int, side: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of the loss, forward and backward, by itself: ours, and of kornia's and PyTorch's functions."""
+    """Return seconds of the loss, forward and backward, by itself: ours, and of kornia's and PyTorch's functions."""
     output, latents, noise = (torch.randn(batch, 4, side, side, device=DEVICE) for _ in range(3))
     mask, t = torch.ones(batch, 1, side, side, device=DEVICE), torch.full((batch,), 500, device=DEVICE)
     abar, config = torch.full((batch,), 0.3, device=DEVICE), TrainConfig()
@@ -293,7 +295,7 @@ def loss_times(batch: int, side: int, repeats: int) -> dict[str, list[float]]:
 
 
 def memory_in_process(side: str, dtype: str, options: argparse.Namespace) -> float:
-    """Peak memory in GiB of three steps of one side: resident on a CPU, allocated on a GPU."""
+    """Return peak memory in GiB of three steps of one side: resident on a CPU, allocated on a GPU."""
     command = [sys.executable, "-m", "benchmarks.training", "--memory-of", side, "--dtype", dtype]
     command += [
         "--batch",

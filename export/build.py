@@ -112,7 +112,7 @@ def _build(
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """InputError unless the folder can be made, or is one of engines that may be replaced."""
+    """Raise InputError unless the folder can be made, or is one of engines that may be replaced."""
     parent = folder.resolve().parent
     try:
         if folder.exists() and not folder.is_dir():
@@ -143,7 +143,9 @@ class Plan:
 
 
 def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) -> Plan:
-    """Every component as ONNX. The model is in memory only in here, and not at all where all are there already."""
+    """Return every component as ONNX. The model is in memory only in here, and not at all where all
+    are there already.
+    """
     known = stages.done("model")
     if known is not None and all(stages.done(f"onnx {name}") is not None for name in known["specs"]):
         return Plan(**known)
@@ -172,7 +174,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
 
 
 def load(settings: BuildSettings) -> tuple[Model, dict]:
-    """The model and its adapters, in the precision that is compiled."""
+    """Return the model and its adapters, in the precision that is compiled."""
     dtype, sources = DTYPES[settings.precision], dict(settings.adapters)
     if settings.model == "embedded":
         sources = {**embedded_adapters(), **sources}
@@ -250,7 +252,9 @@ def check_room(settings: BuildSettings, plan: Plan, stages: Stages, force: bool,
 
 
 def _save_configs(model: Model, components: tuple[str, ...], folder: Path) -> list[Path]:
-    """What a pipeline needs besides the engines: tokenizers, scheduler, the VAE's config, the UNet's part in torch."""
+    """Return what a pipeline needs besides the engines: tokenizers, scheduler, the VAE's config, the UNet's part in
+    torch.
+    """
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), model.tokenizers, strict=True):
         tokenizer.save_pretrained(folder / name)
     model.scheduler.save_pretrained(folder / "scheduler")
@@ -261,7 +265,7 @@ def _save_configs(model: Model, components: tuple[str, ...], folder: Path) -> li
 
 
 def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say) -> dict[str, EngineSpec]:
-    """Every ONNX file as an engine."""
+    """Return every ONNX file as an engine."""
     profile, specs = parse_profile(plan.profile), {}
     for name, data in plan.specs.items():
         spec, made = parse_spec(data), stages.done(f"engine {name}")
@@ -289,7 +293,7 @@ def compile_graphs(settings: BuildSettings, stages: Stages, plan: Plan, say: Say
 
 
 def _gpu(settings: BuildSettings) -> str | None:
-    """The GPU whose kind the engines run on, where they run on no other."""
+    """Return the GPU whose kind the engines run on, where they run on no other."""
     return torch.cuda.get_device_name() if settings.compiler.target == "tensorrt" else None
 
 

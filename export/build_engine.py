@@ -33,7 +33,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
+    """Return the exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -202,7 +202,7 @@ def _path(option: str, value: str) -> Path:
 
 
 def _check_packages() -> None:
-    """InputError, saying what to install, where the exporter's own packages are missing."""
+    """Raise InputError, saying what to install, where the exporter's own packages are missing."""
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)

@@ -98,7 +98,7 @@ class VAEEncoderGraph(nn.Module):
 def make_components(
     model: Model, adapters: Mapping[str, T2IAdapter], names: Sequence[str]
 ) -> Iterator[Component]:
-    """The graphs of the named components; "adapter" stands for every adapter, called adapter_<its name>."""
+    """Yield the graphs of the named components; "adapter" stands for every adapter, called adapter_<its name>."""
     for name in names:
         if name == "adapter":
             for adapter_name, adapter in adapters.items():
@@ -120,7 +120,7 @@ def _text_encoder(name: str, model: Model) -> Component:
 
 
 def adapter_component(name: str, adapter: T2IAdapter) -> Component:
-    """An adapter's graph."""
+    """Return an adapter's graph."""
     condition = Port(CONDITION, torch.float32, (1, adapter.config.in_channels, Axis("height"), Axis("width")))
     masks = [
         Port(numbered(MASK, i), torch.float32, (1, 1, *pixel_axes(stride)))

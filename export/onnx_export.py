@@ -81,7 +81,7 @@ VARIADIC = (KEY, VALUE, LEVEL, MASK)  # inputs that the graphs' modules take as 
 
 
 def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.Model:
-    """The program in ONNX, with the component's names, its weights still torch's own tensors."""
+    """Return the program in ONNX, with the component's names, its weights still torch's own tensors."""
     table = {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle,
@@ -140,7 +140,9 @@ def attention(
 
 
 def pixel_unshuffle(x, downscale_factor: int):
-    """(B, C, H, W) -> (B, C r^2, H / r, W / r) as one SpaceToDepth, which orders its channels the other way round."""
+    """Write (B, C, H, W) -> (B, C r^2, H / r, W / r) as one SpaceToDepth, which orders its channels the other way
+    round.
+    """
     channels, area = x.shape[1], downscale_factor**2
     out = op.SpaceToDepth(x, blocksize=downscale_factor)
     if channels == 1:
@@ -176,7 +178,7 @@ def simplify(model: ir.Model, parameters: set[str]) -> None:
 
 
 def transpose_weights(model: ir.Model) -> None:
-    """A linear layer's MatMul takes its weight transposed: store it so, instead of transposing at every call."""
+    """Store the weight of a linear layer's MatMul transposed, instead of transposing at every call."""
     graph = model.graph
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
@@ -248,7 +250,7 @@ def _same(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
 
 
 def name_ports(model: ir.Model, component: Component) -> None:
-    """The component's names on inputs, outputs and dynamic dimensions."""
+    """Put the component's names on inputs, outputs and dynamic dimensions."""
     graph, symbols = model.graph, {}
     for value, port in zip(graph.inputs, component.inputs, strict=True):
         value.name = port.name
@@ -271,7 +273,7 @@ def _rename(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str
 
 
 def _example(port: Port, profile: Profile) -> torch.Tensor:
-    """A tensor of a shape that the profile allows, or a typical one where it is dynamic."""
+    """Return a tensor of a shape that the profile allows, or a typical one where it is dynamic."""
     shape = [_traced(size, profile) if isinstance(size, Axis) else size for size in port.shape]
     return torch.zeros(shape, dtype=port.dtype)
 

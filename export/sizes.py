@@ -10,9 +10,9 @@ from runtime.errors import InputError
 
 
 def make_profile(values: Mapping[str, str | None], guidance: str, default: int) -> Profile:
-    """A profile from "1024" or "512:1024:1536" for each of batch, height and width; None is `default` pixels.
+    """Return a profile from "1024" or "512:1024:1536" for each of batch, height and width; None is `default` pixels.
 
-    Raises InputError, naming the option, where one is no such range, or not of multiples of 16.
+    Raises InputError, naming the option, where one is not such a range of multiples of 16.
     """
     ranges = {}
     for name in ("height", "width"):

@@ -64,7 +64,7 @@ class Stages:
         self._lock.close()
 
     def done(self, name: str) -> dict | None:
-        """What a stage left, where it is whole and its files are as it wrote them."""
+        """Return what a stage left, where it is whole and its files are as it wrote them."""
         stage = self.state["stages"].get(name)
         if stage is None:
             return None
@@ -88,13 +88,13 @@ class Stages:
             partial.write_text(json.dumps(self.state, indent=1), "utf-8")
 
     def files(self) -> dict[str, dict]:
-        """Size and hash of every file of the finished stages."""
+        """Return size and hash of every file of the finished stages."""
         return {
             file: entry for stage in self.state["stages"].values() for file, entry in stage["files"].items()
         }
 
     def costs(self) -> dict[str, dict]:
-        """What every finished stage took: seconds, peak_bytes of memory, bytes written."""
+        """Return what every finished stage took: seconds, peak_bytes of memory, bytes written."""
         return {
             name: {**stage["cost"], "bytes": sum(entry["bytes"] for entry in stage["files"].values())}
             for name, stage in self.state["stages"].items()

@@ -54,7 +54,7 @@ class Row:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where an output is too far from torch's, or 2 for bad input (one line on stderr)."""
+    """Return the exit code: 0, 1 where an output is too far from torch's, or 2 for bad input (one line on stderr)."""
     parser = Parser(prog="python -m export.verify", description=__doc__.split("\n\n")[1], allow_abbrev=False)
     parser.add_argument("folder", help="what export.build_engine wrote")
     parser.add_argument("--model", help="where the model is now, if it was moved")
@@ -169,9 +169,7 @@ def verify(
     for name, spec in graphs.items():
         runs = dict(_runs(manifest, folder, name, device, runs_here, engines_only))
         if not runs:
-            raise InputError(
-                f"{name}: nothing to compare here: its engine cannot run, nor ONNX Runtime its ONNX file"
-            )
+            raise InputError(f"{name}: nothing to compare here: neither its engine nor its ONNX file can run")
         limit = TOLERANCES[spec.dtype] if tolerance is None else tolerance
         for sizes, label, inputs in _cases(manifest.profile, spec, name, modules[name], smallest):
             truth = _run_torch(modules[name], spec, inputs, device)
@@ -215,7 +213,7 @@ def _modules(
 def _runs(
     manifest: Manifest, folder: Path, name: str, device: torch.device, runs_here: bool, engines_only: bool
 ) -> Iterator[tuple[str, Run]]:
-    """What there is to compare with torch: the ONNX file in ONNX Runtime, and the engine where it can run."""
+    """Yield what there is to compare with torch: the ONNX file in ONNX Runtime, and the engine where it can run."""
     from runtime.engines.base import open_engine, package_version
 
     spec = manifest.engines[name]
@@ -238,7 +236,7 @@ def _caller(engine) -> Run:
 def _cases(
     profile: Profile, spec: EngineSpec, name: str, module: nn.Module, smallest: bool
 ) -> Iterator[tuple[dict[str, int], str, dict[str, Tensor]]]:
-    """Inputs at each size of the profile: timesteps, masks and strengths vary from one to the next."""
+    """Yield inputs at each size of the profile: timesteps, masks and strengths vary from one to the next."""
     axes = dict.fromkeys(size.name for port in spec.inputs for size in port.shape if isinstance(size, Axis))
     sizes = [{axis: profile.range(axis)[i] for axis in axes} for i in range(1 if smallest else 3)]
     for i, size in enumerate(sizes):
@@ -272,7 +270,7 @@ def _variants(
 def _constant_inputs(
     unet: nn.Module, rows: int, tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, dict]:
-    """Of random prompts: what the UNet takes at each of `TIMESTEPS`, and at all."""
+    """Return, for random prompts, what the UNet takes at each of `TIMESTEPS`, and at all."""
     from runtime.engines.denoiser import constant_inputs
 
     config, device = unet.config, unet.conv_in.weight.device

@@ -12,7 +12,7 @@ EDGES = ("sobel", "laplacian", "none")
 def check_inject(
     hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor
 ) -> int:
-    """The feature batch B, once every shape and dtype has been found to fit."""
+    """Return the feature batch B, once every shape and dtype has been found to fit."""
     if hidden.ndim != 4 or not hidden.is_floating_point():
         raise ValueError(f"inject: hidden must be a float (G*B, C, H, W), got {_describe(hidden)}")
     regions = len(features)
@@ -27,7 +27,7 @@ def check_inject(
     batch = next((t.shape[0] for t in tensors if t.shape[0] != 1), 1)
     if batch == 0 or hidden.shape[0] % batch:
         raise ValueError(
-            f"inject: hidden's batch {hidden.shape[0]} is no multiple of the features' batch {batch}"
+            f"inject: hidden's batch {hidden.shape[0]} is not a multiple of the features' batch {batch}"
         )
     channels, size = hidden.shape[1], hidden.shape[2:]
     for r, feature in enumerate(features):

@@ -72,7 +72,7 @@ def _normal_cdf(x):
 
 @launch.on_device
 def geglu_fwd(x: Tensor, bias: Tensor | None, sizes: launch.Sizes | None = None) -> Tensor:
-    """(M, 2 C) -> (M, C)."""
+    """Return (M, 2 C) -> (M, C)."""
     rows, channels = x.shape[0], x.shape[1] // 2
     out = x.new_empty(rows, channels)
     strides = 0, *x.stride()
@@ -88,7 +88,7 @@ def geglu_fwd(x: Tensor, bias: Tensor | None, sizes: launch.Sizes | None = None)
 
 @launch.on_device
 def geglu_bwd(grad: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """Gradient of x, (M, 2 C); the bias's is its sum over the rows."""
+    """Return gradient of x, (M, 2 C); the bias's is its sum over the rows."""
     rows, channels = grad.shape
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     strides = 0, *x.stride()

@@ -204,7 +204,7 @@ def _gradient_kernel(
 def group_norm_silu_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the statistics that the backward pass needs."""
+    """Return the output, and the statistics that the backward pass needs."""
     out = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grid, sizes, numbers = _launch(x, strides, num_groups)
@@ -229,7 +229,7 @@ def group_norm_silu_bwd(
     silu: bool,
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; the last two are empty unless asked for."""
+    """Return gradients of x, weight and bias; the last two are empty unless asked for."""
     grad_x = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grad, grad_strides = launch.as_pixels(grad)

@@ -126,7 +126,7 @@ def _rescale_factor(
 def guidance_step_fwd(
     sample: Tensor, output: Tensor, coefficients: Tensor, previous: Tensor | None, rescale: float
 ) -> tuple[Tensor, Tensor]:
-    """The next sample and the denoised one, both float32 in the sample's memory format."""
+    """Return the next sample and the denoised one, both float32 in the sample's memory format."""
     batch, channels = sample.shape[:2]
     pixels = sample.shape[2] * sample.shape[3]
     following, denoised = launch.empty_pixels_like(sample), launch.empty_pixels_like(sample)

@@ -146,7 +146,7 @@ def inject_fwd(
 def inject_bwd(
     grad: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor
 ) -> list[Tensor]:
-    """Gradients of the features, each in its own shape and dtype. Hidden's is `grad` itself."""
+    """Return gradients of the features, each in its own shape and dtype. Hidden's is `grad` itself."""
     grads = [launch.empty_pixels_like(f) for f in features]
     batch = rows_of(features, masks)
     pixels, channels = grad.shape[2] * grad.shape[3], grad.shape[1]
@@ -165,12 +165,12 @@ def inject_bwd(
 
 
 def rows_of(features: Sequence[Tensor], masks: Sequence[Tensor | None]) -> int:
-    """The batch that features and masks have, or are broadcast to."""
+    """Return the batch that features and masks have, or are broadcast to."""
     return max([len(t) for t in (*features, *masks) if t is not None], default=1)
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> tuple[tuple, tuple]:
-    """The tensors and their strides as a kernel takes them; None stays None."""
+    """Return the tensors and their strides as a kernel takes them; None stays None."""
     pairs = [(None, None) if t is None else launch.as_pixels(t) for t in tensors]
     return tuple(t for t, _ in pairs), tuple(s for _, s in pairs)
 

@@ -140,7 +140,7 @@ def guidance_step(
 def _implementation(
     name: str, differentiable: Sequence[Tensor | None], constant: Sequence[Tensor | None] = ()
 ) -> Callable:
-    """The op of the chosen backend. `constant`: the arguments for which the kernels have no gradient."""
+    """Return the op of the chosen backend. `constant`: the arguments for which the kernels have no gradient."""
     backend = current_backend()
     tensors = [t for t in (*differentiable, *constant) if t is not None]
     if backend == "torch" or (backend == "auto" and not tensors[0].is_cuda):

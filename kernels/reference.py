@@ -87,7 +87,8 @@ def noise_and_z0_loss(
     *,
     edges: str = "sobel",
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of the training loss, (B,) each: mean((o - target)^2), and `sobel_z0_loss` of the same arguments.
+    """Return the two terms of the training loss, (B,) each: mean((o - target)^2), and `sobel_z0_loss` of the same
+    arguments.
 
     The target is what noisy and latents imply: eps = (z_t - alpha z0) / sigma, v = alpha eps - sigma z0, or z0.
     sigma must not be 0 for the first two.
@@ -108,7 +109,7 @@ def noise_and_z0_loss(
 def predict_z0(
     model_output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str
 ) -> Tensor:
-    """The clean latent implied by a model's output: z0_hat, (B, C, h, w).
+    """Return the clean latent implied by a model's output: z0_hat, (B, C, h, w).
 
     model_output, noisy: (B, C, h, w); alpha, sigma: (B,). With z_t = alpha z0 + sigma eps:
     epsilon (z_t - sigma o) / alpha, v_prediction alpha z_t - sigma o, sample o.
@@ -177,7 +178,8 @@ def guidance_step(
     *,
     rescale: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """One step of a linear sampler from the model's output: the next sample, and the denoised one it is made with.
+    """Return one step of a linear sampler from the model's output: the next sample, and the denoised one it is made
+    with.
 
         o = unguided + w (guided - unguided)        where output has 2B rows, the unguided first; otherwise output
         o = o (rescale std(guided) / std(o) + 1 - rescale)      std over each sample, arXiv 2305.08891 section 3.4

@@ -171,7 +171,7 @@ def z0_losses_fwd(
     edges: str,
     noise: bool,
 ) -> Tensor:
-    """(1, B) float32, the edge loss; with `noise` (2, B), below it the mean squared error of the output."""
+    """Return (1, B) float32, the edge loss; with `noise` (2, B), below it the mean squared error of the output."""
     tensors, batch = (model_output, noisy, latents, mask), len(model_output)
     sizes, programs, numbers = _launch(model_output)
     options = {"dtype": torch.float32, "device": model_output.device}
@@ -197,7 +197,7 @@ def z0_losses_bwd(
     edges: str,
     noise: bool,
 ) -> Tensor:
-    """Gradient of the model output, in its dtype and memory format."""
+    """Return gradient of the model output, in its dtype and memory format."""
     tensors, grad = (model_output, noisy, latents, mask), torch.empty_like(model_output)
     sizes, programs, numbers = _launch(model_output)
     _loss_bwd_kernel[programs, len(model_output)](
@@ -217,7 +217,7 @@ def _launch(model_output: Tensor) -> tuple[launch.Sizes, int, tuple[int, int, fl
 
 
 def _strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-    """A single row serves the whole batch."""
+    """Return a single row serves the whole batch."""
     return tuple((0 if len(t) == 1 else t.stride(0), *t.stride()[1:]) for t in tensors)
 
 

@@ -25,7 +25,7 @@ _MODULES = {
 
 
 def _refuse_other_kernels() -> None:
-    """Raises ImportError where `kernels` is, or passes for, Hugging Face's package of that name.
+    """Raise ImportError where `kernels` is, or passes for, Hugging Face's package of that name.
 
     transformers and diffusers use that package where their `is_kernels_available()` finds it. Ours they leave
     alone: diffusers asks for metadata of a distribution named `kernels`, and ours is named `localcontrol`;

@@ -53,7 +53,7 @@ LIMITS = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m runtime.fastest", description=__doc__.partition("\n\n")[2])
     parser.add_argument(
         "--engine", action="extend", nargs="+", required=True, metavar="FOLDER", help="may be repeated"
@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
 def measure(
     loads: Mapping[str, Callable[[], LocalControlPipeline]], limit: float
 ) -> dict[str, dict[str, float]]:
-    """Of each pipeline, in turn, the milliseconds of a picture (their median), and of loading and the first one.
+    """Return, for each pipeline in turn, the milliseconds of a picture (their median), and of loading and the first
+    one.
 
     InputError where a pipeline's latents are further than `limit` from the first one's.
     """
@@ -122,7 +123,7 @@ def measure(
 
 
 def draw(pipe: LocalControlPipeline) -> torch.Tensor:
-    """The latents of a picture of the model's own size with control, where it has an adapter."""
+    """Return the latents of a picture of the model's own size with control, where it has an adapter."""
     from runtime import Region
 
     side = pipe.default_size
@@ -199,7 +200,7 @@ def manifest_digest(engine: str) -> str:
 
 
 def fingerprint(source: str | Path) -> str:
-    """Of a file or folder: its place, and every file's name, size and time of change. Of a hub id: itself."""
+    """Return a file's or folder's place and a hash of every name, size and time of change in it; a hub id as it is."""
     path = Path(source).expanduser()
     if not path.exists():
         return str(source)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
+    """Return the exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
     options = make_parser().parse_args(arguments)
     return exit_code(lambda: generate(options))
 
@@ -130,7 +130,7 @@ def draw(
 
 
 def load(options: argparse.Namespace) -> LocalControlPipeline:
-    """The pipeline that the options ask for, in torch or on engines."""
+    """Return the pipeline that the options ask for, in torch or on engines."""
     from runtime import LocalControlPipeline
 
     common = {
@@ -201,7 +201,7 @@ def save(
 
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
-    """All that it takes to repeat the run: the command line's options, with its defaults filled in."""
+    """Return all that it takes to repeat the run: the command line's options, with its defaults filled in."""
     from runtime.control.region import Region
     from runtime.machine.arithmetic import name_of
 

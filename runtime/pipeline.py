@@ -316,14 +316,14 @@ class LocalControlPipeline:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What can be asked for."""
+        """Return what can be asked for."""
         waits = self.offload.whole_steps if self.offload is not None else None
         whole_steps = self.denoiser.whole_steps or waits
         return Capabilities(self.adapters.keys(), self.default_size, self.denoiser.profile, whole_steps)
 
     @property
     def default_size(self) -> int:
-        """The side, in pixels, of the square images that the model was trained on."""
+        """Return the side, in pixels, of the square images that the model was trained on."""
         return self.model.sample_size * self.vae_factor
 
     @property
@@ -331,7 +331,7 @@ class LocalControlPipeline:
         return vae_factor(self.model.vae)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
+        """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
         with self._at_work("decode"):
             return decode(self.model.vae, latents)
 

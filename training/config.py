@@ -17,7 +17,7 @@ PAPER_BOX = 10_000 / 512**2  # the original's smallest box, as a share of the im
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field with what the command line says of it."""
+    """Return a field with what the command line says of it."""
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -131,7 +131,7 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
-        """Of a run's training.json. Raises InputError where it is not one."""
+        """Read a run's training.json. Raises InputError where it is not one."""
         try:
             values = json.loads(path.read_text("utf-8"))["config"]
             known = {f.name for f in fields(cls)}
@@ -141,7 +141,7 @@ class TrainConfig:
             raise InputError(f"{path}: not a run's configuration: {error}") from error
 
     def changed(self, other: TrainConfig) -> list[str]:
-        """What differs in `other` of what must not change within a run, as "name here, was there".
+        """Return what differs in `other` of what must not change within a run, as "name here, was there".
 
         The number of steps may where the learning rate does not depend on it.
         """
@@ -177,14 +177,14 @@ PRESETS: Mapping[str, dict[str, Any]] = {**METHODS, "paper": METHODS["masked-sob
 
 
 def with_preset(name: str, given: Mapping[str, Any]) -> TrainConfig:
-    """The preset's options under those given by hand."""
+    """Return the preset's options under those given by hand."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}")
     return replace(TrainConfig(**PRESETS[name], preset=name), **given)
 
 
 def check(config: TrainConfig) -> None:
-    """InputError, naming the option, where one is out of its range."""
+    """Raise InputError, naming the option, where one is out of its range."""
     for spec in fields(config):
         value, choices = getattr(config, spec.name), spec.metadata.get("choices")
         values = value if isinstance(value, tuple) else (value,)

@@ -43,13 +43,16 @@ class DiffCC:
 
 
 def lfmse_canny(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> LFMSE:
-    """Of thin lines: blurred and reduced 8 times first, so that an edge a few pixels off still counts as near."""
+    """Return the error of thin lines: blurred and reduced 8 times first, so that an edge a few pixels off still counts
+    as near.
+    """
     made, wanted, mask = _low_frequency(made) / 255, _low_frequency(wanted) / 255, _reduced_mask(mask)
     return _lfmse(made, np.where(mask > 0, wanted, 0), wanted, mask)
 
 
 def lfmse_sobel(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> LFMSE:
-    """Of broad edges: at full resolution without a blur, despite the name, each map divided by its maximum.
+    """Return the error of broad edges: at full resolution without a blur, despite the name, each map divided by its
+    maximum.
 
     The condition's maximum is the one inside the mask, but for `outside_wanted` the one of the whole map. A map of
     zeros stays zeros; the original divides by 0 and leaves the picture out. The original also counts the pixels
@@ -61,7 +64,7 @@ def lfmse_sobel(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> LFMSE
 
 
 def diffcc(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> DiffCC:
-    """Which pixels have edges, both maps blurred and reduced 8 times: of those asked for, and of those not."""
+    """Return which pixels have edges, both maps blurred and reduced 8 times: of those asked for, and of those not."""
     made, wanted, mask = _low_frequency(made), _low_frequency(wanted), _reduced_mask(mask)
     inside, outside = mask > 0, mask < 255
     return DiffCC(
@@ -72,7 +75,9 @@ def diffcc(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> DiffCC:
 
 
 def _lfmse(made: np.ndarray, controlled: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> LFMSE:
-    """Of maps in [0, 1] and an 8-bit mask; `controlled` is the condition inside the mask and 0 elsewhere."""
+    """Return the error of maps in [0, 1] and an 8-bit mask; `controlled` is the condition inside the mask and 0
+    elsewhere.
+    """
     inside, outside = mask > 0, mask < 255
     error_inside = _mean((made - controlled) ** 2, inside)
     error_outside = _mean((made - (controlled + 1)) ** 2, outside)
@@ -81,13 +86,15 @@ def _lfmse(made: np.ndarray, controlled: np.ndarray, wanted: np.ndarray, mask: n
 
 
 def _low_frequency(edges: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 -> (H // 8, W // 8) uint8; 8 bits all along, as in the original: rounding decides what is 0."""
+    """Return (H, W) uint8 -> (H // 8, W // 8) uint8; 8 bits all along, as in the original: rounding
+    decides what is 0.
+    """
     height, width = edges.shape
     return cv2.resize(cv2.GaussianBlur(edges, (11, 11), 5), (width // 8, height // 8))
 
 
 def _reduced_mask(mask: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> (H // 8, W // 8) uint8."""
+    """Return (H, W) in [0, 1] -> (H // 8, W // 8) uint8."""
     height, width = mask.shape
     return cv2.resize(_eight_bits(mask), (width // 8, height // 8), interpolation=cv2.INTER_NEAREST)
 

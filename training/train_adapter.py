@@ -47,7 +47,7 @@ GROUPS = {  # the first option of each
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
     given = vars(make_parser().parse_args(arguments))
     try:
         return exit_code(lambda: train(with_preset(given.pop("preset", "masked-sobel"), given)))
@@ -112,7 +112,7 @@ def with_dtype(config: TrainConfig) -> TrainConfig:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """InputError where the processes that were launched would not train together."""
+    """Raise InputError where the processes that were launched would not train together."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
@@ -125,7 +125,9 @@ def check_launch(accelerator: Accelerator) -> None:
 
 
 def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, T2IAdapter]:
-    """The frozen model and the adapter to train; and the configuration, its resolution filled in from the model's."""
+    """Return the frozen model and the adapter to train; and the configuration, its resolution filled in from the
+    model's.
+    """
     device = accelerator.device
     model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], vae=config.vae)
     model.vae.float()  # latents are cached once: in full precision, as diffusers' trainer encodes them
@@ -143,7 +145,7 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
 
 
 def make_out(config: TrainConfig) -> Path:
-    """The output folder, made and found to be writable."""
+    """Return the output folder, made and found to be writable."""
     if not config.out:
         raise InputError("out: not given; expected the folder of the adapter to be")
     out = Path(config.out).expanduser()
@@ -159,7 +161,7 @@ def make_out(config: TrainConfig) -> Path:
 
 
 def check_disk(out: Path, adapter: T2IAdapter) -> None:
-    """InputError where there is no room for a checkpoint beside the last one: weights, average, two moments."""
+    """Raise InputError where there is no room for a checkpoint beside the last one: weights, average, two moments."""
     needed = 4 * sum(p.numel() * 4 for p in adapter.parameters())
     free = shutil.disk_usage(out).free
     if free < 2 * needed:
@@ -169,7 +171,7 @@ def check_disk(out: Path, adapter: T2IAdapter) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """An option for every field of TrainConfig; those not given are absent from the result."""
+    """Return an option for every field of TrainConfig; those not given are absent from the result."""
     presets = (f"  {name}: {', '.join(f'{k}={v}' for k, v in p.items())}" for name, p in PRESETS.items())
     parser = Parser(
         prog="python -m training.train_adapter",

@@ -35,7 +35,7 @@ TITLES = ("condition in the mask", "with control", "without", "difference x 4")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
     return exit_code(lambda: run(options))
 
@@ -135,14 +135,14 @@ def write_summary(out: Path, figures: dict[str, dict[str, Estimate]], stamp: dic
 
 
 def write_sheet(path: Path, shown: list[Shown]) -> None:
-    """Some of the samples, spaced: not one scene with all its masks."""
+    """Return some of the samples, spaced: not one scene with all its masks."""
     rows = min(SHEET_ROWS, len(shown))
     spaced = [shown[i * len(shown) // rows] for i in range(rows)]
     plots.sheet([(s.prompt or "(no prompt)", report.strip(s, *both)) for s, *both in spaced], TITLES, path)
 
 
 def make_drawer(options: argparse.Namespace) -> Drawer:
-    """The pipeline, and which adapter draws: the first one given, or the model's canny."""
+    """Return the pipeline, and which adapter draws: the first one given, or the model's canny."""
     adapters = adapter_sources(options.adapter)
     if options.engine:
         pipe = LocalControlPipeline.from_engine(options.engine, adapters)
@@ -172,7 +172,7 @@ def make_samples(options: argparse.Namespace, pipe: LocalControlPipeline) -> lis
 
 
 def whole_set(shown: list[Shown], inception: nn.Module | None, clip: Path | None) -> dict[str, Estimate]:
-    """What takes all pictures at once: FID to the real pictures, CLIPScore."""
+    """Return what takes all pictures at once: FID to the real pictures, CLIPScore."""
     found, images = {}, [image for _, image, _ in shown]
     if inception is not None:
         real = {s.number: s.picture for s, _, _ in shown if s.picture is not None}

@@ -64,7 +64,7 @@ COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "in
 
 
 def configuration(variant: str, seed: int, steps: int, work: Path) -> TrainConfig:
-    """How a variant is trained, in a folder of `work`."""
+    """Return how a variant is trained, in a folder of `work`."""
     name = "".join(c if c.isalnum() or c == "." else "-" for c in variant).strip("-")
     paths = {"data": str(work / "scenes"), "cache": str(work / "cache")}
     run = {"out": str(work / f"{name}-{steps}-{seed}"), "steps": steps, "seed": seed}
@@ -72,7 +72,7 @@ def configuration(variant: str, seed: int, steps: int, work: Path) -> TrainConfi
 
 
 def trained(config: TrainConfig) -> Path:
-    """The folder of the adapter: trained, or gone on with, or as it is where it is done."""
+    """Return the folder of the adapter: trained, or gone on with, or as it is where it is done."""
     if not (Path(config.data) / f"{SCENES - 1:06d}.txt").exists():
         write_scenes(Path(config.data), SCENES)
     if not (Path(config.out) / "training.json").exists():
@@ -81,7 +81,7 @@ def trained(config: TrainConfig) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
     parser = Parser(prog="python -m benchmarks.quality.ablation", description=__doc__.partition("\n\n")[2])
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
@@ -133,14 +133,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_samples(count: int) -> list[Sample]:
-    """Every scene with its three masks, and once more with the random one and without a prompt."""
+    """Return every scene with its three masks, and once more with the random one and without a prompt."""
     prompted = list(held_out_samples(count))
     silent = [dataclasses.replace(s, prompt="") for s in prompted if s.mask_kind == "random"]
     return prompted + silent
 
 
 def measured(options, config: TrainConfig | None, samples: Sequence[Sample], free: dict) -> list[dict]:
-    """A row a picture of one adapter, or of no control; kept beside the adapter, so that it draws them once."""
+    """Return a row a picture of one adapter, or of no control; kept beside the adapter, so that it draws them once."""
     folder = options.work / "none" if config is None else Path(config.out)
     kept = folder / f"measures-{options.count}.json"
     if not kept.exists():
@@ -151,7 +151,7 @@ def measured(options, config: TrainConfig | None, samples: Sequence[Sample], fre
 
 
 def make_drawer(options, config: TrainConfig | None, free: dict) -> Drawer:
-    """Of a trained adapter, used as its method uses it; None: without control."""
+    """Return the figures of a trained adapter, used as its method uses it; None: without control."""
     adapters = None if config is None else {NAME: config.out}
     if options.engine:
         pipe = LocalControlPipeline.from_engine(options.engine, adapters)
@@ -162,7 +162,7 @@ def make_drawer(options, config: TrainConfig | None, free: dict) -> Drawer:
 
 
 def tradeoff(options, samples: Sequence[Sample], free: dict) -> list[dict]:
-    """How much leaks at each strength, and how closely that strength follows, of TRADED with each training seed.
+    """Return how much leaks at each strength, and how closely that strength follows, of TRADED with each training seed.
 
     At one strength a method that follows less also leaks less; this tells which leaks less where both follow alike.
     """
@@ -183,7 +183,7 @@ def tradeoff(options, samples: Sequence[Sample], free: dict) -> list[dict]:
 
 
 def table(rows: Mapping[str, Sequence[dict]]) -> list[dict]:
-    """A row for each variant, kind of mask, with and without prompt: each figure's mean and interval."""
+    """Return a row for each variant, kind of mask, with and without prompt: each figure's mean and interval."""
     lines = []
     for variant, found in rows.items():
         for mask, prompted in dict.fromkeys((row["mask"], row["prompted"]) for row in found):
@@ -195,7 +195,9 @@ def table(rows: Mapping[str, Sequence[dict]]) -> list[dict]:
 
 
 def differences(rows: Mapping[str, Sequence[dict]], base: str = BASE) -> list[dict]:
-    """Each variant's figures minus those of `base`, picture by picture: mean, interval, and the mean of each seed."""
+    """Return each variant's figures minus those of `base`, picture by picture: mean, interval, and the mean of each
+    seed.
+    """
     if base not in rows:
         return []
     lines = []

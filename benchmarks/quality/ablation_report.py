@@ -52,7 +52,7 @@ def write_report(
 
 
 def _by_mask(rows: Sequence[Mapping], figure: str) -> list[str]:
-    """A table of one figure: a row a variant, a column a kind of mask, with and without prompt."""
+    """Return a table of one figure: a row a variant, a column a kind of mask, with and without prompt."""
     found = {(row["variant"], _where(row)): row for row in rows if row["figure"] == figure}
     variants, columns = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     lines = [f"`{figure}` by mask:", "", "| variant | " + " | ".join(columns) + " |"]
@@ -70,7 +70,7 @@ def _where(row: Mapping) -> str:
 
 
 def _difference(row: Mapping) -> str:
-    """One line; a difference counts where its interval leaves 0 out and all training seeds agree on its sign."""
+    """Return one line; a difference counts where its interval leaves 0 out and all training seeds agree on its sign."""
     seeds = [float(value) for value in row["seeds"].split()]
     agree = all(value > 0 for value in seeds) or all(value < 0 for value in seeds)
     counts = agree and (row["low"] > 0 or row["high"] < 0)

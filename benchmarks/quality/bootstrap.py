@@ -24,7 +24,7 @@ def interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of values (N,) and its interval; NaNs are left out.
+    """Return the mean of values (N,) and its interval; NaNs are left out.
 
     groups: (N,) labels. Values of one label belong together, as a scene drawn several times does, and are resampled
     together: otherwise the interval would be as narrow as if they were independent. NaN where no value is left.
@@ -47,5 +47,5 @@ def interval(
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None = None, **options) -> Estimate:
-    """The mean of the differences ours - theirs, each of one picture drawn both ways; see `interval`."""
+    """Return the mean of the differences ours - theirs, each of one picture drawn both ways; see `interval`."""
     return interval(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), groups, **options)

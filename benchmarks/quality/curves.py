@@ -16,7 +16,7 @@ FIGURES = ("lfmse_inside", "f1", "leakage")
 
 
 def sweep(drawer: Drawer, samples: Sequence[Sample], condition: str = "canny") -> Iterator[dict]:
-    """A row for each field, value and figure: field, value, figure, mean, low, high, n."""
+    """Yield a row for each field, value and figure: field, value, figure, mean, low, high, n."""
     for field, values in SWEEPS.items():
         for value in values:
             rows = list(evaluate(drawer, samples, condition, **{field: value}))

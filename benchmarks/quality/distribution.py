@@ -53,7 +53,7 @@ def fid(real: Sequence[np.ndarray], generated: Sequence[np.ndarray], weights: Pa
 def inception(path: Path) -> nn.Module:
     """Inception v3 of 2015 by torch-fidelity with the weights in `path`: (B, 3, H, W) uint8 -> (B, 2048) float32."""
     if not path.is_file():
-        raise InputError(f"fid: {path} is no file; pip install torch-fidelity and download {INCEPTION}")
+        raise InputError(f"fid: {path} is not a file; pip install torch-fidelity and download {INCEPTION}")
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -93,7 +93,9 @@ def clip_score(images: Sequence[np.ndarray], captions: Sequence[str], folder: Pa
 @functools.lru_cache(maxsize=1)
 def _load_clip(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
     if not folder.is_dir():
-        raise InputError(f"clip_score: {folder} is no folder; download openai/clip-vit-large-patch14 or such")
+        raise InputError(
+            f"clip_score: {folder} is not a folder; download openai/clip-vit-large-patch14 or such"
+        )
     local = {"local_files_only": True, "trust_remote_code": False}
     options = {**local, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
     try:
@@ -109,7 +111,7 @@ def _load_clip(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
 
 @torch.inference_mode()
 def feature_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], features: Callable) -> list[float]:
-    """Distance of each pair of pictures in a network's features: from 0, equal, to 4, opposite.
+    """Return distance of each pair of pictures in a network's features: from 0, equal, to 4, opposite.
 
     LPIPS (Zhang et al. 2018) without learned weights: the squared distance of the two channel vectors of unit length,
     averaged over positions, then over layers. `features`, such as `vae_features`, maps (2, 3, H, W) float32 in [-1, 1]
@@ -127,7 +129,9 @@ def feature_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], features:
 
 
 def vae_features(vae: AutoencoderKL) -> Callable[[Tensor], list[Tensor]]:
-    """For `feature_distance`: the VAE encoder's activations after each down block, in the VAE's device and dtype."""
+    """Return, for `feature_distance`, the VAE encoder's activations after each down block, in the VAE's device and
+    dtype.
+    """
 
     def features(pixels: Tensor) -> list[Tensor]:
         hidden = vae.encoder.conv_in(pixels.to(vae.device, vae.dtype))

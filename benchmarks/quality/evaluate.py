@@ -44,14 +44,14 @@ class Drawer:
     free: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
     def __call__(self, sample: Sample, seed: int | None = None, **region) -> np.ndarray:
-        """(H, W, 3) uint8; the seed is the sample's number unless given. region: more fields of its Region."""
+        """Return (H, W, 3) uint8; the seed is the sample's number unless given. region: more fields of its Region."""
         if self.control == "none":
             return self.free_picture(sample, seed)
         shown = control_region(self.control, sample.condition, sample.mask, self.adapter, **region)
         return self._draw(sample, [shown], sample.number if seed is None else seed)
 
     def free_picture(self, sample: Sample, seed: int | None = None) -> np.ndarray:
-        """The same picture without control, drawn once for all masks."""
+        """Return the same picture without control, drawn once for all masks."""
         seed = sample.number if seed is None else seed
         key = sample.prompt, seed
         if key not in self.free:
@@ -60,8 +60,10 @@ class Drawer:
 
     @torch.inference_mode()
     def injected_outside(self, sample: Sample) -> float:
-        """What is added to the UNet where the mask is 0, over what is where it is 1: RMS of the gated features of all
-        levels. This path of leakage does not depend on what the UNet makes of it; NaN without an inside or outside."""
+        """Return what is added to the UNet where the mask is 0, over what is where it is 1: RMS of the gated features
+        of all levels. This path of leakage does not depend on what the UNet makes of it; NaN without an inside or
+        outside.
+        """
         if self.control == "none":
             return 0.0
         shown = control_region(self.control, sample.condition, sample.mask, self.adapter)
@@ -98,7 +100,7 @@ def evaluate(
     keep: Callable[[Sample, np.ndarray, np.ndarray], None] | None = None,
     **region,
 ) -> Iterator[dict]:
-    """A row of measures for every sample. keep: is shown each sample with its picture and its free picture.
+    """Yield a row of measures for every sample. keep: is shown each sample with its picture and its free picture.
 
     vae: whose encoder's features measure distances as LPIPS does; without it there is no `perceptual` column.
     region: more fields of the samples' Regions.
@@ -116,7 +118,7 @@ def evaluate(
 def measure(
     image: np.ndarray, free: np.ndarray, sample: Sample, condition: str = "canny", features=None
 ) -> dict:
-    """All figures of one picture (H, W, 3) uint8; free: the one without control, of the same seed."""
+    """Return all figures of one picture (H, W, 3) uint8; free: the one without control, of the same seed."""
     mask = sample.mask[0].numpy()
     found = follows(image, sample, condition, mask)
     curve = locality.leakage(image, free, mask, (*LEAKAGE_BINS, np.inf))
@@ -134,7 +136,7 @@ def measure(
 
 
 def follows(image: np.ndarray, sample: Sample, condition: str, mask: np.ndarray) -> dict[str, float]:
-    """How well the picture keeps to its condition: by the original's measures, and by edges and SSIM."""
+    """Return how well the picture keeps to its condition: by the original's measures, and by edges and SSIM."""
     wanted = (sample.condition.mean(0) * 255).round().byte().numpy()
     made = _map(condition, image)
     lfmse = lfmse_canny(made, wanted, mask)
@@ -150,7 +152,9 @@ def follows(image: np.ndarray, sample: Sample, condition: str, mask: np.ndarray)
 def diversity(
     draw: Callable[[Sample, int], np.ndarray], samples: Iterable[Sample], seeds: Sequence[int]
 ) -> Iterator[dict]:
-    """How much pictures of several seeds differ outside the mask and inside. draw: a `Drawer`, or its free_picture."""
+    """Yield how much pictures of several seeds differ outside the mask and inside. draw: a `Drawer`, or its
+    free_picture.
+    """
     for sample in samples:
         mask, pictures = sample.mask[0].numpy(), [draw(sample, seed) for seed in seeds]
         yield {
@@ -162,7 +166,7 @@ def diversity(
 
 
 def summary(rows: Sequence[dict]) -> dict[str, Estimate]:
-    """The mean of every figure with its interval; pictures of one scene count as one group."""
+    """Return the mean of every figure with its interval; pictures of one scene count as one group."""
     names = dict.fromkeys(name for row in rows for name in row if name not in KEYS)
     groups = np.array([row["number"] for row in rows])
     return {

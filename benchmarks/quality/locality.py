@@ -28,7 +28,8 @@ class EdgeScores:
 
 
 def edge_scores(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray, tolerance: float = 1.5) -> EdgeScores:
-    """Of edge pixels inside the mask; one matches where the other map has an edge within `tolerance` px, anywhere.
+    """Return precision, recall and F1 of edge pixels inside the mask; one matches where the other map has an edge
+    within `tolerance` px, anywhere.
 
     Precision is NaN where nothing was made, recall where nothing was wanted, f1 where either holds for both; f1 is 0
     where only one of them has edges, or none match.
@@ -62,7 +63,7 @@ def masked_ssim(made: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> float
 
 
 def leakage(image: np.ndarray, free: np.ndarray, mask: np.ndarray, bins: Sequence[float]) -> np.ndarray:
-    """Difference to the free picture of the same seed outside the mask, by distance to it: (len(bins) - 1,).
+    """Return difference to the free picture of the same seed outside the mask, by distance to it: (len(bins) - 1,).
 
     Entry i is the mean absolute difference, in grey levels, over pixels bins[i] < distance <= bins[i + 1] from the
     nearest pixel of the mask.
@@ -73,12 +74,12 @@ def leakage(image: np.ndarray, free: np.ndarray, mask: np.ndarray, bins: Sequenc
 
 
 def leakage_total(image: np.ndarray, free: np.ndarray, mask: np.ndarray) -> float:
-    """The mean over all pixels outside."""
+    """Return the mean over all pixels outside."""
     return _mean(_difference(image, free), mask == 0)
 
 
 def seam(image: np.ndarray, free: np.ndarray, mask: np.ndarray, width: float = 4) -> float:
-    """How visible the mask's border is: grey levels a pixel across it, beyond those of the free picture there.
+    """Return how visible the mask's border is: grey levels a pixel across it, beyond those of the free picture there.
 
     The mean size of the luminance's gradient along the border's normal, in the band within `width` px of it. Edges of
     what is drawn cross a border at any angle; a seam lies along it.
@@ -97,7 +98,9 @@ def seam(image: np.ndarray, free: np.ndarray, mask: np.ndarray, width: float = 4
 
 
 def diversity(images: Sequence[np.ndarray], mask: np.ndarray) -> float:
-    """Mean absolute difference outside the mask, in grey levels, over all pairs of pictures (of several seeds)."""
+    """Return mean absolute difference outside the mask, in grey levels, over all pairs of pictures
+    (of several seeds).
+    """
     if len(images) < 2:
         raise ValueError(f"images: {len(images)}, expected 2 or more")
     return float(np.mean([_mean(_difference(a, b), mask == 0) for a, b in combinations(images, 2)]))
@@ -108,7 +111,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _distance_to(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) float64: of each pixel to the nearest one that is set, 0 on it; infinite where none is."""
+    """Return (H, W) float64: of each pixel to the nearest one that is set, 0 on it; infinite where none is."""
     if not pixels.any():
         return np.full(pixels.shape, np.inf)
     return cv2.distanceTransform((~pixels).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(
@@ -117,7 +120,7 @@ def _distance_to(pixels: np.ndarray) -> np.ndarray:
 
 
 def _gradient(values: np.ndarray) -> np.ndarray:
-    """(2, H, W): kornia's Sobel, along x and y, a pixel."""
+    """Return (2, H, W): kornia's Sobel, along x and y, a pixel."""
     options = {"ksize": 3, "scale": 1 / 8, "borderType": cv2.BORDER_REPLICATE}
     return np.stack([cv2.Sobel(values, cv2.CV_64F, *axis, **options) for axis in ((1, 0), (0, 1))])
 

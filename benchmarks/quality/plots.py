@@ -28,7 +28,9 @@ FIGURES = {  # name -> (title, whether more is better; None: what the free model
 
 
 def dots(table: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
-    """One panel for each of FIGURES: a row a variant, its mean and interval. table: variant -> figure -> estimate."""
+    """Draw one panel for each of FIGURES: a row a variant, its mean and interval. table: variant -> figure ->
+    estimate.
+    """
     figure, axes = plt.subplots(
         1, len(FIGURES), figsize=(17, 0.8 + 0.33 * len(table)), layout="constrained", sharey=True
     )
@@ -122,7 +124,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str
 
 
 def _band(axis, x, estimates: Sequence[Estimate], colour: str, label: str | None = None) -> None:
-    """The mean as a line, its interval as a band."""
+    """Draw the mean as a line, its interval as a band."""
     axis.plot(x, [e.mean for e in estimates], "o-", color=colour, label=label, markersize=4)
     axis.fill_between(
         x, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.2, linewidth=0

@@ -52,7 +52,9 @@ def write(
     pictures: int,
     curves: bool,
 ) -> None:
-    """The table of all figures, and the pictures that lie beside it. free: figures of the pictures without control."""
+    """Write the table of all figures, and the pictures that lie beside it. free: figures of the pictures without
+    control.
+    """
     facts = ", ".join(f"{key} {value}" for key, value in stamp.items())
     lines = ["# How local the control is", "", f"{pictures} pictures; {facts}.", ""]
     lines += ["Means with bootstrap 95 % intervals over scenes; n is the number of values behind each.", ""]
@@ -73,17 +75,19 @@ def write(
 
 
 def cell(e: Estimate) -> str:
-    """The mean, and its interval where it has one."""
+    """Return the mean, and its interval where it has one."""
     return number(e.mean) + (f" ({number(e.low)} to {number(e.high)})" if np.isfinite(e.low) else "")
 
 
 def number(value: float) -> str:
-    """Three significant digits; no negative zero."""
+    """Return three significant digits; no negative zero."""
     return f"{value + 0.0:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def strip(sample: Sample, image: np.ndarray, free: np.ndarray) -> list[np.ndarray]:
-    """A sheet's row, each (H, W, 3) uint8: the condition lit inside the mask, both pictures, their difference x 4."""
+    """Return a sheet's row, each (H, W, 3) uint8: the condition lit inside the mask, both pictures, their difference x
+    4.
+    """
     inside = 0.25 + 0.75 * sample.mask[0].numpy()[..., None]
     condition = sample.condition.numpy().mean(0)[..., None] * np.ones(3)
     shown = np.clip(condition * inside + 0.15 * sample.mask[0].numpy()[..., None], 0, 1) * 255

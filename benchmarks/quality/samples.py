@@ -48,7 +48,7 @@ class Sample:
 def held_out_samples(
     count: int, kinds: Sequence[str] = MASK_KINDS, condition: str = "canny"
 ) -> Iterator[Sample]:
-    """Scenes of the embedded world that no training has seen, each with every kind of mask."""
+    """Yield scenes of the embedded world that no training has seen, each with every kind of mask."""
     for i, scene in enumerate(held_out_scenes(count)):
         picture = render(scene, SIZE)
         shown = _condition(condition, Image.fromarray(picture))
@@ -66,7 +66,7 @@ def folder_samples(
     conditions: str | None = None,
     masks_from: str | None = None,
 ) -> Iterator[Sample]:
-    """Pictures of a folder, `name.txt` with the prompt beside each, cropped to `size` x `size` pixels.
+    """Yield pictures of a folder, `name.txt` with the prompt beside each, cropped to `size` x `size` pixels.
 
     conditions: a folder of ready conditions under the pictures' names; otherwise they are computed from the pictures.
     masks_from: one of masks, white = control; otherwise the `kinds` are made. Raises InputError, naming the file.
@@ -90,7 +90,9 @@ def folder_samples(
 
 
 def make_mask(kind: str, number: int, height: int, width: int) -> Tensor:
-    """(1, H, W): "random" follows from the number; "centre" is the original's, half of each side; "half" the left."""
+    """Return (1, H, W): "random" follows from the number; "centre" is the original's, half of each side; "half" the
+    left.
+    """
     if kind == "centre":
         return masks.box(height, width, (width // 4, height // 4, width - width // 4, height - height // 4))[
             0
@@ -112,7 +114,7 @@ def _read(data: bytes, name: str) -> Image.Image:
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:
-    """The largest square from the middle, by area average."""
+    """Return the largest square from the middle, by area average."""
     side = min(picture.size)
     left, top = ((length - side) // 2 for length in picture.size)
     array = np.asarray(picture)[top : top + side, left : left + side]

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> None:
-    """The table, with what is known of the bytes moved."""
+    """Write the table, with what is known of the bytes moved."""
     for row in rows:
         parts = [str(row[name]) for name in ("op", "variant", "way", "dtype", "layout", "shapes")]
         row["traffic"] = traffic.get(traffic_name(*parts), "")
@@ -66,7 +66,7 @@ def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> Non
 
 
 def compile_all(archs: list[int], quick: bool, ops: list[str]) -> list[Row]:
-    """All rows, the architectures side by side on this machine's processors."""
+    """Return all rows, the architectures side by side on this machine's processors."""
     if len(archs) == 1:
         return compiled(archs[0], quick, ops)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -75,7 +75,7 @@ def compile_all(archs: list[int], quick: bool, ops: list[str]) -> list[Row]:
 
 
 def compiled(arch: int, quick: bool, ops: list[str]) -> list[Row]:
-    """The rows of one architecture; ops: of these alone, of all where there are none."""
+    """Return the rows of one architecture; ops: of these alone, of all where there are none."""
     rows = []
     for row, launch in kernels(arch, quick, ops):
         rows.append({"arch": f"sm_{arch}"} | row | sass.figures(launch) | {"triton": triton.__version__})
@@ -85,7 +85,9 @@ def compiled(arch: int, quick: bool, ops: list[str]) -> list[Row]:
 def kernels(
     arch: int | None = None, quick: bool = False, ops: Sequence[str] = ()
 ) -> Iterator[tuple[Row, sass.Launch]]:
-    """What a row says of a kernel before it is compiled, and a launch; one binary for several shapes comes once."""
+    """Yield what a row says of a kernel before it is compiled, and a launch; one binary for several
+    shapes comes once.
+    """
     found: dict[tuple, tuple[list[str], Row, sass.Launch]] = {}
     for dtype in list(DTYPES)[: 1 if quick else None]:
         for layout in list(LAYOUTS)[: 1 if quick else None]:
@@ -107,7 +109,7 @@ def kernels(
 
 
 def blocks_of(launch: sass.Launch) -> str:
-    """The compile-time constants."""
+    """Return the compile-time constants."""
     return " ".join(f"{name}={value}" for name, value in launch.options.items()).replace(", ", ",")
 
 
@@ -119,7 +121,7 @@ def measured_traffic() -> dict[str, float]:
 
 
 def out_of_date(path: Path) -> list[str]:
-    """What the table lacks of today's kernels at today's block sizes, and what it has that is of others."""
+    """Return what the table lacks of today's kernels at today's block sizes, and what it has that is of others."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = [{name: str(value) for name, value in row.items()} for row, _ in kernels()]
@@ -132,7 +134,7 @@ def out_of_date(path: Path) -> list[str]:
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
-    """A line for every kernel: the extremes over its variants, dtypes, layouts and architectures."""
+    """Yield a line for every kernel: the extremes over its variants, dtypes, layouts and architectures."""
     for kernel in dict.fromkeys(row["kernel"] for row in rows):
         mine = [row for row in rows if row["kernel"] == kernel]
         registers = [row["registers"] for row in mine]

@@ -67,7 +67,7 @@ class Maker:
 
 
 def calls(device: str, dtype: torch.dtype, layout: str, shapes: Shapes = REAL) -> Iterator[Call]:
-    """Every host function at these shapes; latents are always those of 1024 x 1024 pixels."""
+    """Yield every host function at these shapes; latents are always those of 1024 x 1024 pixels."""
     make = Maker(device, dtype, layout)
     for channels, edge in shapes.inject:
         yield from inject_calls(make, channels, edge)
@@ -83,8 +83,9 @@ def calls(device: str, dtype: torch.dtype, layout: str, shapes: Shapes = REAL) -
 
 
 def traffic_name(op: str, variant: str, way: str, dtype: str, layout: str, shape: str) -> str:
-    """The name under which these calls' traffic is counted: once for all shapes but the norm's, whose chunks depend on
-    them, and of the loss with Sobel's filter, which no other exceeds."""
+    """Return the name under which these calls' traffic is counted: once for all shapes but the norm's, whose chunks
+    depend on them, and of the loss with Sobel's filter, which no other exceeds.
+    """
     parts = [op, "" if op.endswith("loss") else variant, way, dtype, layout]
     return " ".join(filter(None, [*parts, shape if op == "group_norm_silu" else ""]))
 
@@ -110,7 +111,7 @@ def inject_calls(make: Maker, channels: int, edge: int, regions: int = 2) -> Ite
 
 
 def loss_calls(make: Maker, edges: str, noise: bool) -> Iterator[Call]:
-    """Of one image, samples being programs apart, and of epsilon, the prediction that reads most."""
+    """Return the calls for one image, samples being programs apart, and for epsilon, the prediction that reads most."""
     names = ("model_output", "noisy", "latents")
     inputs = {name: make.image(1, 4, LATENT_EDGE) for name in names}
     inputs["mask"] = make.ones(1, 1, LATENT_EDGE, LATENT_EDGE)
@@ -123,7 +124,7 @@ def loss_calls(make: Maker, edges: str, noise: bool) -> Iterator[Call]:
 
 
 def norm_calls(make: Maker, channels: int, edge: int, groups: int = 32) -> Iterator[Call]:
-    """The way back for the image alone, as where an adapter is trained, and for weight and bias too."""
+    """Yield the way back for the image alone, as where an adapter is trained, and for weight and bias too."""
     x, grad = make.image(2, channels, edge), make.image(2, channels, edge)
     weight, bias = make.ones(channels), make.ones(channels)
     statistics = make.ones(2, 2, groups, dtype=torch.float32)
@@ -161,7 +162,7 @@ def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
 
 
 def tensors_of(values) -> list[Tensor]:
-    """All tensors among these arguments, in lists or not."""
+    """Return all tensors among these arguments, in lists or not."""
     found = []
     for value in values:
         found += tensors_of(value) if isinstance(value, (list, tuple)) else [value]

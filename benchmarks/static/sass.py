@@ -57,7 +57,7 @@ class Launch:
 
 @contextmanager
 def noted_launches(arch: int | None = None) -> Iterator[list[Launch]]:
-    """The launches of this block, none of which runs: compiled for `arch` (90 for sm_90) where there is one."""
+    """Yield the launches of this block, none of which runs: compiled for `arch` (90 for sm_90) where there is one."""
     found: list[Launch] = []
     run = JITFunction.run
     if arch is not None:
@@ -123,7 +123,9 @@ def figures(launch: Launch) -> dict[str, object]:
 
 
 def tile_places(launch: Launch) -> dict[str, set[Place]]:
-    """Where in the source the kernel loads and stores whole tiles, by the shapes in Triton's own representation."""
+    """Return where in the source the kernel loads and stores whole tiles, by the shapes in Triton's own
+    representation.
+    """
     text, options = launch.compiled.asm["ttgir"], launch.options
     elements = options["BLOCK"] if "BLOCK" in options else options["BLOCK_P"] * options["BLOCK_C"]
     defined = dict(TT_PLACE.findall(text))
@@ -153,7 +155,7 @@ def _instructions(sass: str) -> Iterator[tuple[str, Place]]:
 
 
 def width_of(opcode: str) -> int:
-    """Bytes a thread moves: 16 for LDG.E.128, 2 for STG.E.U16, 4 where nothing is said."""
+    """Return bytes a thread moves: 16 for LDG.E.128, 2 for STG.E.U16, 4 where nothing is said."""
     return next((BYTES[suffix] for suffix in opcode.split(".")[1:] if suffix in BYTES), 4)
 
 
@@ -162,7 +164,7 @@ def _counts(widths: Counter) -> str:
 
 
 def _run(tool: str, *arguments: str | bytes) -> str:
-    """The tool's output; its last argument is the content of the file it is to read."""
+    """Return the tool's output; its last argument is the content of the file it is to read."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(arguments[-1])
         file.flush()
@@ -171,7 +173,9 @@ def _run(tool: str, *arguments: str | bytes) -> str:
 
 
 def source_digest(kernel: JITFunction) -> str:
-    """A hash of the kernel's code and of all it calls here: the same after a change of comments or line breaks."""
+    """Return a hash of the kernel's code and of all it calls here: the same after a change of
+    comments or line breaks.
+    """
     parts = (f"{name}\n{text}" for name, text in sorted(_sources(kernel.fn).items()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -190,7 +194,7 @@ def _sources(function: Callable) -> dict[str, str]:
 
 
 def _code(source: str) -> str:
-    """The tokens, without comments and docstrings."""
+    """Return the tokens, without comments and docstrings."""
     words, before = [], tokenize.NEWLINE
     for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(source)).readline):
         starts = before in (tokenize.INDENT, tokenize.NEWLINE)

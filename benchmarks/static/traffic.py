@@ -6,7 +6,7 @@ in bfloat16, run once by Triton's interpreter with their loads and stores counte
 Counted are the distinct bytes a program addresses, reads and writes apart, summed over programs: what a program reads
 twice the second time comes from the cache beside it, what two programs read is counted twice, though the second may
 find it in L2. The least is every input read once and every output written once; what launches leave to one another
-(partial sums) is no part of it.
+(partial sums) is not part of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def of_layout(layout: str) -> dict[str, float]:
-    """By the names that benchmarks.static looks for."""
+    """Return them by the names that benchmarks.static looks for."""
     np.seterr(all="ignore")  # tensors of ones: the values do not matter
     found = {}
     for call in calls("cpu", torch.bfloat16, layout, FEW_TILES):
@@ -49,7 +49,7 @@ def of_layout(layout: str) -> dict[str, float]:
 
 
 def traffic(call: Call) -> float:
-    """Bytes moved by the kernels of this call over the bytes of its inputs and outputs."""
+    """Return bytes moved by the kernels of this call over the bytes of its inputs and outputs."""
     with counted_bytes() as programs:
         outputs = call.run()
     least = sum(t.numel() * t.itemsize for t in (*tensors_of(call.inputs.values()), *outputs))
@@ -58,7 +58,7 @@ def traffic(call: Call) -> float:
 
 @contextmanager
 def counted_bytes() -> Iterator[list[int]]:
-    """The bytes that each program of this block moves, one number a program."""
+    """Yield the bytes that each program of this block moves, one number a program."""
     done: list[int] = []
     accesses: defaultdict[tuple[str, int], list[np.ndarray]] = defaultdict(
         list

@@ -49,7 +49,9 @@ def compile_engine(
 def check_target(
     target: str, precision: str, capabilities: tuple[str, ...] = (), refit: bool = False
 ) -> tuple[str, ...]:
-    """The compute capabilities to build for; InputError where target, precision, GPU and refit do not go together."""
+    """Return the compute capabilities to build for; InputError where target, precision, GPU and refit do not go
+    together.
+    """
     if target not in TARGETS:
         raise InputError(f"--target {target}: expected {', '.join(TARGETS)}")
     package_version(target)
@@ -66,7 +68,7 @@ def check_target(
 
 
 def _onnx_layers(source: Path) -> dict[str, int]:
-    """How many nodes give each type, by the graph's own types."""
+    """Return how many nodes give each type, by the graph's own types."""
     graph = onnx.load(source, load_external_data=False).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     names = Counter(types.get(name, 0) for node in graph.node for name in node.output)

@@ -26,7 +26,7 @@ def rewrite_norms(model: ov.Model) -> None:
 
 
 def replace_mvn(node: ov.Node, last: ov.Node) -> None:
-    """Of a layer norm, which scales and shifts after `last`, the cast back."""
+    """Return the parts of a layer norm, which scales and shifts after `last`, the cast back."""
     data, axes, eps = uncast(node.input_value(0)), node.input_value(1), node.get_attributes()["eps"]
     put(op.mvn(data, axes, True, eps, "inside_sqrt"), last)
 
@@ -59,13 +59,13 @@ def uncast(value: ov.Output) -> ov.Output:
 
 
 def cast_back(node: ov.Node) -> ov.Node | None:
-    """The cast that is the only reader of `node`."""
+    """Return the cast that is the only reader of `node`."""
     found = readers(node)
     return found[0] if [x.get_type_name() for x in found] in (["Convert"], ["ConvertLike"]) else None
 
 
 def silu_of(node: ov.Node) -> ov.Node | None:
-    """The product of `node` and its sigmoid, where nothing else reads it."""
+    """Return the product of `node` and its sigmoid, where nothing else reads it."""
     found = {reader.get_type_name(): reader for reader in readers(node)}
     if set(found) != {"Sigmoid", "Multiply"} or readers(found["Sigmoid"]) != [found["Multiply"]]:
         return None

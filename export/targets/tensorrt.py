@@ -25,7 +25,7 @@ DEFAULT = ("8.6", "8.9", "12.0")  # of TensorRT for RTX, on a machine without a 
 
 
 def check_capabilities(target: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The compute capabilities to build for: the ones asked for, or this machine's GPU's.
+    """Return the compute capabilities to build for: the ones asked for, or this machine's GPU's.
 
     Raises InputError where the target cannot build for one of them, or not on this machine.
     """
@@ -53,7 +53,7 @@ def check_capabilities(target: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_refit(target: str, refit: bool) -> None:
-    """InputError where a refittable engine cannot be built here: TensorRT for RTX 1.7 fails without a GPU."""
+    """Raise InputError where a refittable engine cannot be built here: TensorRT for RTX 1.7 fails without a GPU."""
     if refit and target == "tensorrt-rtx" and not torch.cuda.is_available():
         raise InputError(
             "--refit: TensorRT for RTX needs a GPU to build engines whose weights can be exchanged"
@@ -96,13 +96,13 @@ def build(
 
 
 def start(trt) -> tuple:
-    """A builder, and the logger that keeps its last error."""
+    """Return a builder, and the logger that keeps its last error."""
     logger = _Logger(trt)
     return trt.Builder(logger.own), logger
 
 
 def parse(trt, builder, logger, source: Path):
-    """The ONNX file as TensorRT's network, and the parser, to be kept as long as it."""
+    """Return the ONNX file as TensorRT's network, and the parser, to be kept as long as it."""
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, logger.own)
@@ -114,7 +114,7 @@ def parse(trt, builder, logger, source: Path):
 
 
 def layer_precisions(network) -> dict[str, int]:
-    """How many layers give each type."""
+    """Return how many layers give each type."""
     counts = Counter()
     for i in range(network.num_layers):
         layer = network.get_layer(i)
@@ -144,7 +144,7 @@ def _config(trt, builder, inputs: tuple[Port, ...], profile: Profile, options: C
 
 
 def timing_cache_path(trt) -> Path:
-    """Where this TensorRT's measurements on this GPU are kept."""
+    """Return where this TensorRT's measurements on this GPU are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return cache / "localcontrol" / "timing" / f"{name}-tensorrt-{trt.__version__}.cache"
@@ -194,7 +194,7 @@ class _Logger:
 
         class Logger(trt.ILogger):
             def log(self, severity, message: str) -> None:
-                # without a GPU it complains that it cannot tell its properties: a build for another needs them not
+                # without a GPU it cannot tell its properties, and says so: a build for another GPU does not need them
                 if severity <= trt.ILogger.Severity.ERROR and "CUDA driver" not in message:
                     outer.last = " ".join(message.split())
 

@@ -18,7 +18,7 @@ Sizes = dict[str, int]  # a kernel's block sizes and num_warps
 
 
 def as_pixels(tensor: Tensor) -> tuple[Tensor, Strides]:
-    """A (B, C, H, W) tensor as rows x pixels x channels: itself, and the strides; a single row has stride 0.
+    """Return a (B, C, H, W) tensor as rows x pixels x channels: itself, and the strides; a single row has stride 0.
 
     A copy where H and W are not one dimension in memory, as in an image cut out of a larger one.
     """
@@ -30,7 +30,7 @@ def as_pixels(tensor: Tensor) -> tuple[Tensor, Strides]:
 
 
 def constant_strides(strides: Strides) -> tuple:
-    """The strides with small ones as compile-time constants.
+    """Return the strides with small ones as compile-time constants.
 
     Of an integer that 16 does not divide Triton assumes nothing: latents of 4 channels, innermost in memory, would be
     read one element at a time.
@@ -39,7 +39,7 @@ def constant_strides(strides: Strides) -> tuple:
 
 
 def is_pixels(tensor: Tensor) -> bool:
-    """Whether `as_pixels` copies nothing."""
+    """Return whether `as_pixels` copies nothing."""
     return _pixel_strides(tensor) is not None
 
 
@@ -60,7 +60,7 @@ def _pixel_strides(tensor: Tensor) -> Strides | None:
 
 
 def channels_inner(strides: Strides) -> bool:
-    """Whether neighbouring addresses are channels (NHWC) and not pixels (NCHW)."""
+    """Return whether neighbouring addresses are channels (NHWC) and not pixels (NCHW)."""
     return strides[2] <= strides[1]
 
 
@@ -85,7 +85,7 @@ def count_tiles(pixels: int, channels: int, sizes: Sizes) -> int:
 
 
 def strip(columns: int) -> Sizes:
-    """A stencil's strip of rows: one pixel a thread, because taps beside a pixel cannot be read as vectors."""
+    """Return a stencil's strip of rows: one pixel a thread, because taps beside a pixel cannot be read as vectors."""
     block = min(triton.next_power_of_2(columns), 128)
     return {"ROWS": 16, "BLOCK": block, "num_warps": max(1, block // 32)}
 
@@ -97,7 +97,7 @@ MOST_CHUNKS = 64  # each program of the second launch reads all chunks' sums
 def group_blocks(
     batch: int, pixels: int, channels: int, num_groups: int, strides: Strides, itemsize: int
 ) -> tuple[Sizes, int]:
-    """A group norm's block of whole groups by pixels, and the pixels of a program's chunk."""
+    """Return a group norm's block of whole groups by pixels, and the pixels of a program's chunk."""
     group, groups = channels // num_groups, 1
     if channels_inner(strides):  # neighbouring groups until rows are long and begin where a vector may
         while num_groups % (2 * groups) == 0 and not _well_aligned(group * groups * itemsize):
@@ -116,7 +116,7 @@ def _well_aligned(row_bytes: int) -> bool:
 
 
 def warps(elements: int, itemsize: int) -> int:
-    """Two vectors a thread, between 1 and 8 warps."""
+    """Return two vectors a thread, between 1 and 8 warps."""
     wanted = elements * itemsize // (2 * VECTOR_BYTES * 32)
     return min(8, triton.next_power_of_2(max(1, wanted)))
 
@@ -145,7 +145,7 @@ def on_device(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def needs_grad(*args) -> bool:
-    """Whether autograd records what is done with these tensors, or lists of tensors."""
+    """Return whether autograd records what is done with these tensors, or lists of tensors."""
     if not torch.is_grad_enabled():
         return False
     tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,))]
@@ -156,7 +156,7 @@ _tickets: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def tickets(device: torch.device, count: int) -> Tensor:
-    """(count,) int32 zeros, by which the blocks of a launch find out which of them is the last to finish.
+    """Return (count,) int32 zeros, by which the blocks of a launch find out which of them is the last to finish.
 
     The last block puts its ticket back to zero: one buffer serves every launch on a stream, and none has to clear it.
     A captured graph, which may be replayed on another stream, gets a buffer of its own.

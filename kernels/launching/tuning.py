@@ -30,7 +30,7 @@ def pick(
     default: Sizes,
     run: Callable[[Sizes], object],
 ) -> Sizes:
-    """The sizes to launch `op` with on tensors like these: tuned ones where there are any, otherwise `default`.
+    """Return the sizes to launch `op` with on tensors like these: tuned ones where there are any, otherwise `default`.
 
     shape: what the best sizes depend on (dtype, layout, dimensions). run: launches once with the given sizes; it is
     called only to be timed, so it must not change its inputs.
@@ -52,7 +52,7 @@ def pick(
 
 
 def candidates(default: Sizes) -> list[Sizes]:
-    """The default first, then a half, two and four times its first block size with 2, 4 and 8 warps."""
+    """Return the default first, then a half, two and four times its first block size with 2, 4 and 8 warps."""
     block = next(name for name in default if name.startswith("BLOCK"))
     found = [default]
     for factor in (0.5, 1, 2, 4):
@@ -64,14 +64,14 @@ def candidates(default: Sizes) -> list[Sizes]:
 
 
 def table_path(device: torch.device) -> Path:
-    """Where the tuned sizes of this device and this Triton are kept."""
+    """Return where the tuned sizes of this device and this Triton are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
     return cache / "localcontrol" / "autotune" / f"{name}-triton-{triton.__version__}.json"
 
 
 def _read(path: Path) -> dict[str, Sizes]:
-    """The table, or an empty one: a file that is missing or damaged costs only the tuning."""
+    """Return the table, or an empty one: a file that is missing or damaged costs only the tuning."""
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError):

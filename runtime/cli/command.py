@@ -23,7 +23,7 @@ CANCELLED = 130  # the shell's code for an interrupt
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage's page."""
+        """Return one line, without the usage's page."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -56,7 +56,7 @@ def _say_once(said: set[str]) -> Callable[..., None]:
 
 
 def say(line: str) -> None:
-    """For the user, on stderr."""
+    """Print a line for the user, on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -81,7 +81,7 @@ def heartbeat(what: str, every: float = 20.0) -> Iterator[None]:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """No looking for garbage within the block, nor later among what is there at its end; once in a process.
+    """Stop the garbage collector in the block, and keep it from what is there at its end; once in a process.
 
     A fifth of the seconds in which torch and diffusers are imported went into that, and of those in which the process
     ends: what they make stays.
@@ -98,7 +98,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def add_model_sources(group) -> None:
-    """What a model and its adapters are loaded from, beside --model itself."""
+    """Add the options for what a model and its adapters are loaded from, beside --model itself."""
     group.add_argument(
         "--adapter",
         action="append",

@@ -192,7 +192,7 @@ def _add_output(group) -> None:
 
 
 def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any], Path | None]]:
-    """Every region that was asked for: its name in messages, its fields, and the folder its paths start from."""
+    """Return every region that was asked for: its name in messages, its fields, and the folder its paths start from."""
     adapter = options.control or next(iter(adapter_sources(options.adapter)), None)
     default = {} if adapter is None else {"adapter": adapter}
     names = ("condition", "preprocess", "mask", "scale", "start", "end", "levels", "mask_condition")
@@ -231,15 +231,15 @@ def parse_region(text: str) -> dict[str, str]:
 
 
 def read_regions(path: str) -> list:
-    """The list of a --regions file."""
+    """Return the list of a --regions file."""
     try:
         data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
     except ValueError as error:  # also UnicodeDecodeError
-        raise InputError(f"regions: {path} is no JSON: {error}") from error
+        raise InputError(f"regions: {path} is not JSON: {error}") from error
     if not isinstance(data, list) or not data:
-        raise InputError(f'regions: {path} holds no list of regions; expected [{{"condition": ...}}, ...]')
+        raise InputError(f'regions: {path} is not a list of regions; expected [{{"condition": ...}}, ...]')
     return data
 
 

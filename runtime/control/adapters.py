@@ -26,14 +26,14 @@ class Adapter(Protocol):
 
 
 def check_name(name: str, known: Collection[str], what: str = "adapter") -> None:
-    """InputError unless the adapter that a region asks for is among the `known` ones."""
+    """Raise InputError unless the adapter that a region asks for is among the `known` ones."""
     if name not in known:
         listed = ", ".join(sorted(known)) or "none is loaded"
         raise InputError(f"{what} {name!r} is unknown; expected one of: {listed}")
 
 
 def check_adapter(name: str, adapters: Mapping[str, Adapter], channels: Sequence[int]) -> None:
-    """InputError unless the adapter of that name is known and gives the UNet's `channels` at each level."""
+    """Raise InputError unless the adapter of that name is known and gives the UNet's `channels` at each level."""
     check_name(name, adapters.keys())
     config = adapters[name].config
     if config.adapter_type != TYPE:
@@ -47,7 +47,9 @@ def check_adapter(name: str, adapters: Mapping[str, Adapter], channels: Sequence
 
 
 def fit_channels(condition: Tensor, channels: int) -> Tensor:
-    """(B, 1 | 3, H, W) as (B, channels, H, W), channels 1 or 3: grey repeated, or colour reduced to its luminance."""
+    """Return (B, 1 | 3, H, W) as (B, channels, H, W), channels 1 or 3: grey repeated, or colour reduced to its
+    luminance.
+    """
     if condition.shape[1] == channels:
         return condition
     if channels == 3:

@@ -39,7 +39,7 @@ def register(*names: str):
 
 
 def names() -> list[str]:
-    """Every registered name, aliases included."""
+    """Return every registered name, aliases included."""
     return sorted(_REGISTRY)
 
 
@@ -57,7 +57,7 @@ def check_preprocess_name(name: str) -> None:
 
 
 def preprocess(name: str, image, **options) -> Image.Image:
-    """The condition `name` of `image` (anything `images.load_image` takes): "L" or "RGB", of the same size.
+    """Return the condition `name` of `image` (anything `images.load_image` takes): "L" or "RGB", of the same size.
 
     Raises:
         InputError: an unknown name, an unreadable image, a missing package or model.
@@ -68,7 +68,7 @@ def preprocess(name: str, image, **options) -> Image.Image:
 
 @register("none")
 def none(image: Image.Image) -> Image.Image:
-    """The image is a condition already."""
+    """Return the image is a condition already."""
     return image
 
 

@@ -52,7 +52,7 @@ class Control:
         """Run every region's adapter, once for all regions that show it the same condition.
 
         channels: the features' channels that the UNet expects at each level. mode: how masks are resized, "area" or
-        "nearest". Returns None where there is no region.
+        "nearest". Returns None without regions.
 
         Raises InputError for an unknown adapter, or one whose channels do not fit the UNet.
         """
@@ -76,7 +76,7 @@ class Control:
         return cls(*by_level, strengths([item.region for item in packed], steps), device)
 
     def at(self, step: int) -> list[Injection]:
-        """One step's features, masks and scales (R,), level by level, as `kernels.ops.inject` takes them."""
+        """Return one step's features, masks and scales (R,), level by level, as `kernels.ops.inject` takes them."""
         return list(map(Injection, self.features, self.masks, self.strengths[step]))
 
     def gated(self, step: int) -> list[Tensor]:
@@ -106,18 +106,18 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def _masks(
     mask: Tensor | None, sizes: Sequence[tuple[int, int]], device: str | torch.device, mode: str
 ) -> list[Tensor | None]:
-    """A region's mask at the size of each of its features."""
+    """Return a region's mask at the size of each of its features."""
     return [None] * len(sizes) if mask is None else mask_pyramid(mask.to(device), sizes, mode)
 
 
 def strengths(regions: Sequence[Region], steps: int) -> Tensor:
-    """Each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act."""
+    """Return each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act."""
     scales = torch.tensor([[region.scale * level for level in region.levels] for region in regions])
     return activity(regions, steps)[:, None] * scales.T
 
 
 def activity(regions: Sequence[Region], steps: int) -> Tensor:
-    """Whether each region acts at each step: (steps, R).
+    """Return whether each region acts at each step: (steps, R).
 
     Region r acts in step i of n where start <= i / n and (i + 1) / n <= end, as in diffusers' ControlNet pipelines.
     """

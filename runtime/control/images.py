@@ -44,7 +44,9 @@ def load_image(source, name: str = "image", background: str = "white") -> Image.
 
 
 def load_tensor(source, name: str = "image", background: str = "white") -> Tensor:
-    """As `load_image`, but (1, C, H, W) float32 in [0, 1], C = 1 or 3; arrays are not rounded to 8 bits."""
+    """Read as `load_image` does, but return (1, C, H, W) float32 in [0, 1], C = 1 or 3; arrays are not rounded to 8
+    bits.
+    """
     if isinstance(source, (str, os.PathLike, Image.Image)):
         return to_tensor(load_image(source, name, background))
     tensor = _from_array(source, name)
@@ -55,7 +57,7 @@ def load_tensor(source, name: str = "image", background: str = "white") -> Tenso
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(1, C, H, W) float32 in [0, 1] of a picture of mode "L" (C = 1) or "RGB" (C = 3)."""
+    """Return (1, C, H, W) float32 in [0, 1] of a picture of mode "L" (C = 1) or "RGB" (C = 3)."""
     pixels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
     return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
@@ -80,7 +82,7 @@ def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str =
 
 
 def check_writable(path, name: str = "output") -> Path:
-    """The path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
+    """Return the path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
     try:
         path = Path(path).expanduser()
         kind = _kind(path)
@@ -124,7 +126,7 @@ def _open(path: Path, name: str) -> Image.Image:
         path = path.expanduser()
         kind = _kind(path)
         if kind != stat.S_IFREG:
-            found = {None: "does not exist", stat.S_IFDIR: "is a folder"}.get(kind, "is no regular file")
+            found = {None: "does not exist", stat.S_IFDIR: "is a folder"}.get(kind, "is not a regular file")
             raise InputError(f"{name}: {path} {found}; expected an image file")
         if path.stat().st_size == 0:
             raise InputError(f"{name}: {path} is empty (0 bytes); expected an image file")
@@ -137,7 +139,7 @@ def _open(path: Path, name: str) -> Image.Image:
 
 
 def _kind(path: Path) -> int | None:
-    """The file type bits of what is at the path (links followed), None if nothing is."""
+    """Return the file type bits of what is at the path (links followed), None if nothing is."""
     try:
         return stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError:
@@ -149,7 +151,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(source, name: str, path: str = "the image") -> Image.Image:
-    """The decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image."""
+    """Return the decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -183,7 +185,7 @@ def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
 
 
 def _from_array(source, name: str) -> Tensor:
-    """(1, C, H, W) float32 in [0, 1], C = 1, 3 or 4; arrays have their channels last, tensors first."""
+    """Return (1, C, H, W) float32 in [0, 1], C = 1, 3 or 4; arrays have their channels last, tensors first."""
     if isinstance(source, Tensor):
         expected = "a tensor (H, W), (C, H, W) or (1, C, H, W) with C = 1, 3 or 4"
         tensor = source.detach().cpu()
@@ -197,7 +199,9 @@ def _from_array(source, name: str) -> Tensor:
         tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
     else:
         kind = type(source).__name__
-        raise InputError(f"{name}: a {kind} is no image; expected a path, a PIL image, an array or a tensor")
+        raise InputError(
+            f"{name}: a {kind} is not an image; expected a path, a PIL image, an array or a tensor"
+        )
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or len(tensor) not in (1, 3, 4) or tensor.numel() == 0:
         raise InputError(f"{name}: shape {tuple(source.shape)}; expected {expected}")

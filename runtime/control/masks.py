@@ -24,7 +24,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
 def read_mask(source, name: str = "mask") -> Tensor:
-    """(1, 1, H0, W0) float32 of any source that `images.load_image` takes, at its own size.
+    """Return (1, 1, H0, W0) float32 of any source that `images.load_image` takes, at its own size.
 
     Colours count by their luminance. Transparency counts as black: white painted on an empty layer is a mask.
     """
@@ -36,7 +36,7 @@ def read_mask(source, name: str = "mask") -> Tensor:
 
 
 def load_mask(source, height: int, width: int, name: str = "mask") -> Tensor:
-    """(1, 1, height, width) float32, resized by area average; warns if the aspect ratio differs.
+    """Return (1, 1, height, width) float32, resized by area average; warns if the aspect ratio differs.
 
     Raises:
         InputError: as `images.load_image`.
@@ -45,7 +45,7 @@ def load_mask(source, height: int, width: int, name: str = "mask") -> Tensor:
 
 
 def mask_pyramid(mask: Tensor, sizes: Sequence[tuple[int, int]], mode: str = "area") -> list[Tensor]:
-    """The mask (B, 1, H, W) at the size (h, w) of every level of the UNet.
+    """Return the mask (B, 1, H, W) at the size (h, w) of every level of the UNet.
 
     "area" averages each cell's own footprint: a cell that the mask does not touch is exactly 0, one that it
     fills is exactly 1. The footprints are those of the adapter's and the UNet's features, whose strides are
@@ -79,7 +79,7 @@ def circle(height: int, width: int, centre: tuple[float, float], radius: float) 
 
 
 def strokes(height: int, width: int, points: Sequence[tuple[float, float]], thickness: float) -> Tensor:
-    """A brush stroke, `thickness` px wide with round ends, through `points` [(x, y), ...]; one is a dot."""
+    """Return a brush stroke, `thickness` px wide with round ends, through `points` [(x, y), ...]; one is a dot."""
     path = [_finite(point, 2, "stroke") for point in points]
     (thickness,) = _finite((thickness,), 1, "stroke thickness")
     if not path or thickness <= 0:
@@ -98,7 +98,7 @@ def feather(mask: Tensor, radius: float) -> Tensor:
 
     The mask is multiplied by a ramp that rises from 0 at the region's edge to 1 at `radius` px inside. So the
     region never grows, pixels outside it stay exactly 0, and values stay in [0, 1]; what is thinner than
-    twice the radius no longer reaches 1 (paint it larger). The picture's own border is no edge.
+    twice the radius no longer reaches 1 (paint it larger). The picture's own border is not an edge.
     """
     (radius,) = _finite((radius,), 1, "feather radius")
     if radius < 0:
@@ -122,7 +122,7 @@ def _average_cells(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def _stride(pixels: int, cells: int) -> int | None:
-    """The power of two of which `cells` are needed to cover `pixels`; None if there is none."""
+    """Return the power of two of which `cells` are needed to cover `pixels`; None if there is none."""
     stride = 1
     while -(-pixels // stride) > cells:
         stride *= 2

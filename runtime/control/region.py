@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control import conditions, images, masks
-from runtime.control.levels import COUNT, SIZE_MULTIPLE
+from runtime.control.levels import COUNT, picture_side
 from runtime.errors import InputError
 
 
@@ -30,7 +29,7 @@ class Region:
         condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor.
         mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere.
         adapter: name of the adapter that reads the condition.
-        scale: strength; any finite number, 0 is no control.
+        scale: strength; any finite number; 0 adds nothing.
         start, end: the fractions of the denoising steps between which it acts, 0 <= start <= end <= 1.
         levels: four factors on the scale, one for each level of the UNet, from the finest to the coarsest.
         mask_condition: also blank the condition where the mask is exactly 0, so that nothing of it there can
@@ -144,14 +143,9 @@ def labelled(regions: Sequence[Region]) -> list[Region]:
 
 
 def check_size(height: int, width: int) -> None:
-    """InputError unless both are positive multiples of 16; says the nearest that are."""
-    for side, value in (("height", height), ("width", width)):
-        if not isinstance(value, Integral) or value < 1:
-            raise InputError(f"{side} {value!r}; expected pixels, a positive multiple of {SIZE_MULTIPLE}")
-        if value % SIZE_MULTIPLE:
-            below = value // SIZE_MULTIPLE * SIZE_MULTIPLE
-            nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"
-            raise InputError(f"{side} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
+    """Raise InputError unless both are positive multiples of 16; says the nearest that are."""
+    picture_side(height, "height")
+    picture_side(width, "width")
 
 
 def _pack(region: Region, height: int, width: int) -> PackedRegion:
@@ -176,7 +170,7 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
 
 
 def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The fields of a Region, converted to their types; InputError names `name`, the field and the value."""
+    """Return the fields of a Region, converted to their types; InputError names `name`, the field and the value."""
     fields = dict(fields)
     if fields["condition"] is None:
         raise InputError(f"{name}: condition is None; expected a PIL image, a path, an array or a tensor")

@@ -51,7 +51,7 @@ def make_sheet(
 
 
 def colour_edges(image: Image.Image, mask: np.ndarray | None) -> Image.Image:
-    """The image's Canny edges on black: INSIDE where mask (H, W) > 0, OUTSIDE elsewhere; all OUTSIDE without."""
+    """Return the image's Canny edges on black: INSIDE where mask (H, W) > 0, OUTSIDE elsewhere; all OUTSIDE without."""
     edges = np.array(canny(image)) > 0
     inside = np.zeros_like(edges) if mask is None else mask > 0
     colours = np.where(inside[..., None], np.uint8(INSIDE), np.uint8(OUTSIDE))
@@ -59,7 +59,7 @@ def colour_edges(image: Image.Image, mask: np.ndarray | None) -> Image.Image:
 
 
 def tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The image as it is where mask (H, W) is 0, half INSIDE's colour where it is 1."""
+    """Return the image as it is where mask (H, W) is 0, half INSIDE's colour where it is 1."""
     weight = mask[..., None] / 2
     mixed = np.array(image.convert("RGB")) * (1 - weight) + np.float32(INSIDE) * weight
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
@@ -106,7 +106,7 @@ def _show(picture: Image.Image, shrinking: Image.Resampling = Image.Resampling.L
 
 
 def _outlined(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The border of where mask (H, W) > 0, drawn on a picture of any size."""
+    """Return the border of where mask (H, W) > 0, drawn on a picture of any size."""
     inside = cv2.resize((mask > 0).astype(np.uint8), picture.size, interpolation=cv2.INTER_NEAREST)
     border = inside - cv2.erode(inside, np.ones((3, 3), np.uint8))
     picture.paste(OUTLINE, mask=Image.fromarray(border * 255))
@@ -153,7 +153,7 @@ def _draw_panel(sheet: Image.Image, panel: Panel, corner: tuple[int, int], width
 
 
 def _wrap(text: str, font, width: int) -> list[str]:
-    """The text in at most PROMPT_LINES lines of `width` px, the last one shortened if need be."""
+    """Return the text in at most PROMPT_LINES lines of `width` px, the last one shortened if need be."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -165,7 +165,7 @@ def _wrap(text: str, font, width: int) -> list[str]:
 
 
 def _shorten(text: str, font, width: int) -> str:
-    """The text in one line, cut with an ellipsis where it is wider than `width` px."""
+    """Return the text in one line, cut with an ellipsis where it is wider than `width` px."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -175,11 +175,11 @@ def _shorten(text: str, font, width: int) -> str:
 
 
 def _mask(item: PackedRegion, height: int, width: int) -> np.ndarray:
-    """(H, W) float32; ones where the region has no mask."""
+    """Return (H, W) float32; ones where the region has no mask."""
     return np.ones((height, width), np.float32) if item.mask is None else item.mask[0, 0].numpy()
 
 
 def _to_image(condition: Tensor) -> Image.Image:
-    """A picture of (1, C, H, W) float32 in [0, 1], C = 1 or 3."""
+    """Return a picture of (1, C, H, W) float32 in [0, 1], C = 1 or 3."""
     pixels = (condition[0] * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

@@ -86,7 +86,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
-        """A function that reads these tensors and writes those."""
+        """Return a function that reads these tensors and writes those."""
 
 
 def open_engine(
@@ -112,7 +112,7 @@ def open_engine(
 
 
 def check_folder(manifest: Manifest, folder: Path, device: torch.device) -> None:
-    """InputError unless the engines can run here: package, its version, GPU, and every engine's files."""
+    """Raise InputError unless the engines can run here: package, its version, GPU, and every engine's files."""
     target = TARGETS.get(manifest.target)
     if target is None:
         raise InputError(
@@ -124,7 +124,9 @@ def check_folder(manifest: Manifest, folder: Path, device: torch.device) -> None
 
 
 def check_contents(manifest: Manifest, folder: Path) -> None:
-    """InputError unless every file that a pipeline needs is whole and unchanged: engines and the model's configs."""
+    """Raise InputError unless every file that a pipeline needs is whole and unchanged: engines and the model's
+    configs.
+    """
     used = [file for spec in manifest.engines.values() for file in spec.files]
     check_files(
         manifest, folder, used + [file for file in manifest.files if file.startswith(f"{MODEL_FILES}/")]
@@ -132,7 +134,7 @@ def check_contents(manifest: Manifest, folder: Path) -> None:
 
 
 def package_version(target: str) -> dict[str, str]:
-    """The target's package and its version; InputError, saying what to install, where it is missing."""
+    """Return the target's package and its version; InputError, saying what to install, where it is missing."""
     package, extra = TARGETS[target].package, TARGETS[target].extra
     try:
         module = importlib.import_module(package)
@@ -144,7 +146,7 @@ def package_version(target: str) -> dict[str, str]:
 
 
 def check_device(manifest: Manifest, device: torch.device) -> None:
-    """InputError where the engines were built for other hardware than `device`."""
+    """Raise InputError where the engines were built for other hardware than `device`."""
     if TARGETS[manifest.target].gpu and device.type != "cuda":
         raise InputError(
             f"engine: target {manifest.target} needs a CUDA device, got {device}; {manifest.rebuild}"

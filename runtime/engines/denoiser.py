@@ -17,7 +17,7 @@ from runtime.sampling.denoiser import Step, repeat_rows
 def constant_inputs(
     unet: UNet, timesteps: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a compiled UNet takes that is known before the first step.
+    """Return what a compiled UNet takes that is known before the first step.
 
     Returns the time projections of all resnets side by side, (T, P, sum of C), of which a step takes one row, and the
     keys and values of every cross-attention by the names of their inputs. Arguments: see `Denoiser.prepare`.
@@ -91,7 +91,7 @@ class EngineDenoiser:
         return step
 
     def _bind(self, sample: Tensor) -> Binding:
-        """The engine's tensors for latents of this shape."""
+        """Return the engine's tensors for latents of this shape."""
         divisor = self._ports[SAMPLE].shape[2].divisor
         rows, _, height, width = sample.shape
         return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor)

@@ -79,7 +79,7 @@ class Manifest:
 
     @property
     def rebuild(self) -> str:
-        """The end of an error's line: how to make the folder anew."""
+        """Return the end of an error's line: how to make the folder anew."""
         return f"rebuild it: {self.command}"
 
 
@@ -89,7 +89,9 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The folder's manifest; InputError, naming the field, where it is missing, of another format or not whole."""
+    """Return the folder's manifest; InputError, naming the field, where it is missing, of another
+    format or not whole.
+    """
     path = Path(folder).expanduser() / NAME
     if not path.is_file():
         raise InputError(
@@ -117,7 +119,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def file_entry(path: Path) -> dict[str, object]:
-    """A file's size and hash, as the manifest lists them."""
+    """Return a file's size and hash, as the manifest lists them."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(CHUNK):
@@ -126,7 +128,7 @@ def file_entry(path: Path) -> dict[str, object]:
 
 
 def check_files(manifest: Manifest, folder: Path, names: list[str]) -> None:
-    """InputError unless the named files are there, whole and unchanged."""
+    """Raise InputError unless the named files are there, whole and unchanged."""
     for name in names:
         path, expected = folder / name, manifest.files.get(name)
         if expected is None:
@@ -144,7 +146,7 @@ def check_files(manifest: Manifest, folder: Path, names: list[str]) -> None:
 
 
 def check_versions(manifest: Manifest, found: Mapping[str, str], exact: bool) -> None:
-    """InputError where the compiler's version is another than the one that built, or older unless `exact`."""
+    """Raise InputError where the compiler's version is another than the one that built, or older unless `exact`."""
     for name, version in found.items():
         built = manifest.versions.get(name)
         if built == version or (not exact and built is not None and _number(built) <= _number(version)):
@@ -173,7 +175,7 @@ def encode(value):
 
 
 def parse_profile(data: Mapping) -> Profile:
-    """The inverse of `encode` for a profile."""
+    """Return the inverse of `encode` for a profile."""
     ranges = {key: tuple(value) for key, value in data.items() if key != "guidance"}
     for key, value in ranges.items():
         if [type(size) for size in value] != [int] * 3:
@@ -182,7 +184,7 @@ def parse_profile(data: Mapping) -> Profile:
 
 
 def parse_spec(data: Mapping) -> EngineSpec:
-    """The inverse of `encode` for an engine's specification."""
+    """Return the inverse of `encode` for an engine's specification."""
     ports = {side: tuple(_port(port) for port in data[side]) for side in ("inputs", "outputs")}
     rest = {field.name: data[field.name] for field in fields(EngineSpec) if field.name not in ports}
     return EngineSpec(**{**rest, **ports, "files": tuple(data["files"]), "dtype": _dtype(data["dtype"])})
@@ -196,5 +198,5 @@ def _port(data: Mapping) -> Port:
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name} is no dtype")
+        raise ValueError(f"{name} is not a dtype")
     return dtype

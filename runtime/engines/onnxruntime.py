@@ -72,7 +72,7 @@ def open_engine(
 def _exchange(
     path: Path, weights: Mapping[str, Tensor], options: ort.SessionOptions
 ) -> tuple[bytes, list[np.ndarray]]:
-    """The ONNX file with other weights, where they are in the file itself; those beside it go into `options`.
+    """Return the ONNX file with other weights, where they are in the file itself; those beside it go into `options`.
 
     A linear layer's weight is stored transposed. Also returns what must live as long as the session.
     """

@@ -53,7 +53,7 @@ class OpenVinoEngine(Engine):
         return run
 
     def _streams(self, outputs: Mapping[str, Tensor]) -> int:
-        """In how many equal parts the rows are computed at a time, each on its share of the cores.
+        """Return in how many equal parts the rows are computed at a time, each on its share of the cores.
 
         They wait for each other once instead of after every operation: on two cores a step of the embedded UNet is
         1.04 (8 pictures) to 1.1 times (1) as fast.
@@ -63,7 +63,7 @@ class OpenVinoEngine(Engine):
         return math.gcd(torch.get_num_threads(), *map(len, outputs.values()))
 
     def _part(self, tensors: Mapping[str, Tensor], index: int, parts: int) -> dict[str, Tensor]:
-        """One of `parts` equal parts of the rows; what is the same for all rows is whole in each."""
+        """Return one of `parts` equal parts of the rows; what is the same for all rows is whole in each."""
         split = {port.name for port in self.spec.inputs + self.spec.outputs if has_rows(port)}
         return {
             name: tensor.chunk(parts)[index] if name in split else tensor for name, tensor in tensors.items()
@@ -95,7 +95,7 @@ def has_lone_pixel(inputs: Mapping[str, Tensor]) -> bool:
 
 
 def has_rows(port: Port) -> bool:
-    """Whether it is a batch, of which each row is computed by itself."""
+    """Return whether it is a batch, of which each row is computed by itself."""
     return isinstance(port.shape[0], Axis)
 
 
@@ -124,7 +124,7 @@ def open_engine(
 
 @cache
 def the_core() -> ov.Core:
-    """The process's only one, never freed.
+    """Return the process's only one, never freed.
 
     OpenVINO's CPU plugin sets the stack that signal handlers run on. With several of them alive at a time, freeing one
     after another leaves it pointing at memory that is gone, and the next Ctrl-C is a segmentation fault (2026.4).
@@ -133,7 +133,9 @@ def the_core() -> ov.Core:
 
 
 def settings(core: ov.Core, dtype: torch.dtype, streams: int = 1) -> dict[str, object]:
-    """How a model whose arithmetic is `dtype` is compiled for this machine's CPU, to run `streams` times at once."""
+    """Return how a model whose arithmetic is `dtype` is compiled for this machine's CPU, to run `streams` times at
+    once.
+    """
     precision = PRECISIONS[dtype]
     if CAPABILITIES.get(precision, "FP32") not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32"

@@ -108,7 +108,7 @@ def load_engines(
     loras: Sequence[LoraSource] = (),
     **options,
 ) -> tuple[Model, EngineDenoiser, dict[str, EngineAdapter]]:
-    """The parts of a pipeline from an engine folder; parts that were not compiled are loaded with torch.
+    """Return the parts of a pipeline from an engine folder; parts that were not compiled are loaded with torch.
 
     source: the model to load those from, by default the one that was compiled; its weights must be those that were
     compiled. loras: put into all parts, the compiled ones too. options: of `loading.load_model`.
@@ -148,12 +148,12 @@ def load_engines(
 
 
 def adapter_names(manifest: Manifest) -> list[str]:
-    """The adapters that were compiled."""
+    """Return the adapters that were compiled."""
     return [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
 
 
 def engine_device(folder: str | Path) -> str:
-    """The kind of device that a folder's engines run on."""
+    """Return the kind of device that a folder's engines run on."""
     target = TARGETS.get(read_manifest(folder).target)
     return "cuda" if target is not None and target.gpu else "cpu"
 
@@ -161,7 +161,9 @@ def engine_device(folder: str | Path) -> str:
 def refitted(
     manifest: Manifest, folder: Path, source: str | Path | None, loras: Sequence[LoraSource], **options
 ) -> dict[str, dict[str, Tensor]]:
-    """The weights that change when `loras` are fused into the compiled model: part -> graph's name of it -> weight."""
+    """Return the weights that change when `loras` are fused into the compiled model: part -> graph's name of it ->
+    weight.
+    """
     if not manifest.refit:
         raise InputError(
             f"lora: the engines in {folder} were built without --refit; {manifest.rebuild} --refit"
@@ -182,7 +184,9 @@ def refitted(
 def load_source(
     manifest: Manifest, device: torch.device, source: str | Path | None = None, **options
 ) -> Model:
-    """The model that was compiled, in torch, from `source` where it was moved; InputError where its weights differ."""
+    """Return the model that was compiled, in torch, from `source` where it was moved; InputError where its weights
+    differ.
+    """
     model = _load(manifest, device, source, **options)
     check_weights(manifest, model)
     return model
@@ -209,7 +213,7 @@ def _load(
 
 
 def model_weights(model: Model) -> dict[str, str]:
-    """A hash of each part's weights."""
+    """Return a hash of each part's weights."""
     return {name: weights_digest(part) for name, part in _parts(model)}
 
 
@@ -219,7 +223,7 @@ def _parts(model: Model) -> list[tuple[str, nn.Module]]:
 
 
 def check_weights(manifest: Manifest, model: Model) -> None:
-    """InputError where the model has other weights than those that were compiled."""
+    """Raise InputError where the model has other weights than those that were compiled."""
     for part, digest in model_weights(model).items():
         if manifest.model["weights"][part] != digest:
             raise InputError(

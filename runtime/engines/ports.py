@@ -37,12 +37,12 @@ class Axis:
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """Of its text, such as "height/8"."""
+        """Return the axis of a text such as "height/8"."""
         name, _, divisor = text.partition("/")
         return cls(name, int(divisor or 1))
 
     def of(self, sizes: Mapping[str, int]) -> int:
-        """Its length in a call of these sizes."""
+        """Return its length in a call of these sizes."""
         return -(-sizes[self.name] // self.divisor)
 
 
@@ -58,7 +58,7 @@ class Port:
     shape: Shape
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Its shape in a call of these sizes."""
+        """Return its shape in a call of these sizes."""
         return tuple(size.of(sizes) if isinstance(size, Axis) else size for size in self.shape)
 
 
@@ -94,7 +94,7 @@ class Profile:
         return smallest != largest
 
     def check(self, sizes: Mapping[str, int]) -> None:
-        """InputError, naming the size, where a call is outside what was built."""
+        """Raise InputError, naming the size, where a call is outside what was built."""
         for name, size in sizes.items():
             smallest, _, largest = self.range(name)
             if smallest <= size <= largest:

@@ -60,7 +60,7 @@ def _copy(function: Callable) -> Callable:
 
 
 def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool) -> EngineDenoiser:
-    """The model's UNet as one call a step; see `LocalControlPipeline.compile`."""
+    """Return the model's UNet as one call a step; see `LocalControlPipeline.compile`."""
     if compiler is not None:
         unpack_weights(model.unet)
     tokens = model.tokenizers[0].model_max_length

@@ -34,7 +34,7 @@ class UNetGraph(nn.Module):
 
 
 def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """The graph's inputs and outputs. tokens: of a prompt; factor: pixels of a latent's side."""
+    """Return the graph's inputs and outputs. tokens: of a prompt; factor: pixels of a latent's side."""
     config, dtype, rows = graph.unet.config, graph.unet.conv_in.weight.dtype, Axis("rows")
     latents = pixel_axes(factor)
     text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
@@ -48,7 +48,7 @@ def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, 
 
 
 def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
-    """The gated features, as an adapter gives and the UNet takes them."""
+    """Return the gated features, as an adapter gives and the UNet takes them."""
     sized = enumerate(zip(channels, STRIDES, strict=True))
     return tuple(Port(numbered(LEVEL, i), dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
 

@@ -27,7 +27,7 @@ def save_once_per_image(unet: UNet, folder: Path) -> None:
 def load_once_per_image(
     folder: Path, device: torch.device, dtype: torch.dtype, weights: Mapping[str, Tensor]
 ) -> UNet:
-    """A UNet for `embed_time` and `project_text`; all its other parameters have no values, on the meta device.
+    """Return a UNet for `embed_time` and `project_text`; all its other parameters have no values, on the meta device.
 
     weights: others in place of those saved, by name; names of parameters that were not saved are left alone.
     """

@@ -26,7 +26,7 @@ STRIDE = STRIDES[0]  # of its pixel unshuffle
 
 
 def embedded_adapters() -> dict[str, Path]:
-    """The adapters that come with the embedded model: name -> folder."""
+    """Return the adapters that come with the embedded model: name -> folder."""
     return {path.name: path for path in sorted(EMBEDDED.glob("*")) if path.is_dir()}
 
 
@@ -89,7 +89,7 @@ def _find(source: str, label: str, allow_pickle: bool) -> Path:
 
 
 def _read_config(folder: Path, label: str) -> dict:
-    """A folder's config, once it has been found to be that of a T2I-Adapter for SDXL."""
+    """Return a folder's config, once it has been found to be that of a T2I-Adapter for SDXL."""
     config = {"_class_name": "T2IAdapter", "adapter_type": "full_adapter"} | read_json(folder / "config.json")
     for key, expected in {
         "_class_name": "T2IAdapter",
@@ -104,7 +104,7 @@ def _read_config(folder: Path, label: str) -> dict:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The folder's weight file: .safetensors before a pickle, whole precision before fp16."""
+    """Return the folder's weight file: .safetensors before a pickle, whole precision before fp16."""
     name = "diffusion_pytorch_model"
     files = [folder / f"{name}{v}.{suffix}" for suffix in ("safetensors", "bin") for v in ("", ".fp16")]
     return next((file for file in files if file.exists()), files[0])
@@ -128,7 +128,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _diffusers_names(tensors: Mapping) -> dict:
-    """The tensors under diffusers' names; those of the original files number all residual blocks in one row."""
+    """Return the tensors under diffusers' names; those of the original files number all residual blocks in one row."""
     flat = {int(m[1]) for key in tensors if (m := re.match(r"body\.(\d+)\.block1\.weight", key))}
     per_level = max(len(flat) // COUNT, 1)
 
@@ -143,7 +143,7 @@ def _diffusers_names(tensors: Mapping) -> dict:
 
 
 def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
-    """A T2IAdapter config that fits a file's tensors; a single file has none of its own."""
+    """Return a T2IAdapter config that fits a file's tensors; a single file has none of its own."""
     if "adapter.body.0.out_conv.weight" in shapes:
         raise InputError(f"{label}: its type is light_adapter, expected {TYPE} (a T2I-Adapter for SDXL)")
     first = "adapter.body.{}.resnets.0.block1.weight"

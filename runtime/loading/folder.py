@@ -139,7 +139,7 @@ def check_channels(source: object, channels: int, latent: int) -> None:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a tokenizer's own files are there: without them transformers makes an empty tokenizer."""
+    """Return whether a tokenizer's own files are there: without them transformers makes an empty tokenizer."""
     return (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )

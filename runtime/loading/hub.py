@@ -14,17 +14,17 @@ from runtime.loading.weights import find_weights
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no path on this disk can be a repository's "organisation/name"."""
+    """Return whether a source that is not a path on this disk can be a repository's "organisation/name"."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
 
 
 def cache_folder(repository: str) -> Path:
-    """Where Hugging Face's cache keeps a repository: what an error names as the place that was looked in."""
+    """Return where Hugging Face's cache keeps a repository: what an error names as the place that was looked in."""
     return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def fetch_files(repository: str, patterns: list[str], *, offline: bool) -> Path | None:
-    """A repository's folder with the files that fit the patterns; None where they are not to be had."""
+    """Return a repository's folder with the files that fit the patterns; None where they are not to be had."""
     try:
         return Path(
             snapshot_download(
@@ -39,7 +39,7 @@ def fetch_files(repository: str, patterns: list[str], *, offline: bool) -> Path 
 
 
 def fetch_pipeline(repository: str, *, dtype: torch.dtype, allow_pickle: bool = False) -> Path:
-    """The folder of a hub pipeline: from the cache where it is whole there, else asked for from the hub.
+    """Return the folder of a hub pipeline: from the cache where it is whole there, else asked for from the hub.
 
     Raises InputError that names the folder in the cache where there is nothing at all.
     """

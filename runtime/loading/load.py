@@ -137,7 +137,7 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
 def load_adapters(
     sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
 ) -> dict[str, T2IAdapter]:
-    """Every adapter by its name, in eval mode; see `adapter.load_adapter`."""
+    """Return every adapter by its name, in eval mode; see `adapter.load_adapter`."""
     if not isinstance(sources, Mapping):
         raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
     adapters = {}
@@ -153,7 +153,7 @@ def load_adapters(
 
 
 def _sample_size(configured: int | list[int] | None) -> int:
-    """A UNet config's sample_size: a number, rarely a pair; SDXL's own where it says nothing."""
+    """Return a UNet config's sample_size: a number, rarely a pair; SDXL's own where it says nothing."""
     if isinstance(configured, (list, tuple)):
         return max(configured)
     return configured or 128

@@ -116,7 +116,9 @@ def check_loaded(path: Path, model: nn.Module) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of diffusers' conversion means: a KeyError is only a name, a missing weight a meta tensor."""
+    """Return what an error of diffusers' conversion means: a KeyError is only a name, a missing
+    weight a meta tensor.
+    """
     if isinstance(error, KeyError):
         return f"no {error.args[0]} in it"
     return "a weight is missing" if "meta tensor" in str(error) else first_line(error)
@@ -153,7 +155,7 @@ def load_tokenizers(folder: Path, *, search: bool = True) -> tuple[CLIPTokenizer
 
 
 def _vocabularies(folder: Path, search: bool) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """The places to look in, one after the other, with the two tokenizers' folders there."""
+    """Yield the places to look in, one after the other, with the two tokenizers' folders there."""
     yield folder, TOKENIZERS
     yield folder, ("", "")
     for offline in (True, False) if search else ():

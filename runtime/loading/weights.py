@@ -80,7 +80,9 @@ def find_weights(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -
 
 
 def _files(folder: Path, name: str, variant: str | None) -> list[Path]:
-    """The files that hold `name`'s weights: itself or the shards its index names; none where neither is there."""
+    """Return the files that hold `name`'s weights: itself or the shards its index names; none where
+    neither is there.
+    """
     stem, suffix = name.rsplit(".", 1)
     infix = f".{variant}" if variant else ""
     whole = folder / f"{stem}{infix}.{suffix}"
@@ -109,7 +111,7 @@ def check_finite_weights(modules: Mapping[str, nn.Module], source: str) -> None:
 
 
 def weights_digest(*models: nn.Module) -> str:
-    """Of the models' weights: names, shapes, dtypes and values."""
+    """Return a hash of the models' weights: names, shapes, dtypes and values."""
     sha = hashlib.sha256()
     for model in models:
         for name, value in sorted(model.state_dict().items()):
@@ -119,7 +121,7 @@ def weights_digest(*models: nn.Module) -> str:
 
 
 def hash_tensor(tensor: torch.Tensor) -> str:
-    """Of a tensor's values."""
+    """Return a hash of a tensor's values."""
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 

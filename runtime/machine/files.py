@@ -15,7 +15,7 @@ from runtime.errors import InputError, first_line
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name once the block has ended and all is on the disk.
+    """Yield a path beside `path` to write to; it takes the name once the block has ended and all is on the disk.
 
     An exception, KeyboardInterrupt included, leaves the file that was there before, or none. A symbolic link
     keeps pointing at its target. Raises OSError where the file cannot be written.
@@ -34,7 +34,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder beside `path` to fill; it takes the name, new or of an empty folder, once all in it is on the disk.
+    """Yield a folder beside `path` to fill; it takes the name, new or of an empty folder, once all in it is on the
+    disk.
 
     An exception leaves nothing of it; what a killed process leaves ends in ".part". Raises OSError where it cannot
     be written.

@@ -19,7 +19,7 @@ PACKAGES = ("diffusers", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Of this project, Python, and the packages whose versions can change a picture."""
+    """Return the versions of this project, Python, and the packages whose versions can change a picture."""
     found = {package: metadata.version(package) for package in PACKAGES}
     # torch's own word names its build too ("+cpu", "+cu130"), which its metadata on PyPI does not
     found["torch"] = torch.__version__
@@ -27,9 +27,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one.
+    """Return the commit of the checkout this runs from, "-dirty" where it was changed since; "unknown" outside of one.
 
-    What a benchmark has just written is no such change: the next one in a row has the same commit.
+    Results that a benchmark has just written do not count: the next one in a row has the same commit.
     """
     tracked = ("--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
     head = _git("rev-parse", "--short", "HEAD")
@@ -37,7 +37,7 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints in this checkout; nothing where it fails or is missing."""
+    """Return what git prints in this checkout; nothing where it fails or is missing."""
     call = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
@@ -46,7 +46,7 @@ def _git(*arguments: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware's own name, such as "NVIDIA H200" or the CPU's model."""
+    """Return the hardware's own name, such as "NVIDIA H200" or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -58,7 +58,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """The process's largest use so far, bytes: "ram" (resident; None where unknown) and on a GPU "gpu"."""
+    """Return the process's largest use so far, bytes: "ram" (resident; None where unknown) and on a GPU "gpu"."""
     try:
         import resource
     except ImportError:  # Windows

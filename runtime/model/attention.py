@@ -94,7 +94,7 @@ def _choice() -> Function | None:
 
 
 def _products_win(query: Tensor, key: Tensor) -> bool:
-    """Whether PyTorch would have MKL multiply for its flash attention, which is slow in bfloat16 without AMX.
+    """Return whether PyTorch would have MKL multiply for its flash attention, which is slow in bfloat16 without AMX.
 
     MKL is there on x86 only. A graph that is traced for an engine keeps its attention whole.
     """
@@ -147,7 +147,7 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """InputError unless attention `name` can run here, found by running it on one head of 64 channels."""
+    """Raise InputError unless attention `name` can run here, found by running it on one head of 64 channels."""
     with use_attention(name):
         if name == "auto":
             return

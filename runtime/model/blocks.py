@@ -59,7 +59,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def project(self, context: Tensor) -> KeyValue:
-        """Key and value of a context (B, S, D), each (B, heads, S, C / heads)."""
+        """Return key and value of a context (B, S, D), each (B, heads, S, C / heads)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
 
     @staticmethod
     def _project(layer: nn.Module, tokens: Tensor) -> Tensor:
-        """A 1x1 convolution is a linear layer on tokens."""
+        """Return a 1x1 convolution is a linear layer on tokens."""
         if isinstance(layer, nn.Conv2d):
             return F.linear(tokens, layer.weight.flatten(1), layer.bias)
         return layer(tokens)
@@ -171,7 +171,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([] if downsample is None else [Downsample(downsample)])
 
     def forward(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> list[Tensor]:
-        """The outputs of every layer, for the skips; the last one is the block's output."""
+        """Return the outputs of every layer, for the skips; the last one is the block's output."""
         outputs = self.layers(x, time, text, control)
         for downsampler in self.downsamplers:
             outputs.append(downsampler(outputs[-1]))
@@ -180,7 +180,7 @@ class DownBlock(nn.Module):
         return outputs
 
     def layers(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> list[Tensor]:
-        """The outputs before the downsampler.
+        """Return the outputs before the downsampler.
 
         diffusers adds the control before the downsampler where there is attention, after it where there is none;
         either way the skip connection carries the sum.

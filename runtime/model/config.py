@@ -94,7 +94,9 @@ class UNetConfig:
 
     @property
     def control_channels(self) -> tuple[int, ...]:
-        """Channels of the features that each level's control must have: the down blocks', then the mid block's."""
+        """Return channels of the features that each level's control must have: the down blocks',
+        then the mid block's.
+        """
         return (*self.block_out_channels, self.block_out_channels[-1])
 
 

@@ -53,7 +53,7 @@ class UNet(nn.Module):
 
     @classmethod
     def from_diffusers(cls, unet: UNet2DConditionModel) -> "UNet":
-        """A UNet over the same parameter tensors, nothing copied; frozen and in eval mode.
+        """Return a UNet over the same parameter tensors, nothing copied; frozen and in eval mode.
 
         The convolutions' weights are laid out channels_last first, in `unet` itself: its values stay, and a kernel
         does not have to rearrange them at every call.
@@ -68,15 +68,15 @@ class UNet(nn.Module):
         return model.eval()
 
     def once_per_image(self) -> dict[str, Tensor]:
-        """The parameters of `embed_time` and `project_text`: `forward` uses all others, and none of these."""
+        """Return the parameters of `embed_time` and `project_text`: `forward` uses all others, and none of these."""
         return {name: p for name, p in self.named_parameters() if any(part in name for part in ONCE)}
 
     def resnets(self) -> list[Resnet]:
-        """In the order of the forward pass."""
+        """Return them in the order of the forward pass."""
         return [resnet for block in self._blocks() for resnet in block.resnets]
 
     def transformer_blocks(self) -> list[TransformerBlock]:
-        """In the order of the forward pass."""
+        """Return them in the order of the forward pass."""
         transformers = [transformer for block in self._blocks() for transformer in block.attentions]
         return [block for transformer in transformers for block in transformer.transformer_blocks]
 
@@ -84,7 +84,7 @@ class UNet(nn.Module):
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
     def embed_time(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> list[Tensor]:
-        """Each resnet's time projection at every step: (T, B, C), in the order of the forward pass.
+        """Return each resnet's time projection at every step: (T, B, C), in the order of the forward pass.
 
         timesteps: (T,), may be fractional, or (T, B) where every row of the batch is at its own, as in training.
         pooled: the text's pooled embedding, (B, P).
@@ -99,7 +99,7 @@ class UNet(nn.Module):
         return [resnet.time_emb_proj(embedding) for resnet in self.resnets()]
 
     def project_text(self, text: Tensor) -> list[KeyValue]:
-        """Key and value of each cross-attention, (B, heads, S, C / heads), in the order of the forward pass.
+        """Return key and value of each cross-attention, (B, heads, S, C / heads), in the order of the forward pass.
 
         text: (B, S, D), the text encoders' hidden states.
         """
@@ -112,7 +112,7 @@ class UNet(nn.Module):
         text: Sequence[KeyValue],
         control: Sequence[Injection] | None = None,
     ) -> Tensor:
-        """The model's prediction, (B, C_out, h, w), channels_last.
+        """Return the model's prediction, (B, C_out, h, w), channels_last.
 
         sample: (B, C_in, h, w), any h, w. time: `embed_time` at this step, (B, C) for each resnet.
         text: `project_text`. control: one `Injection` for each down block and the mid block (four levels in SDXL);
@@ -128,7 +128,7 @@ class UNet(nn.Module):
         text: Iterator[KeyValue],
         control: Sequence[Injection] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """All before the last up block: what that takes, (B, C, h, w), and its skips."""
+        """Return all before the last up block: what that takes, (B, C, h, w), and its skips."""
         levels = len(self.down_blocks) + 1
         control = [None] * levels if control is None else control
         if len(control) != levels:
@@ -145,7 +145,7 @@ class UNet(nn.Module):
         return x, skips
 
     def finish(self, deep: Tensor, skips: list[Tensor], time: Iterator, text: Iterator) -> Tensor:
-        """The last up block and what follows it, on `deep_features`: the prediction."""
+        """Return the last up block and what follows it, on `deep_features`: the prediction."""
         x = self.up_blocks[-1](deep, skips, time, text)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
@@ -157,7 +157,8 @@ class UNet(nn.Module):
         control: Sequence[Injection] | None,
         deep: Tensor,
     ) -> Tensor:
-        """The prediction with another step's deep features: only the finest level is computed (arXiv 2312.00858).
+        """Return the prediction with another step's deep features: only the finest level is computed (arXiv
+        2312.00858).
 
         Arguments: see `forward`; deep: the first result of `deep_features`, of as many rows and the same size.
         """

@@ -116,7 +116,7 @@ def quantize(unet: UNet, name: str) -> UNet:
 
 
 def _may_be_stored(path: str, layer: nn.Linear | nn.Conv2d, name: str) -> bool:
-    """Return whether a layer keeps its values in float8: not what runs once per image, nor what is read as a weight."""
+    """Return whether a layer goes into float8: not one that runs once per image, nor one whose weight is read."""
     if any(part in f"{path}." for part in ONCE) or path == "conv_in":  # its dtype is the UNet's
         return False
     if name == "fp8":

@@ -99,14 +99,14 @@ def filled(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) ->
 
 
 def reordered(weight: Tensor, padding, stride, dilation, groups: int, size: tuple[int, int]) -> Tensor:
-    """A convolution's weight as oneDNN wants it for square pictures of `size`, one of `PackedConv2d.SIZES`."""
+    """Return a convolution's weight as oneDNN wants it for square pictures of `size`, one of `PackedConv2d.SIZES`."""
     rows, side = size
     shape = [rows, weight.shape[1], side, side]
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
 
 
 def has_one_layout(conv: nn.Conv2d) -> bool:
-    """Whether oneDNN wants the weight of `conv` in the same layout at every size.
+    """Return whether oneDNN wants the weight of `conv` in the same layout at every size.
 
     Where it does not, a weight packed for one size is rearranged at every call of another, and slower than a plain
     one: 2 ms for 96 x 96 x 3 x 3 on an AMD EPYC, against 0.05.
@@ -122,7 +122,7 @@ def _has_one_layout(weight_shape: tuple[int, ...], shape: tuple, dtype: torch.dt
 
 
 def layout(packed: Tensor) -> bytes:
-    """How a packed weight lies in memory: oneDNN's description of it."""
+    """Return how a packed weight lies in memory: oneDNN's description of it."""
     words = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).view(torch.int32).clone()
     words[27] = 0  # padding behind the data type, which is never written
     return words.numpy().tobytes()
@@ -145,7 +145,7 @@ class NarrowGroupNorm(nn.GroupNorm):
 
 @lru_cache
 def packs_here(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `pack_weights` helps: on a CPU that computes in bfloat16, or is quicker in float32 without MKL."""
+    """Return whether `pack_weights` helps: on a CPU that computes in bfloat16, or is quicker in float32 without MKL."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.float32:
@@ -155,7 +155,7 @@ def packs_here(dtype: torch.dtype, device: torch.device) -> bool:
 
 @torch.inference_mode()
 def mkl_is_slow() -> bool:
-    """Whether a packed product in float32 takes less than 2/3 of a plain one's time: some 20 ms to find out."""
+    """Return whether a packed product in float32 takes less than 2/3 of a plain one's time: some 20 ms to find out."""
     x, layer = torch.randn(512, 640), nn.Linear(640, 640)
     packed = PackedLinear(layer.weight, layer.bias)
     quickest = [min(repeat(lambda run=run: run(x), number=1, repeat=7)) for run in (layer, packed)]
@@ -174,7 +174,7 @@ def pack_weights(unet: UNet) -> UNet:
 
 
 def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
-    """What takes the place of `layer`; on_tokens: of a 1x1 convolution that is a linear layer on tokens."""
+    """Return what takes the place of `layer`; on_tokens: of a 1x1 convolution that is a linear layer on tokens."""
     if isinstance(layer, GEGLU):
         return PackedGEGLU(layer.proj)
     if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and on_tokens):

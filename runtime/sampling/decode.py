@@ -14,7 +14,7 @@ DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time.
+    """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU; a few images at a time.
 
     Raises InputError where a pixel is not finite.
     """
@@ -31,6 +31,6 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [0, 1] as RGB pictures."""
+    """Return (B, 3, H, W) in [0, 1] as RGB pictures."""
     arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]

@@ -32,7 +32,7 @@ class DeepCache:
         text: Sequence[KeyValue],
         control: Sequence[Injection] | None,
     ) -> Tensor:
-        """The prediction of step `index`; the others: see `UNet.forward`."""
+        """Return the prediction of step `index`; the others: see `UNet.forward`."""
         if self._fits(len(sample), index):
             return self.unet.forward_shallow(sample, time, text, control, self.deep)
         time, text = iter(time), iter(text)

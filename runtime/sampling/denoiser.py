@@ -67,7 +67,7 @@ class TorchDenoiser:
 
     @property
     def control_channels(self) -> Sequence[int]:
-        """Channels of the four feature maps that a control must have."""
+        """Return channels of the four feature maps that a control must have."""
         return self.unet.config.control_channels
 
     def prepare(

@@ -28,13 +28,13 @@ class LinearSteps:
     numbers: Tensor
 
     def coefficients(self, guidance: float, device: torch.device) -> Tensor:
-        """(T, 6) float32, what `guidance_step` takes: the guidance before the five."""
+        """Return (T, 6) float32, what `guidance_step` takes: the guidance before the five."""
         weights = torch.full((len(self.numbers), 1), guidance, dtype=self.numbers.dtype)
         return torch.cat([weights, self.numbers], dim=1).float().to(device)
 
 
 def linear_steps(scheduler: SchedulerMixin) -> LinearSteps | None:
-    """The numbers of a scheduler whose timesteps are set; None where its step is not of that kind.
+    """Return the numbers of a scheduler whose timesteps are set; None where its step is not of that kind.
 
     Asking takes as long as the steps themselves, so the answers of the last KEPT schedules are kept.
     """

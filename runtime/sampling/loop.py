@@ -75,11 +75,11 @@ class LinearStepper:
         self.previous: Tensor | None = None
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
-        """The model's input at step i."""
+        """Return the model's input at step i."""
         return latents * self.scales[i]
 
     def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
-        """The latents after step i. output: as many rows, or twice as many, the unguided first."""
+        """Return the latents after step i. output: as many rows, or twice as many, the unguided first."""
         latents, denoised = ops.guidance_step(
             latents, output, self.coefficients[i], self.previous, rescale=self.rescale
         )

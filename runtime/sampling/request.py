@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.arguments import fractions, real_number, whole_number
-from runtime.control.levels import SIZE_MULTIPLE
+from runtime.control.levels import picture_side
 from runtime.control.masks import RESIZES
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
@@ -57,7 +57,7 @@ class Request:
         self.steps = whole_number(self.steps, "steps", most=MAX_STEPS)
         for name in ("height", "width"):
             if getattr(self, name) is not None:
-                setattr(self, name, _side(getattr(self, name), name))
+                setattr(self, name, picture_side(getattr(self, name), name))
         if self.seed is not None:
             self.seed = whole_number(self.seed, "seed", 0, MAX_SEED)
         self.guidance = real_number(self.guidance, "guidance")
@@ -78,7 +78,7 @@ class Request:
 
     @property
     def images(self) -> int:
-        """How many pictures are drawn."""
+        """Return how many pictures are drawn."""
         return len(self.prompts) * self.images_per_prompt
 
     def pack(self, height: int, width: int) -> list[PackedRegion]:
@@ -107,16 +107,6 @@ def _texts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"prompt {prompt!r}: expected a text, or a list of texts")
     return tuple(prompts)
-
-
-def _side(value: int, name: str) -> int:
-    """Return a picture's side. Raises InputError unless it is a multiple of 16; says the nearest that are."""
-    side = whole_number(value, name)
-    if side % SIZE_MULTIPLE:
-        below = side // SIZE_MULTIPLE * SIZE_MULTIPLE
-        nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"
-        raise InputError(f"{name} {side}: not a multiple of {SIZE_MULTIPLE}; the nearest: {nearest}")
-    return side
 
 
 def _noise(latents) -> Tensor | None:

@@ -17,7 +17,7 @@ _TOKENIZING = threading.Lock()
 
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The text conditioning of each prompt, as SDXL's UNet takes it.
+    """Return the text conditioning of each prompt, as SDXL's UNet takes it.
 
     Returns the hidden states before both encoders' last layer, side by side, (B, S, D), and the second encoder's
     pooled embedding, (B, P). Warns (UserWarning) where a prompt is longer than the encoders take, quoting what is cut.
@@ -41,7 +41,7 @@ def encode_ids(encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
 def encode_guidance(
     model: Model, prompts: Sequence[str], negative: Sequence[str], guided: bool
 ) -> tuple[Tensor, Tensor]:
-    """The conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
+    """Return the conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
 
     An empty negative prompt is all zeros where the model was trained so (`force_zeros_for_empty_prompt`).
     Without guidance only the prompts' rows. A text that comes several times is encoded once.
@@ -57,7 +57,7 @@ def encode_guidance(
 
 
 def _tokenize(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
-    """(B, S) token ids, padded and cut to the tokenizer's length."""
+    """Return (B, S) token ids, padded and cut to the tokenizer's length."""
     with _TOKENIZING:
         return _tokens(tokenizer, prompts, warn)
 

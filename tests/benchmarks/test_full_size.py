@@ -42,7 +42,7 @@ def test_without_room_for_packed_weights_they_are_left_out(tmp_path, monkeypatch
     assert full_size.main(arguments) == 2
     assert "GB are free; use another --dtype, or --small" in capsys.readouterr().err
     with torch.device("meta"):
-        config = json.loads((full_size.CONFIGS / "unet" / "config.json").read_text()) | full_size.SMALL
+        config = json.loads((full_size.SDXL_CONFIGS / "unet" / "config.json").read_text()) | full_size.SMALL
         unet = full_size.UNet2DConditionModel.from_config(config)
     memory.available = 2 * sum(p.numel() * 4 for p in unet.parameters())
     assert full_size.main(arguments) == 0

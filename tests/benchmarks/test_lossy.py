@@ -43,4 +43,4 @@ def test_nothing_to_measure_is_bad_input(name, tmp_path, capsys):
 def test_a_file_in_the_way_is_found_before_drawing(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert lossy.main(["--out", str(tmp_path / "file")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err

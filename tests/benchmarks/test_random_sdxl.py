@@ -22,4 +22,4 @@ def test_a_pipeline_draws_with_it(dtype, tmp_path):
 def test_a_file_in_the_way_is_bad_input(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert random_sdxl.main(["--small", "--out", str(tmp_path / "file")]) == 2
-    assert "is no folder that can be written to" in capsys.readouterr().err
+    assert "is not a folder that can be written to" in capsys.readouterr().err

@@ -170,10 +170,6 @@ def test_components_are_built_once_each_in_an_order_of_their_own(made):
     assert [step for step in made if step.startswith("export")] == [f"export {name}" for name in ENCODERS]
 
 
-def test_the_targets_are_those_that_run():
-    assert tuple(engine.TARGETS) == build_engine.TARGETS
-
-
 def test_a_new_parent_folder():
     assert run("--components", "text_encoder", "--out", "new/parent/engines") == 0
     assert_whole(Path("new/parent/engines"))
@@ -335,8 +331,8 @@ BAD = {
         ["--target", "openvino", "--compute-capability", "8.9"],
         "--compute-capability: target openvino takes none",
     ),
-    "height": (["--height", "100"], "height 100 is no multiple of 16; the nearest: 96 and 112"),
-    "width of a range": (["--width", "64:72:96"], "width 72 is no multiple of 16"),
+    "height": (["--height", "100"], "height 100: not a multiple of 16; the nearest: 96 and 112"),
+    "width of a range": (["--width", "64:72:96"], "width 72: not a multiple of 16"),
     "descending": (["--height", "96:64:32"], "--height 96:64:32: expected .* smallest:usual:largest"),
     "two sizes": (["--width", "64:96"], "--width 64:96: expected"),
     "no size": (["--width", "wide"], "--width wide: expected a whole number"),

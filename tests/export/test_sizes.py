@@ -70,11 +70,11 @@ def test_every_size_and_the_guidance():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("100", "{side} 100 is no multiple of 16; the nearest: 96 and 112"),
-        ("8", "{side} 8 is no multiple of 16; the nearest: 16"),
-        ("500:512:1024", "{side} 500 is no multiple of 16"),
-        ("512:760:1024", "{side} 760 is no multiple of 16"),
-        ("512:768:1000", "{side} 1000 is no multiple of 16"),
+        ("100", "{side} 100: not a multiple of 16; the nearest: 96 and 112"),
+        ("8", "{side} 8: not a multiple of 16; the nearest: 16"),
+        ("500:512:1024", "{side} 500: not a multiple of 16"),
+        ("512:760:1024", "{side} 760: not a multiple of 16"),
+        ("512:768:1000", "{side} 1000: not a multiple of 16"),
         ("1024:512:768", "--{side} 1024:512:768: expected"),
         ("0", "--{side} 0: expected"),
     ],

@@ -15,7 +15,7 @@ from tests.support.kernel_cases import loss_case
             r"hidden must be a float \(G\*B, C, H, W\), got float32 \(2, 4, 3\)",
         ),
         ({"hidden": torch.zeros(4, 4, 3, 3, dtype=torch.int64)}, "hidden must be a float .* got int64"),
-        ({"hidden": torch.zeros(3, 4, 3, 3)}, "hidden's batch 3 is no multiple of the features' batch 2"),
+        ({"hidden": torch.zeros(3, 4, 3, 3)}, "hidden's batch 3 is not a multiple of the features' batch 2"),
         ({"features": [torch.zeros(2, 4, 3, 2)]}, r"features\[0\] must be .* got float32 \(2, 4, 3, 2\)"),
         ({"features": [torch.zeros(2, 8, 3, 3)]}, r"features\[0\] must be a float \(2 or 1, 4, 3, 3\)"),
         ({"features": [torch.zeros(2, 4, 3, 3, dtype=torch.uint8)]}, r"features\[0\] .* got uint8"),

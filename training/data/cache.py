@@ -63,7 +63,7 @@ class Store:
         return len(self._where.keys() | self._new.keys())
 
     def __getstate__(self):
-        """For a worker process: open files are its own."""
+        """Make ready for a worker process: open files are its own."""
         return {**self.__dict__, "_open": {}}
 
     def refresh(self) -> None:
@@ -79,7 +79,7 @@ class Store:
                     self._where.update((key, (path, names)) for key, names in rows.items())
 
     def get(self, key: str) -> Row:
-        """A copy of a row. Raises KeyError where there is none."""
+        """Return a copy of a row. Raises KeyError where there is none."""
         if key in self._new:
             return dict(self._new[key])
         path, names = self._where[key]
@@ -113,7 +113,7 @@ class Store:
         self._new, self._new_bytes = {}, 0
 
     def others(self) -> list[str]:
-        """How stores of this kind with other settings in the same folder differ: a line for each."""
+        """Return how stores of this kind with other settings in the same folder differ: a line for each."""
         lines = []
         for path in sorted(self.folder.parent.glob(f"{self.kind}-*/settings.json")):
             if path.parent != self.folder:
@@ -141,7 +141,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _checked_rows(path: Path) -> dict[str, list[str]] | None:
-    """A shard's keys and the names of each one's tensors; None where the file is not what its name says."""
+    """Return a shard's keys and the names of each one's tensors; None where the file is not what its name says."""
     try:
         if _file_digest(path) != path.stem:
             return None

@@ -13,7 +13,9 @@ Size = tuple[int, int]  # height, width in pixels
 
 
 def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
-    """Sizes of sides that are multiples of `step`, of at most `resolution`^2 pixels, each as large as it can be."""
+    """Return sizes of sides that are multiples of `step`, of at most `resolution`^2 pixels, each as large as it can
+    be.
+    """
     sizes = {(resolution, resolution)}
     for height in range(step, int(resolution * math.sqrt(max_aspect)) + 1, step):
         width = resolution**2 // height // step * step
@@ -23,7 +25,7 @@ def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
 
 
 def nearest_bucket(size: Size, buckets: list[Size]) -> Size:
-    """The bucket of the nearest aspect ratio, the larger of equally near ones."""
+    """Return the bucket of the nearest aspect ratio, the larger of equally near ones."""
     wanted = math.log(size[1] / size[0])
     return min(buckets, key=lambda b: (round(abs(math.log(b[1] / b[0]) - wanted), 9), -b[0] * b[1]))
 
@@ -45,7 +47,7 @@ class Crop:
         return (*self.original, self.top, self.left, *self.bucket)
 
     def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-        """Of the image itself, or of a condition or mask of its aspect ratio at any size."""
+        """Crop the image itself, or of a condition or mask of its aspect ratio at any size."""
         scaled = image.resize((self.scaled[1], self.scaled[0]), resample)
         height, width = self.bucket
         cut = scaled.crop((self.left, self.top, self.left + width, self.top + height))

@@ -11,11 +11,11 @@ from torch import Tensor
 from runtime.control.masks import box, circle, feather, strokes
 from training.config import TrainConfig
 
-MOST_STROKES = 20  # enough to fill any share that is asked for in practice
+MOST_STROKES = 20  # for each square of the image: enough to fill any share that is asked for in practice
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int, config: TrainConfig) -> Tensor:
-    """(1, 1, height, width) float32 in [0, 1]: one to `mask_count` shapes, or sometimes the whole image.
+    """Return (1, 1, height, width) float32 in [0, 1]: one to `mask_count` shapes, or sometimes the whole image.
 
     Shapes together cover `mask_min_area` of the image at least. A share `mask_soft` has soft edges, up to an eighth
     of the shorter side wide, inwards only.
@@ -32,7 +32,7 @@ def random_mask(rng: np.random.Generator, height: int, width: int, config: Train
 
 
 def segment_mask(rng: np.random.Generator, labels: Tensor, config: TrainConfig) -> Tensor:
-    """(1, 1, H, W) float32 of a label image (1, 1, H, W): the pixels of one to `mask_count` of its labels.
+    """Return (1, 1, H, W) float32 of a label image (1, 1, H, W): the pixels of one to `mask_count` of its labels.
 
     Labels smaller than `mask_min_area` are passed over while there are larger ones.
     """
@@ -76,7 +76,7 @@ def _circle(rng: np.random.Generator, height: int, width: int, least: float) -> 
 def _strokes(rng: np.random.Generator, height: int, width: int, least: float) -> Tensor:
     """Free-form: brush strokes that wander from anywhere, until they cover enough."""
     mask, side = torch.zeros(1, 1, height, width), min(height, width)
-    for _ in range(MOST_STROKES):
+    for _ in range(MOST_STROKES * math.ceil(max(height, width) / side)):
         points = [rng.uniform((0, 0), (width, height))]
         heading = rng.uniform(0, 2 * math.pi)
         for _ in range(int(rng.integers(2, 8))):

@@ -30,7 +30,7 @@ from training.data.stores import Entry, Stores
 def prepare(
     source: Source, stores: Stores, folder: Path, model: Model, config: TrainConfig, accelerator: Accelerator
 ) -> list[Entry]:
-    """The samples in the source's order, with everything that training needs of them in the stores.
+    """Return the samples in the source's order, with everything that training needs of them in the stores.
 
     Where the source's fingerprint is known and nothing is missing, no sample is read. Unreadable ones are listed in
     OUT/skipped.txt. Raises InputError where they are more than `max_skipped`, where there is no sample left, and

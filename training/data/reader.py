@@ -99,7 +99,7 @@ class Reader(IterableDataset):
 
 
 def decode_png(row: dict[str, Tensor]) -> Tensor:
-    """(1, C, H, W) of a stored PNG: float32 in [0, 1], labels of a segmentation as they are."""
+    """Return (1, C, H, W) of a stored PNG: float32 in [0, 1], labels of a segmentation as they are."""
     pixels = cv2.imdecode(row["png"].numpy(), cv2.IMREAD_UNCHANGED)
     pixels = pixels[..., ::-1] if pixels.ndim == 3 else pixels[..., None]  # OpenCV's colours are BGR
     tensor = torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32))[None]
@@ -130,7 +130,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
 
 
 def _fits(picture: Image.Image, image: Image.Image, name: str) -> Image.Image:
-    """The picture, if it has the image's aspect ratio."""
+    """Return the picture, if it has the image's aspect ratio."""
     if abs(picture.width * image.height / (picture.height * image.width) - 1) > ASPECT_TOLERANCE:
         raise InputError(
             f"{name}: {picture.width} x {picture.height} px, the image has {image.width} x {image.height}"

@@ -42,7 +42,7 @@ class Plan:
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __getitem__(self, number: int) -> list[Slot]:
-        """The slots of step `number`."""
+        """Return the slots of step `number`."""
         epoch, position = divmod(number, self.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._shuffled(epoch)
@@ -118,7 +118,7 @@ class Rows(Dataset):
         }
 
     def control(self, entry: Entry, key: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The condition (C, H, W) as the adapter is to see it, and the mask (1, H, W)."""
+        """Return the condition (C, H, W) as the adapter is to see it, and the mask (1, H, W)."""
         condition = fit_channels(decode_png(self.stores.conditions.get(key)), self.channels)[0]
         if self.config.control == "everywhere":
             return condition, torch.ones(1, *entry.bucket)
@@ -135,7 +135,7 @@ class Rows(Dataset):
 
 
 def make_loader(rows: Rows, plan: Plan, first: int, part: int, parts: int, pin: bool) -> DataLoader:
-    """A process's batches of the plan's steps, from step `first` on, without end."""
+    """Return a process's batches of the plan's steps, from step `first` on, without end."""
     sampler = Part(plan, first, part, parts, rows.config.accumulate)
     return DataLoader(rows, batch_sampler=sampler, pin_memory=pin, **workers.options(rows.config.workers))
 

@@ -40,7 +40,9 @@ class Source(Protocol):
 
 
 def open_source(config: TrainConfig) -> Source:
-    """The source that `config.data` names. Raises InputError where it is not there or lacks what is asked for."""
+    """Return the source that `config.data` names. Raises InputError where it is not there or lacks
+    what is asked for.
+    """
     data = config.data
     if not data:
         raise InputError("data: not given; expected an image folder, WebDataset tars or hf:PATH[@SPLIT]")
@@ -68,7 +70,7 @@ class FolderSource:
                 )
         apart = [path.resolve() for path in extra]
         out = Path(config.out).expanduser().resolve()
-        if folder.resolve() in out.parents:  # what a run draws is no data
+        if folder.resolve() in out.parents:  # what a run draws is not data
             apart.append(out)
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         self.images = [p for p in found if not any(a in p.resolve().parents for a in apart)]
@@ -119,7 +121,7 @@ def _captions(folder: Path, images: list[Path], key: str) -> list[str | None]:
 
 
 def _matching(images: list[Path], folder: Path, given: str | None, what: str) -> list[Path | None]:
-    """The file of the same name in the folder `given`, whatever its ending, for every image."""
+    """Return the file of the same name in the folder `given`, whatever its ending, for every image."""
     if given is None:
         return [None] * len(images)
     other = Path(given).expanduser()
@@ -180,7 +182,7 @@ class HubSource:
 
 
 def _open_table(config: TrainConfig) -> tuple[Any, str]:
-    """The dataset or stream that `config.data` names, and what changes when its data does."""
+    """Return the dataset or stream that `config.data` names, and what changes when its data does."""
     import datasets
 
     path, _, split = config.data.removeprefix("hf:").partition("@")
@@ -264,13 +266,15 @@ class TarSource:
             try:
                 caption = json.loads(row["json"]).get(self.caption_key)
             except (ValueError, AttributeError):
-                return Sample(name, error="its .json is no JSON object")
+                return Sample(name, error="its .json is not a JSON object")
         condition, mask = (ending and row.get(ending, b"") for ending in (self.condition, self.mask))
         return Sample(name, image, caption, condition, mask)
 
 
 def _is_whole(tar: Path) -> bool:
-    """Whether it has a tar's end, two blocks of zeros; tarfile takes what is cut off between two files for whole."""
+    """Return whether it has a tar's end, two blocks of zeros; tarfile takes what is cut off between two files for
+    whole.
+    """
     with tar.open("rb") as file:
         file.seek(max(0, tar.stat().st_size - 1024))
         return file.read() == bytes(1024)

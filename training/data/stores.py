@@ -56,7 +56,7 @@ class Stores:
         ]
 
     def lacking(self, entries: list[Entry], crops: int) -> list[str]:
-        """What is not there, in words: the kinds of which rows are missing."""
+        """Return what is not there, in words: the kinds of which rows are missing."""
         keys = {row_key(e.key, v) for e in entries for v in range(crops)}
         text = {text_key(""), *(text_key(e.caption) for e in entries)}
         wanted = [(store, text if store is self.text else keys) for store in self.all()]

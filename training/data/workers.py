@@ -9,7 +9,7 @@ from multiprocessing.context import BaseContext
 
 
 def options(workers: int) -> dict:
-    """Of a DataLoader with so many workers, at most one a processor.
+    """Return the options of a DataLoader with so many workers, at most one a processor.
 
     They are not forked from the training process: threads of OpenCV's and OpenMP's pools do not survive a fork, and
     the first parallel loop of a child would wait for them forever.
@@ -31,7 +31,7 @@ def _context() -> BaseContext:
 
 
 def _start(_: int) -> None:
-    """One thread each; and signals to the whole group, such as Ctrl-C, are the training process's to answer."""
+    """Give a worker one thread; signals to the whole group, such as Ctrl-C, are the training process's to answer."""
     import cv2
 
     cv2.setNumThreads(1)

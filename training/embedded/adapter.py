@@ -38,7 +38,7 @@ def make_adapter() -> T2IAdapter:
 
 
 def random_mask(rng: np.random.Generator) -> torch.Tensor:
-    """(1, 1, 128, 128) float32: mostly a box or a circle, sometimes a half or the whole image."""
+    """Return (1, 1, 128, 128) float32: mostly a box or a circle, sometimes a half or the whole image."""
     kind = rng.random()
     if kind < 0.1:
         return torch.ones(1, 1, SIZE, SIZE)
@@ -54,13 +54,13 @@ def random_mask(rng: np.random.Generator) -> torch.Tensor:
 
 
 def unpack_edges(packed: torch.Tensor) -> torch.Tensor:
-    """(B, 2048) uint8 of the cache -> (B, 1, 128, 128) float32, 0 or 1."""
+    """Return (B, 2048) uint8 of the cache -> (B, 1, 128, 128) float32, 0 or 1."""
     bits = np.unpackbits(packed.numpy(), axis=1).reshape(-1, 1, SIZE, SIZE)
     return torch.from_numpy(bits).float()
 
 
 def train(base: Base, tokenizers, cache: dict[str, torch.Tensor], folder: Path, steps: int = STEPS):
-    """The trained adapter (averaged weights) and its stage; ``base`` stays as it is."""
+    """Train; return the adapter (averaged weights) and its stage; ``base`` stays as it is."""
     torch.manual_seed(0)
     adapter, scheduler = make_adapter().to(DEVICE), make_scheduler()
     unet = use_quick_group_norm(base.unet)

@@ -62,12 +62,12 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 
 def edges(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) uint8 canny edges, 0 or 255, at the thresholds users get."""
+    """Return (H, W, 3) uint8 -> (H, W) uint8 canny edges, 0 or 255, at the thresholds users get."""
     return np.asarray(preprocess("canny", Image.fromarray(image)).convert("L"))
 
 
 def cache_latents(vae: AutoencoderKL, folder: Path, scenes: int = SCENES) -> dict[str, torch.Tensor]:
-    """Latents (N, 4, 16, 16), scaled to unit variance, and packed canny edges (N, 128*16) of scenes 0..N-1.
+    """Return latents (N, 4, 16, 16), scaled to unit variance, and packed canny edges (N, 128*16) of scenes 0..N-1.
 
     Kept in ``folder/latents.safetensors`` with the scaling factor that was measured.
     """
@@ -110,14 +110,14 @@ def time_ids(batch: int) -> torch.Tensor:
 
 
 def random_time_ids(batch: int) -> torch.Tensor:
-    """True ids for one half, any sizes for the other, so that the size of a larger picture is no surprise."""
+    """True ids for one half, any sizes for the other, so that larger pictures have sizes that were seen."""
     sizes = torch.randint(4, 33, (batch, 2)) * 16.0
     other = torch.cat([sizes, torch.zeros(batch, 2), sizes], dim=1)
     return torch.where(torch.rand(batch, 1) < 0.5, time_ids(batch), other)
 
 
 def train(vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SCENES):
-    """The trained base (averaged weights), its tokenizers, the cache and the stage."""
+    """Train; return the base (averaged weights), its tokenizers, the cache and the stage."""
     torch.manual_seed(0)
     tokenizers = make_tokenizers(write_vocabulary(folder / "vocabulary"))
     base = Base(len(tokenizers[0])).to(DEVICE)

@@ -55,7 +55,7 @@ def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
 
 
 def sheet(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
-    """The pictures in a grid, each over its prompt."""
+    """Return the pictures in a grid, each over its prompt."""
     width, height, line = 260, 128, 15
     rows = -(-len(images) // columns)
     board = Image.new("RGB", (columns * width, rows * (height + 3 * line)), "white")

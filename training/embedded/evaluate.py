@@ -33,7 +33,7 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 @torch.inference_mode()
 def vae_psnr(vae: AutoencoderKL, count: int = 200) -> float:
-    """Mean PSNR in dB of reconstructed held-out scenes, at 8 bits."""
+    """Return mean PSNR in dB of reconstructed held-out scenes, at 8 bits."""
     values = []
     for scene in held_out_scenes(count):
         image = render(scene, SIZE)
@@ -44,8 +44,9 @@ def vae_psnr(vae: AutoencoderKL, count: int = 200) -> float:
 
 
 def colour_map(image: np.ndarray) -> np.ndarray:
-    """(H, W) of the number, in COLOURS then BACKGROUNDS, of the one that each pixel of (H, W, 3) uint8 ``image`` is
-    nearest to in CIE Lab; -1 where it is far from all."""
+    """Return (H, W) of the number, in COLOURS then BACKGROUNDS, of the one that each pixel of (H, W, 3) uint8
+    ``image`` is nearest to in CIE Lab; -1 where it is far from all.
+    """
     names, centres = zip(*_palette(), strict=True)
     pixels = _lab(image.reshape(-1, 3))
     distance = np.linalg.norm(pixels[:, None] - _lab(np.array(centres))[None], axis=2)
@@ -55,13 +56,13 @@ def colour_map(image: np.ndarray) -> np.ndarray:
 
 
 def colour_shares(image: np.ndarray) -> dict[str, float]:
-    """Share of the pixels of (H, W, 3) uint8 ``image`` that are of each colour and background."""
+    """Return share of the pixels of (H, W, 3) uint8 ``image`` that are of each colour and background."""
     found = colour_map(image)
     return {name: float(np.mean(found == i)) for i, name in enumerate(NAMES)}
 
 
 def shows(image: np.ndarray, scene: Scene) -> bool:
-    """Whether all colours that the scene's caption asks for are there, on its background and no other."""
+    """Return whether all colours that the scene's caption asks for are there, on its background and no other."""
     shares = colour_shares(image)
     colours = all(shares[thing.colour] >= COLOUR_SHARE for thing in scene.things)
     background = max(BACKGROUNDS, key=shares.__getitem__)
@@ -71,7 +72,7 @@ def shows(image: np.ndarray, scene: Scene) -> bool:
 def prompt_score(
     pipe: LocalControlPipeline, count: int = 200, batch: int = 20
 ) -> tuple[float, list[Image.Image]]:
-    """Share of the pictures of ``count`` held-out prompts that show what was asked, and the pictures."""
+    """Return share of the pictures of ``count`` held-out prompts that show what was asked, and the pictures."""
     scenes, images = held_out_scenes(count), []
     for first in range(0, count, batch):
         captions = [scene.caption for scene in scenes[first : first + batch]]
@@ -103,7 +104,7 @@ def control_scores(pipe: LocalControlPipeline, count: int = 48) -> dict[str, Con
 
 
 def _palette() -> list[tuple[str, tuple[int, int, int]]]:
-    """Every colour lit and in shade, and every background from top to bottom."""
+    """Return every colour lit and in shade, and every background from top to bottom."""
     entries = []
     for name, rgb in COLOURS.items():
         entries += [(name, tuple(min(255, round(c * light)) for c in rgb)) for light in (0.85, 1.0, 1.12)]
@@ -114,5 +115,5 @@ def _palette() -> list[tuple[str, tuple[int, int, int]]]:
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
-    """(N, 3) in 0..255 -> CIE Lab, (N, 3) float32."""
+    """Return (N, 3) in 0..255 -> CIE Lab, (N, 3) float32."""
     return cv2.cvtColor(rgb[None].astype(np.float32) / 255, cv2.COLOR_RGB2Lab)[0]

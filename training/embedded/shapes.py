@@ -13,7 +13,7 @@ from training.embedded.world import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, 
 
 SIDE = 48  # px of the pictures that outlines are compared at
 TURNS = np.linspace(-0.3, 0.3, 7)  # radians: as far as the world turns a shape
-LEAST_OVERLAP = 0.7  # intersection over union: below it, a spot of colour is no known shape
+LEAST_OVERLAP = 0.7  # intersection over union: below it, a spot of colour is not a known shape
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Adherence:
 
 
 def shown_shapes(image: np.ndarray) -> list[Shown]:
-    """The spots of colour in (H, W, 3) uint8 ``image`` that are large enough to be things."""
+    """Return the spots of colour in (H, W, 3) uint8 ``image`` that are large enough to be things."""
     return _spots(colour_map(image))
 
 
@@ -51,7 +51,7 @@ def _spots(colours: np.ndarray) -> list[Shown]:
 
 
 def adherence(image: np.ndarray, scene: Scene) -> Adherence:
-    """How much of the scene's caption ``image`` (H, W, 3) uint8 shows."""
+    """Return how much of the scene's caption ``image`` (H, W, 3) uint8 shows."""
     colours = colour_map(image)
     found = _spots(colours)
     pairs, there = {(s.shape, s.colour) for s in found}, {s.colour for s in found}
@@ -65,7 +65,7 @@ def adherence(image: np.ndarray, scene: Scene) -> Adherence:
 
 
 def _shape(spot: np.ndarray) -> str | None:
-    """The shape whose outline covers the spot (H, W) bool best."""
+    """Return the shape whose outline covers the spot (H, W) bool best."""
     names, outlines = _outlines()
     framed = _framed(spot.astype(np.float32)) > 0.5
     overlap = (outlines & framed).sum((1, 2)) / (outlines | framed).sum((1, 2))
@@ -75,13 +75,13 @@ def _shape(spot: np.ndarray) -> str | None:
 
 @cache
 def _outlines() -> tuple[list[str], np.ndarray]:
-    """Every shape at every turn: names (N,), and their pictures (N, SIDE, SIDE) bool."""
+    """Return every shape at every turn: names (N,), and their pictures (N, SIDE, SIDE) bool."""
     things = [Thing(shape, "red", 0.5, 0.5, 0.3, float(turn)) for shape in SHAPES for turn in TURNS]
     return [t.shape for t in things], np.stack([_framed(coverage(t, 128)) > 0.5 for t in things])
 
 
 def _framed(spot: np.ndarray) -> np.ndarray:
-    """(SIDE, SIDE) of the square around the spot (H, W): size and place no longer matter, proportions do."""
+    """Return (SIDE, SIDE) of the square around the spot (H, W): size and place no longer matter, proportions do."""
     rows, columns = (np.flatnonzero((spot > 0.5).any(axis)) for axis in (1, 0))
     top, left, height, width = rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1
     side = max(height, width)

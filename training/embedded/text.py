@@ -81,7 +81,7 @@ def make_text_encoders(
 
 
 def tokenize(tokenizers, captions: list[str]) -> list[torch.Tensor]:
-    """(B, 77) int64 ids for each tokenizer."""
+    """Return (B, 77) int64 ids for each tokenizer."""
     return [
         t(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
         for t in tokenizers

@@ -39,17 +39,17 @@ def make_vae() -> AutoencoderKL:
 
 
 def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
-    """(H, W, 3) uint8 pictures -> (B, 3, H, W) float32 in [-1, 1], channels last."""
+    """Return (H, W, 3) uint8 pictures -> (B, 3, H, W) float32 in [-1, 1], channels last."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def thumbnail(pixels: torch.Tensor) -> torch.Tensor:
-    """Each latent pixel's mean colour, (B, 3, H, W) in [-1, 1] -> (B, 3, H / 8, W / 8), in opponent colours."""
+    """Return each latent pixel's mean colour, (B, 3, H, W) in [-1, 1] -> (B, 3, H / 8, W / 8), in opponent colours."""
     return torch.einsum("oc,bchw->bohw", pixels.new_tensor(OPPONENT), F.avg_pool2d(pixels, 8))
 
 
 def train(folder: Path, steps: int = STEPS) -> tuple[AutoencoderKL, Stage]:
-    """The trained autoencoder (averaged weights) and the stage that holds its step count and time."""
+    """Return the trained autoencoder (averaged weights) and the stage that holds its step count and time."""
     torch.manual_seed(0)
     vae = use_quick_group_norm(make_vae()).to(DEVICE)
     stage = Stage("vae", vae, folder, steps=steps, lr=2e-3, seed=1)

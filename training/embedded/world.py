@@ -133,7 +133,7 @@ def _other_shape(rng: np.random.Generator, colour: str, held_out: bool) -> str:
 
 
 def render(scene: Scene, size: int = 128) -> np.ndarray:
-    """The scene as (size, size, 3) uint8 RGB: antialiased shapes with a soft light on a shaded background."""
+    """Return the scene as (size, size, 3) uint8 RGB: antialiased shapes with a soft light on a shaded background."""
     rng = np.random.default_rng([scene.seed, 1])
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     _, top, bottom = BACKGROUNDS[scene.background]
@@ -149,7 +149,7 @@ def render(scene: Scene, size: int = 128) -> np.ndarray:
 
 
 def coverage(thing: Thing, size: int) -> np.ndarray:
-    """Share of every pixel that the shape covers, (size, size) float32 in [0, 1]."""
+    """Return share of every pixel that the shape covers, (size, size) float32 in [0, 1]."""
     c, s = np.cos(thing.turn), np.sin(thing.turn)
     big, bits = size * _SUPERSAMPLE, 4  # fixed-point coordinates with 4 fractional bits
     contours = [

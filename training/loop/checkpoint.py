@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run, written whole or not at all.
 
 `OUT/checkpoints/00000500/` has adapter/ and ema/ (diffusers' layout: `runtime.generate --adapter` loads either),
-optimizer.safetensors and training.json. Randomness is no part of the state: it follows from the seed and the step.
+optimizer.safetensors and training.json. Randomness is not part of the state: it follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
 def save_result(
     weights: Mapping[str, Tensor], config: TrainConfig, adapter_config: Mapping, step: int
 ) -> None:
-    """The finished adapter in the run's folder. InputError where the disk does not take it."""
+    """Write the finished adapter to the run's folder. Raises InputError where the disk does not take it."""
     out = Path(config.out)
     try:
         save_adapter(out, weights, adapter_config)
@@ -85,7 +85,7 @@ def save_result(
 
 
 def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -> None:
-    """In diffusers' layout; a file that is there is replaced whole."""
+    """Write an adapter in diffusers' layout; a file that is there is replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as partial:
         save_file({k: v.contiguous() for k, v in weights.items()}, partial, metadata={"format": "pt"})
@@ -95,7 +95,7 @@ def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -
 
 
 def describe(config: TrainConfig, step: int, **more) -> str:
-    """The run's full configuration as JSON."""
+    """Return the run's full configuration as JSON."""
     about = {"step": step, **more, "config": config.to_json(), "versions": versions(), "commit": commit()}
     return json.dumps(about, indent=2) + "\n"
 
@@ -105,7 +105,7 @@ def checkpoints(out: str | Path) -> Path:
 
 
 def newest(out: str | Path) -> list[Path]:
-    """The whole checkpoints of a run, the oldest first."""
+    """Return the whole checkpoints of a run, the oldest first."""
     return sorted(p.parent for p in checkpoints(out).glob(f"[0-9]*/{RUN}"))
 
 
@@ -116,7 +116,7 @@ def clear_partial(out: str | Path) -> None:
 
 
 def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:
-    """The checkpoint to go on from: the newest that can be read, or the one that `resume` names.
+    """Return the checkpoint to go on from: the newest that can be read, or the one that `resume` names.
 
     samples, data: of this run, as in State. say: takes lines for the user.
 
@@ -173,7 +173,7 @@ def _read(path: Path) -> tuple[Path, State]:
 
 
 def _check_same(path: Path, state: State, config: TrainConfig, samples: int, data: str, say) -> None:
-    """InputError where the run was another one, unless `force_resume` is given."""
+    """Raise InputError where the run was another one, unless `force_resume` is given."""
     changed = config.changed(TrainConfig.read(path / RUN))
     if state.samples != samples:
         changed.append(f"samples of a step {samples}, was {state.samples}")
@@ -189,7 +189,9 @@ def _check_same(path: Path, state: State, config: TrainConfig, samples: int, dat
 
 
 def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """An optimizer's state as "parameter/name" -> whole tensor on the CPU; names: of its parameters, in their order."""
+    """Return an optimizer's state as "parameter/name" -> whole tensor on the CPU; names: of its parameters, in their
+    order.
+    """
     flat = {}
     for name, parameter in zip(names, _parameters(optimizer), strict=True):
         for key, value in optimizer.state[parameter].items():
@@ -209,13 +211,13 @@ def load_optimizer(optimizer: Optimizer, names: Sequence[str], tensors: Mapping[
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU; of a sharded tensor all of it, for which all processes have to ask."""
+    """Return a copy on the CPU; of a sharded tensor all of it, for which all processes have to ask."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()).cpu()
 
 
 def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy on the device of `like`, laid out in memory as that is, and sharded as that is.
+    """Return a copy on the device of `like`, laid out in memory as that is, and sharded as that is.
 
     The layout matters: fused optimizers walk through a parameter's memory and its state's side by side.
     """

@@ -49,7 +49,7 @@ class FrozenUNet:
         time_ids: Tensor,
         control: Sequence[Injection],
     ) -> Tensor:
-        """The prediction (B, 4, h, w) float32, every row at its own timestep t (B,)."""
+        """Return the prediction (B, 4, h, w) float32, every row at its own timestep t (B,)."""
         with torch.no_grad():
             pooled, text = pooled.to(self.dtype), text.to(self.dtype)
             time = [projection[0] for projection in self.unet.embed_time(t[None], pooled, time_ids)]

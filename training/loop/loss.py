@@ -38,7 +38,7 @@ def training_loss(
     prediction: str,
     config: TrainConfig,
 ) -> dict[str, Tensor]:
-    """Each weighted term of every sample, (B,) float32: "noise", and "z0" where that loss is on.
+    """Return each weighted term of every sample, (B,) float32: "noise", and "z0" where that loss is on.
 
     output, noisy, latents, noise: (B, C, h, w). mask (B or 1, 1, h, w), at the latents' size. t, abar: (B,).
     Both terms come from one kernel where both are wanted (design: L = w_s mean((o - target)^2) + w(t) mean(...)).
@@ -75,7 +75,7 @@ def z0_weight(t: Tensor, abar: Tensor, config: TrainConfig) -> Tensor:
 
 
 def check_schedule(abar: Tensor, prediction: str, config: TrainConfig) -> None:
-    """InputError where the model's noise schedule cannot give the loss that is asked for."""
+    """Raise InputError where the model's noise schedule cannot give the loss that is asked for."""
     if prediction not in PREDICTIONS:
         raise InputError(f"the model predicts {prediction!r}; expected one of {', '.join(PREDICTIONS)}")
     if prediction == "epsilon" and config.z0_loss != "off" and float(abar.min()) <= 0:

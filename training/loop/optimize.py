@@ -27,7 +27,9 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
 
 
 def learning_rate(step: int, config: TrainConfig, samples: int) -> float:
-    """Of a step, the first being 0; samples: of a step over all devices, by which `scale_lr` multiplies."""
+    """Return a step's learning rate, the first being step 0; samples: of a step over all devices, by which `scale_lr`
+    multiplies.
+    """
     peak = config.lr * (samples if config.scale_lr else 1)
     return peak * schedule(step, config.steps, config.warmup, config.lr_schedule)
 

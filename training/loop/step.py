@@ -54,14 +54,14 @@ class LossOf:
         )
 
     def _features(self, adapter: nn.Module, condition: Tensor) -> list[Tensor]:
-        """The adapter's four maps, in the frozen model's dtype."""
+        """Return the adapter's four maps, in the frozen model's dtype."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = adapter(condition.contiguous(memory_format=torch.channels_last))
         return [f.to(self.unet.dtype, memory_format=torch.channels_last) for f in features]
 
 
 def new_adapter(channels: tuple[int, ...], condition_channels: int, num_res_blocks: int = 2) -> T2IAdapter:
-    """A T2I-Adapter for SDXL with random weights, float32; channels: of the UNet's control at each level."""
+    """Return a T2I-Adapter for SDXL with random weights, float32; channels: of the UNet's control at each level."""
     return T2IAdapter(
         in_channels=condition_channels,
         channels=list(channels),

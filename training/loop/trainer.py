@@ -76,7 +76,7 @@ class Trainer:
         self.step, self.bad_steps, self.stop = 0, 0, Stop()
 
     def run(self) -> None:
-        """Raises InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
+        """Raise InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
         self._resume()
         batches = iter(self._loader())
         with self.stop.listening(), ops.use_backend(self.config.backend):
@@ -97,7 +97,7 @@ class Trainer:
         self._finish()
 
     def _take_step(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """One optimizer step; skipped, but counted, where the gradient is not finite. Returns the mean terms."""
+        """Return one optimizer step; skipped, but counted, where the gradient is not finite. Returns the mean terms."""
         config, total = self.config, {}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config, self.samples)
@@ -157,7 +157,7 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def _is_finite(self, norm: Tensor) -> bool:
-        """Whether to take the step; the norm is of all processes' gradients, so that they agree."""
+        """Return whether to take the step; the norm is of all processes' gradients, so that they agree."""
         if bool(torch.isfinite(torch.as_tensor(checkpoint.whole(norm)))):
             self.bad_steps = 0
             return True
@@ -172,14 +172,14 @@ class Trainer:
         return False
 
     def save(self) -> None:
-        """A checkpoint; all processes take part."""
+        """Write a checkpoint; all processes take part."""
         state = self._state()
         if self.accelerator.is_main_process:
             checkpoint.save(state, self.config, self.adapter_config, self.config.keep)
         self.accelerator.wait_for_everyone()
 
     def validate(self) -> None:
-        """The sheet and LFMSE of the weights that would be saved now."""
+        """Draw the sheet and log the LFMSE of the weights that would be saved now."""
         weights = self._final_weights()
         if self.accelerator.is_main_process:
             adapter = adapter_with(self.adapter_config, weights, self.model)
@@ -245,7 +245,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _asked_to_stop(self) -> bool:
-        """Whether any process was; all of them stop after the same step."""
+        """Return whether any process was; all of them stop after the same step."""
         if self.accelerator.num_processes > 1:
             asked = torch.tensor([self.stop.signal], device=self.accelerator.device)
             self.stop.signal = int(self.accelerator.gather(asked).max())
@@ -253,7 +253,7 @@ class Trainer:
 
 
 def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:
-    """Those to draw and those to train on; which ones are held out depends on their files alone."""
+    """Return those to draw and those to train on; which ones are held out depends on their files alone."""
     if len(entries) <= held_out:
         raise InputError(f"validation_samples {held_out}: there are only {len(entries)} samples to train on")
     chosen = set(sorted({e.key for e in entries})[:held_out])

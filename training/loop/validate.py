@@ -50,7 +50,7 @@ class Validation:
         return mean_errors(errors)
 
     def _control(self, entry: Entry, i: int) -> tuple[Tensor, Tensor]:
-        """The condition and a mask that is not the whole image, whatever the training's masks are."""
+        """Return the condition and a mask that is not the whole image, whatever the training's masks are."""
         rows = copy.copy(self.rows)
         rows.config = dataclasses.replace(self.config, control="features", mask_full=0.0)
         return rows.control(entry, row_key(entry.key, 0), np.random.default_rng([self.config.seed, 2, i]))
@@ -59,7 +59,7 @@ class Validation:
 def draw(
     pipe: LocalControlPipeline, entry: Entry, condition: Tensor, mask: Tensor, config: TrainConfig, seed: int
 ) -> Image.Image:
-    """The picture that the run's method makes of a condition (C, H, W) and a mask (1, H, W)."""
+    """Return the picture that the run's method makes of a condition (C, H, W) and a mask (1, H, W)."""
     region = control_region(config.control, condition, mask, NAME)
     height, width = entry.bucket
     settings = {"steps": config.validation_steps, "mask_resize": config.mask_resize}
@@ -67,7 +67,7 @@ def draw(
 
 
 def control_region(control: str, condition: Tensor, mask: Tensor, adapter: str, **fields) -> Region:
-    """A condition (C, H, W) and a mask (1, H, W) as a method takes them; see `TrainConfig.control`.
+    """Return a condition (C, H, W) and a mask (1, H, W) as a method takes them; see `TrainConfig.control`.
 
     fields: more of the Region's.
     """
@@ -78,7 +78,7 @@ def control_region(control: str, condition: Tensor, mask: Tensor, adapter: str, 
 
 
 def compare(image: Image.Image, condition: Tensor, mask: Tensor, config: TrainConfig) -> LFMSE:
-    """Of the picture's own condition against the one asked for."""
+    """Return the errors of the picture's own condition against the one asked for."""
     made = np.asarray(preprocess(config.condition, image).convert("L"))
     wanted = (condition.mean(0) * 255).round().byte().numpy()
     lfmse = lfmse_sobel if config.condition == "sobel" else lfmse_canny
@@ -86,14 +86,14 @@ def compare(image: Image.Image, condition: Tensor, mask: Tensor, config: TrainCo
 
 
 def mean_errors(errors: list[LFMSE]) -> dict[str, float]:
-    """Means over the pictures, without those where the mask left nothing."""
+    """Return means over the pictures, without those where the mask left nothing."""
     names = [field.name for field in dataclasses.fields(LFMSE)]
     values = {name: [getattr(e, name) for e in errors if not math.isnan(getattr(e, name))] for name in names}
     return {f"lfmse/{name}": float(np.mean(found)) for name, found in values.items() if found}
 
 
 def stack(sheets: list[Image.Image]) -> Image.Image:
-    """One below the other."""
+    """Return one below the other."""
     width, height = max(s.width for s in sheets), sum(s.height for s in sheets)
     whole, y = Image.new("RGB", (width, height), "white"), 0
     for sheet in sheets:
@@ -103,7 +103,7 @@ def stack(sheets: list[Image.Image]) -> Image.Image:
 
 
 def adapter_with(config: Mapping, weights: Mapping[str, Tensor], model: Model) -> T2IAdapter:
-    """An adapter with these weights on the model's device, in its dtype, for drawing."""
+    """Return an adapter with these weights on the model's device, in its dtype, for drawing."""
     with torch.device("meta"):
         adapter = T2IAdapter(**config)
     adapter.load_state_dict(weights, assign=True)

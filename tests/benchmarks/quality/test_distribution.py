@@ -114,7 +114,7 @@ def test_fid_names_what_is_wrong():
 def test_fid_says_what_to_install_and_download(monkeypatch, tmp_path):
     good, weights = pictures(2), tmp_path / "weights.pth"
     text = message(fid, good, good, weights)
-    assert f"{weights} is no file" in text
+    assert f"{weights} is not a file" in text
     assert "pip install torch-fidelity" in text
     assert "weights-inception-2015-12-05-6726825d.pth" in text
     torch.save({}, weights)
@@ -228,7 +228,7 @@ def test_clip_score_says_what_the_folder_lacks(clip, tmp_path):
     def refused(folder):
         return message(clip_score, pictures(1), [RED_STAR], folder)
 
-    assert f"{tmp_path / 'none'} is no folder; download openai/clip" in refused(tmp_path / "none")
+    assert f"{tmp_path / 'none'} is not a folder; download openai/clip" in refused(tmp_path / "none")
     assert "holds no CLIP model" in refused(tmp_path)
     assert "holds no CLIP model" in refused(EMBEDDED / "text_encoder")
     change_weights(clip, lambda w: {key: w[key] for key in w if not key.startswith("vision")})

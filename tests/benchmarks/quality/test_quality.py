@@ -70,7 +70,7 @@ def test_a_users_folder_is_measured_without_prompts(tmp_path):
 def test_a_file_in_the_way_is_found_before_drawing(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert quality.main(["--out", str(tmp_path / "file" / "out")]) == 2
-    assert "is no folder that can be written to" in capsys.readouterr().err
+    assert "is not a folder that can be written to" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -82,7 +82,7 @@ def test_a_file_in_the_way_is_found_before_drawing(tmp_path, capsys):
         (["--masks-from", "masks"], "belong to --data"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--condition", "nothing", "--count", "1"], "'nothing' is unknown"),
-        (["--clip", "nowhere", "--count", "1", "--steps", "1", "--masks", "half"], "nowhere is no folder"),
+        (["--clip", "nowhere", "--count", "1", "--steps", "1", "--masks", "half"], "nowhere is not a folder"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, tmp_path, capsys):

@@ -160,7 +160,7 @@ def test_bad_files_are_named(content, expected, tmp_path):
 def test_folders_pipes_and_impossible_names(tmp_path):
     assert "is a folder; expected an image file" in message(load_image, tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "is no regular file" in message(load_image, tmp_path / "pipe")
+    assert "is not a regular file" in message(load_image, tmp_path / "pipe")
     assert "cannot be read" in message(load_image, "a\0b.png")
     assert "cannot be read" in message(load_image, "x" * 5000)
     assert "cannot be read" in message(load_image, "~nobody-of-that-name/a.png")
@@ -212,8 +212,8 @@ def test_a_bomb_in_the_header_alone_is_refused_before_decoding(tmp_path):
         (torch.zeros(2, 3, 4, 4), "shape (2, 3, 4, 4); expected a tensor (H, W), (C, H, W) or (1, C, H, W)"),
         (torch.zeros(3, 0, 4), "shape (3, 0, 4)"),
         (np.zeros(4), "shape (4,)"),
-        (None, "a NoneType is no image; expected a path, a PIL image, an array or a tensor"),
-        (b"bytes", "a bytes is no image"),
+        (None, "a NoneType is not an image; expected a path, a PIL image, an array or a tensor"),
+        (b"bytes", "a bytes is not an image"),
         (Image.new("L", (0, 4)), "is 0 x 4 px"),
         (Image.new("I", (2, 2), -1), "values from -1 to -1; expected 0 to 65535"),
     ],

@@ -86,9 +86,9 @@ def test_pack_of_nothing_is_empty_but_checks_the_size():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((1000, 1024), "height 1000 is not a multiple of 16; the nearest: 992 and 1008"),
-        ((1024, 17), "width 17 is not a multiple of 16; the nearest: 16 and 32"),
-        ((7, 64), "height 7 is not a multiple of 16; the nearest: 16"),
+        ((1000, 1024), "height 1000: not a multiple of 16; the nearest: 992 and 1008"),
+        ((1024, 17), "width 17: not a multiple of 16; the nearest: 16 and 32"),
+        ((7, 64), "height 7: not a multiple of 16; the nearest: 16"),
         ((0, 64), "height 0; expected pixels, a positive multiple of 16"),
         ((64, -64), "width -64; expected pixels, a positive multiple of 16"),
         ((64, 64.0), "width 64.0; expected pixels, a positive multiple of 16"),

@@ -1,10 +1,12 @@
 """A file is replaced whole or not at all."""
 
+import json
 import os
 
 import pytest
 
-from runtime.machine.files import replacing
+from runtime.errors import InputError
+from runtime.machine.files import replacing, write_json
 
 
 def test_takes_the_place_of_the_old_file(tmp_path):
@@ -41,3 +43,29 @@ def test_a_link_keeps_pointing_at_its_target(tmp_path):
         partial.write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
+
+
+def test_writes_json(tmp_path):
+    write_json({"a": [1, "é"]}, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == {"a": [1, "é"]}
+    assert os.listdir(tmp_path) == ["r.json"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_keeps_the_old_report(tmp_path, monkeypatch, failure):
+    path = tmp_path / "r.json"
+    path.write_text("old")
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(failure):
+        write_json({"a": 1}, path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_a_folder_that_is_not_there_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="report: cannot write"):
+        write_json({}, tmp_path / "no" / "r.json")

@@ -1,13 +1,9 @@
 """The report's facts, and that it is written whole or not at all."""
 
-import json
-import os
 import subprocess
 
-import pytest
 import torch
 
-from runtime.errors import InputError
 from runtime.machine import report
 
 
@@ -17,12 +13,6 @@ def test_versions_device_and_memory_are_known():
     assert versions["localcontrol"].count(".") == 2
     assert len(report.device_name(torch.device("cpu"))) > 2
     assert 1e7 < report.peak_memory(torch.device("cpu"))["ram"] < 1e12
-
-
-def test_writes_json(tmp_path):
-    report.write_json({"a": [1, "é"]}, tmp_path / "r.json")
-    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == {"a": [1, "é"]}
-    assert os.listdir(tmp_path) == ["r.json"]
 
 
 def test_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch):
@@ -44,23 +34,3 @@ def test_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch
     assert report.commit() == clean
     files[0].write_text("after")
     assert report.commit() == f"{clean}-dirty"
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_keeps_the_old_report(tmp_path, monkeypatch, failure):
-    path = tmp_path / "r.json"
-    path.write_text("old")
-
-    def fail(*_):
-        raise failure
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(failure):
-        report.write_json({"a": 1}, path)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["r.json"]
-
-
-def test_a_folder_that_is_not_there_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match="report: cannot write"):
-        report.write_json({}, tmp_path / "no" / "r.json")

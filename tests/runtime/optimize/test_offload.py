@@ -55,7 +55,7 @@ def test_parts_are_elsewhere_only_while_they_work(monkeypatch):
     ("how", "message"),
     [
         ("disk", "offload 'disk': unknown, expected model, group"),
-        ("model", "offload model: it makes room on a GPU, got device cpu"),
+        ("model", "offload model: it saves a GPU's memory, and the device is cpu; leave it out"),
     ],
 )
 def test_what_does_not_go_together(how, message):
@@ -66,7 +66,9 @@ def test_what_does_not_go_together(how, message):
 def test_an_offloaded_unet_is_not_compiled():
     model = from_diffusers(make_pipeline())
     pipe = LocalControlPipeline(model, {}, offload=Offload(model, torch.device("cpu"), "model"))
-    with pytest.raises(InputError, match="compile: the UNet is offloaded"):
+    with pytest.raises(
+        InputError, match="compile: offload model moves the UNet's weights; leave one of them out"
+    ):
         pipe.compile()
 
 
@@ -87,10 +89,12 @@ def test_layers_that_take_turns_are_computed_at_every_step():
     model, device = from_diffusers(make_pipeline()), torch.device("cpu")
     group = LocalControlPipeline(model, {}, offload=Offload(model, device, "group"))
     with pytest.raises(
-        InputError, match="cache_interval 2: with offload group every step computes all layers"
+        InputError, match="cache_interval 2: offload group computes every step whole; expected 1"
     ):
         group("a star", cache_interval=2)
-    with pytest.raises(InputError, match="compile: the UNet is offloaded"):
+    with pytest.raises(
+        InputError, match="compile: offload group moves the UNet's weights; leave one of them out"
+    ):
         group.compile()
 
 

@@ -418,8 +418,8 @@ def test_a_tars_captions_may_be_json(tmp_path):
     files |= {"3.png": picture(3), "4.png": picture(4), "4.json": b"[]", "5.txt": b"no image"}
     found = samples(write_tar(tmp_path / "a.tar", files), caption_key="said")
     assert [(s.name, s.caption, s.error) for s in found] == [
-        ("1", "one", None), ("2", None, "its .json is no JSON object"), ("3", None, None),
-        ("4", None, "its .json is no JSON object"), ("5", "no image", None),
+        ("1", "one", None), ("2", None, "its .json is not a JSON object"), ("3", None, None),
+        ("4", None, "its .json is not a JSON object"), ("5", "no image", None),
     ]  # fmt: skip
     assert found[0].image == picture(1) and found[4].image == b""
 
