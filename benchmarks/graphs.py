@@ -23,7 +23,7 @@ from benchmarks.full_size import SMALL, build
 from benchmarks.measure import RESULTS, environment, write_rows
 from export.graph_report import report
 from export.graphs import make_components
-from export.onnx_export import OPSET, export_onnx, quiet
+from export.onnx_export import OPSET, export_onnx, silence
 from export.targets import tensorrt as compile_tensorrt
 from runtime.engines.ports import Profile
 from runtime.errors import InputError
@@ -129,7 +129,7 @@ def export_diffusers(unet: UNet2DConditionModel, path: Path) -> None:
         "encoder_hidden_states": {0: free},
         "added_cond_kwargs": {"text_embeds": {0: free}, "time_ids": {0: free}},
     }
-    with quiet():
+    with silence():
         program = torch.onnx.export(
             unet.eval(),
             (),

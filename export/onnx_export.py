@@ -12,20 +12,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common as passes
 from onnxscript import opset21 as op
-from onnxscript import optimizer, rewriter
 
-import kernels
 from export.graphs import Component
+from export.onnx_passes import clean, name_ports, release
 from kernels import ops
 from runtime.engines.ports import KEY, LEVEL, MASK, VALUE, Axis, Port, Profile
 
@@ -61,19 +58,13 @@ def export_onnx(
     onnx.checker.check_model(str(path))
 
 
-def release(values: Iterable[ir.Value]) -> None:
-    """Let go of the weights: onnxscript's rules, as long-lived as the process, keep the graph they matched last."""
-    for value in values:
-        value.const_value = None
-
-
 def trace(component: Component, profile: Profile) -> torch.export.ExportedProgram:
     """torch.export's graph, dynamic where the profile is."""
     arguments = tuple(_example(port, profile) for port in component.inputs)
     dynamic = [_dynamic(port, profile) for port in component.inputs]
     named = len([p for p in component.inputs if not p.name.startswith(VARIADIC)])
     shapes = (*dynamic[:named], tuple(dynamic[named:])) if named < len(dynamic) else tuple(dynamic)
-    with torch.no_grad(), ops.use_backend("torch"), quiet():
+    with torch.no_grad(), ops.use_backend("torch"), silence():
         return torch.export.export(component.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
 
 
@@ -86,7 +77,7 @@ def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.M
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle,
     }
-    with quiet():
+    with silence():
         made = torch.onnx.export(
             program,
             (),
@@ -97,11 +88,7 @@ def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.M
             custom_translation_table=table,
         )
     model = made.model
-    parameters = {name for name, _ in component.module.named_parameters()}
-    simplify(model, parameters)
-    transpose_weights(model)
-    settle_reshapes(model)
-    widen_resizes(model)
+    clean(model, {name for name, _ in component.module.named_parameters()})
     name_ports(model, component)
     return model
 
@@ -155,123 +142,6 @@ def _scalar(value: float, dtype: ir.DataType):
     return op.Cast(op.Constant(value_float=value), to=dtype)
 
 
-def simplify(model: ir.Model, parameters: set[str]) -> None:
-    """Inline, fold constants, drop what is unused. No weight is touched, so that each keeps its name."""
-
-    def should_fold(node: ir.Node) -> bool | None:
-        return False if any(x is not None and x.name in parameters for x in node.inputs) else None
-
-    passes.InlinePass()(model)
-    for _ in range(2):  # the second round folds what the first one's rewriting uncovered
-        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
-        rewriter.rewrite(model)
-        passes.RemoveUnusedNodesPass()(model)
-    for step in (
-        passes.RemoveUnusedFunctionsPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.OutputFixPass(),
-        passes.NameFixPass(),
-    ):
-        step(model)
-
-
-def transpose_weights(model: ir.Model) -> None:
-    """Store the weight of a linear layer's MatMul transposed, instead of transposing at every call."""
-    graph = model.graph
-    for node in list(graph):
-        weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or weight.name not in graph.initializers or weight.const_value is None:
-            continue
-        tensor, order = weight.const_value, list(node.attributes["perm"].as_ints())
-        if order != [1, 0]:
-            continue
-        lazy = ir.LazyTensor(
-            lambda tensor=tensor: ir.tensor(tensor.numpy().T.copy(), dtype=tensor.dtype),
-            dtype=tensor.dtype,
-            shape=ir.Shape([tensor.shape[1], tensor.shape[0]]),
-            name=f"{weight.name}.T",
-        )
-        stored = ir.val(lazy.name, tensor.dtype, lazy.shape, const_value=lazy)
-        graph.register_initializer(stored)
-        node.outputs[0].replace_all_uses_with(stored)
-        graph.remove(node, safe=True)
-        if not weight.uses():
-            release([weight])
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def widen_resizes(model: ir.Model) -> None:
-    """TensorRT has no Resize in bfloat16: the nearest neighbours of a float32 copy have the same values."""
-    for node in list(model.graph):
-        if node.op_type != "Resize" or node.inputs[0].dtype != ir.DataType.BFLOAT16:
-            continue
-        wide = _cast(node.inputs[0], ir.DataType.FLOAT)
-        model.graph.insert_before(node, wide)
-        node.replace_input_with(0, wide.outputs[0])
-        resized = node.outputs[0]
-        narrow = _cast(resized, ir.DataType.BFLOAT16)
-        resized.dtype = ir.DataType.FLOAT
-        resized.replace_all_uses_with(narrow.outputs[0])
-        narrow.replace_input_with(0, resized)
-        model.graph.insert_after(node, narrow)
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": dtype})
-    node.outputs[0].dtype, node.outputs[0].shape = dtype, value.shape
-    return node
-
-
-def settle_reshapes(model: ir.Model) -> None:
-    """Constant targets for reshapes that keep dynamic dimensions in place, instead of a graph that computes them."""
-    for node in list(model.graph):
-        if node.op_type != "Reshape" or node.inputs[1].const_value is not None:
-            continue
-        before, after = node.inputs[0].shape, node.outputs[0].shape
-        if before is None or after is None:
-            continue
-        target = [
-            size if isinstance(size, int) else 0 if i < len(before) and _same(before[i], size) else -1
-            for i, size in enumerate(after)
-        ]
-        if target.count(-1) <= 1:
-            tensor = ir.tensor(target, dtype=ir.DataType.INT64, name=f"{node.outputs[0].name}_shape")
-            shape = ir.val(tensor.name, tensor.dtype, tensor.shape, const_value=tensor)
-            model.graph.register_initializer(shape)
-            node.replace_input_with(1, shape)
-            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)  # a 0 is the input's size, not none
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def _same(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
-    return a == b and (isinstance(a, int) or a.value is not None)
-
-
-def name_ports(model: ir.Model, component: Component) -> None:
-    """Put the component's names on inputs, outputs and dynamic dimensions."""
-    graph, symbols = model.graph, {}
-    for value, port in zip(graph.inputs, component.inputs, strict=True):
-        value.name = port.name
-        for found, size in zip(value.shape, port.shape, strict=True):
-            if not isinstance(found, int):
-                symbols[str(found.value)] = str(size)
-    for value, port in zip(graph.outputs, component.outputs, strict=True):
-        value.name = port.name
-    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        if value.shape is not None:
-            value.shape = ir.Shape([_rename(size, symbols) for size in value.shape])
-    graph.name = component.name
-    model.producer_name, model.producer_version = "localcontrol", kernels.__version__
-
-
-def _rename(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
-    if isinstance(size, int) or size.value is None:
-        return size if isinstance(size, int) else None
-    return re.sub(r"\bs\d+\b", lambda match: symbols.get(match[0], match[0]), str(size.value))
-
-
 def _example(port: Port, profile: Profile) -> torch.Tensor:
     """Return a tensor of a shape that the profile allows, or a typical one where it is dynamic."""
     shape = [_traced(size, profile) if isinstance(size, Axis) else size for size in port.shape]
@@ -291,8 +161,8 @@ def _dynamic(port: Port, profile: Profile) -> dict[int, object]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not used here."""
+def silence() -> Iterator[None]:
+    """Keep the exporter from noting packages that are not used here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from runtime.control.images import load_image
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 
 DEPTH_MODEL_VARIABLE = "LOCALCONTROL_DEPTH_MODEL"
 
@@ -157,6 +157,10 @@ def _load_depth_model(folder: str):
     try:
         processor = AutoImageProcessor.from_pretrained(folder, **options)
         network = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=True, **options)
+    except ImportError as error:  # transformers before 5.20 asks for torchvision
+        raise InputError(
+            f"depth: transformers needs another package: {first_line(error)}; install it, or a newer transformers"
+        ) from error
     except Exception as error:  # OSError, ValueError, KeyError ...: whatever the folder lacks
         raise InputError(f"depth: {folder} holds no depth-estimation model: {error}") from error
     return processor, network.eval()

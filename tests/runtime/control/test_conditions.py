@@ -171,6 +171,11 @@ def test_depth_runs_a_model_of_a_local_folder(tmp_path):
     )  # fmt: skip
     transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
     transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
-    result = conditions.preprocess("depth", square(70), model=tmp_path)
+    try:
+        result = conditions.preprocess("depth", square(70), model=tmp_path)
+    except InputError as error:
+        if "needs another package" in str(error):
+            pytest.skip(str(error))
+        raise
     assert (result.size, result.mode) == ((70, 70), "L")
     assert result.getextrema() == (0, 255)
