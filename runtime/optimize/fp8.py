@@ -46,6 +46,7 @@ class StoredLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d):
         super().__init__()
+        self.out_features = len(layer.weight)
         weight, scale = to_fp8(layer.weight.detach())
         self.register_buffer("stored", weight)
         self.register_buffer("scale", scale)

@@ -7,7 +7,16 @@ from torch import nn
 from runtime import LocalControlPipeline
 from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
-from runtime.optimize.fp8 import FP8, Fp8Linear, check_quantize, multiplies_here, quantize, to_fp8
+from runtime.optimize.fp8 import (
+    FP8,
+    Fp8Linear,
+    StoredConv2d,
+    StoredLinear,
+    check_quantize,
+    multiplies_here,
+    quantize,
+    to_fp8,
+)
 from tests.support.tiny import make_pipeline
 from tests.support.tolerances import relative_rms
 
@@ -123,3 +132,20 @@ def test_a_pipeline():
 def test_what_does_not_go_together(name, dtype, message):
     with pytest.raises(InputError, match=message):
         check_quantize(name, torch.device("cpu"), dtype)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(32, 48), (2, 7, 32)), (nn.Conv2d(8, 16, 3, 2, 1), (2, 8, 9, 9))],
+    ids=["linear", "conv"],
+)
+def test_a_layer_with_stored_weights_is_near_and_compiles_whole(layer, shape):
+    stored = (StoredLinear if isinstance(layer, nn.Linear) else StoredConv2d)(layer)
+    x = torch.randn(shape)
+    made = stored(x)
+    assert 0 < relative_rms(made, layer(x)) < ROUNDING
+    assert torch.equal(torch.compile(stored, backend="eager", fullgraph=True)(x), made)
+    assert stored.stored.dtype == FP8 and stored.out_features == 16 * (
+        3 if isinstance(layer, nn.Linear) else 1
+    )
