@@ -23,7 +23,7 @@ from export.progress import stage
 from export.sizes import make_profile
 from export.stages import Stages
 from export.targets.compile import GIB, MEMORY, compile_engine
-from export.targets.compiled import CompileOptions
+from export.targets.options import CompileOptions
 from runtime.control.adapters import check_adapter
 from runtime.control.levels import SIZE_MULTIPLE
 from runtime.engines.base import package_version

@@ -128,7 +128,7 @@ def build(options: argparse.Namespace, command: str) -> int:
     _check_packages()
     from export.build import BuildSettings, build_folder
     from export.targets.compile import GIB, check_target
-    from export.targets.compiled import CompileOptions
+    from export.targets.options import CompileOptions
 
     wanted = tuple(options.compute_capability)
     capabilities = check_target(options.target, options.precision, wanted, options.refit)

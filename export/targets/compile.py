@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from export.targets.compiled import Compiled, CompileOptions, Progress
+from export.targets.options import Compiled, CompileOptions, Progress
 from runtime.engines.base import package_version
 from runtime.engines.ports import Port, Profile
 from runtime.engines.targets import TARGETS

@@ -8,8 +8,8 @@ from pathlib import Path
 import openvino as ov
 import torch
 
-from export.targets.compiled import Compiled
 from export.targets.openvino_norms import rewrite_norms
+from export.targets.options import Compiled
 from runtime.engines.openvino import settings, the_core
 from runtime.errors import InputError, first_line
 

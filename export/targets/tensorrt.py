@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from export.targets.compiled import Compiled, CompileOptions, Progress
+from export.targets.options import Compiled, CompileOptions, Progress
 from runtime.engines.ports import Port, Profile
 from runtime.engines.targets import TARGETS
 from runtime.engines.tensorrt import is_rtx

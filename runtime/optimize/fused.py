@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from kernels import ops
 from runtime.model.blocks import GEGLU, Resnet, Transformer
-from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
+from runtime.optimize.exchange import exchange
 
 
 class FusedGroupNorm(nn.GroupNorm):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from runtime.model.attention import attend
 from runtime.model.blocks import Attention, TransformerBlock
-from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
+from runtime.optimize.exchange import exchange
 
 
 class FusedSelfAttention(Attention):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from runtime.machine.arithmetic import has_kernels
 from runtime.model.blocks import GEGLU, Transformer
-from runtime.model.exchange import exchange
 from runtime.model.unet import UNet
+from runtime.optimize.exchange import exchange
 
 
 class Packed(nn.Module):

@@ -13,6 +13,7 @@ from runtime.control.masks import box
 from runtime.control.region import pack
 from runtime.errors import InputError
 from runtime.model.blocks import Attention
+from runtime.sampling.schedulers import make_scheduler
 from tests.support.tiny import CHANNELS, make_adapter, make_pipeline
 from tests.support.tolerances import relative_rms
 
@@ -81,6 +82,24 @@ def test_equals_diffusers_with_a_negative_prompt_and_a_size():
     ).images
     ours = pipe()(PROMPT, [Region(picture)], latents=start, steps=4, **options).latents
     assert relative_rms(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("rescale", [0.7, 1.0])
+@pytest.mark.parametrize("scheduler", ["euler", "unipc"], ids=["linear steps", "the scheduler's steps"])
+def test_guidance_is_rescaled_as_in_diffusers(monkeypatch, scheduler, rescale):
+    monkeypatch.setattr(diffusers_pipe(), "scheduler", make_scheduler(scheduler, diffusers_pipe().scheduler))
+    theirs = diffusers_pipe()(
+        PROMPT,
+        image=condition(),
+        latents=noise(),
+        num_inference_steps=4,
+        guidance_scale=9.0,
+        guidance_rescale=rescale,
+        output_type="latent",
+    ).images
+    options = {"latents": noise(), "guidance": 9.0, "scheduler": scheduler}
+    assert relative_rms(latents(Region(condition()), **options, guidance_rescale=rescale), theirs) < 1e-5
+    assert relative_rms(latents(Region(condition()), **options), theirs) > 1e-3
 
 
 @pytest.mark.parametrize(

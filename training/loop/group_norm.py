@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from runtime.model.exchange import exchange
+from runtime.optimize.exchange import exchange
 
 
 class _GroupNorm(torch.autograd.Function):

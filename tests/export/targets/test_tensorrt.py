@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.targets.compile import check_target, compile_engine
-from export.targets.compiled import Compiled, CompileOptions
+from export.targets.options import Compiled, CompileOptions
 from export.targets.tensorrt import DEFAULT, _config, check_capabilities, supported
 from runtime.errors import InputError
 from tests.support import engines
