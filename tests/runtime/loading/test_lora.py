@@ -1,14 +1,17 @@
 """runtime.loading.lora: what is fused is W + weight * alpha / rank * up @ down, in the layers named and in no other."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors.torch import load_file, save_file
 
 from runtime.errors import InputError
 from runtime.loading.folder import load_folder
 from runtime.loading.lora import find_lora, fuse_lora
+from runtime.loading.lora_names import original_names
 from tests.support import saved_model
 from tests.support.tolerances import assert_close
 
@@ -139,4 +142,179 @@ def test_what_is_no_lora(tmp_path):
         find_lora((tmp_path / "x.safetensors", float("nan")))
     (tmp_path / "y.safetensors").touch()
     with pytest.raises(InputError, match=r"2 \.safetensors files in the folder, expected one"):
+        find_lora(tmp_path)
+
+
+def layers_of(pipe, kinds=("Linear", "Conv2d")) -> list[tuple[str, str]]:
+    return [
+        (part, path)
+        for part in ("unet", "text_encoder", "text_encoder_2")
+        for path, layer in getattr(pipe, part).named_modules()
+        if type(layer).__name__ in kinds
+    ]
+
+
+def kohya_name(part: str, path: str) -> str:
+    prefix = {
+        "unet": "lora_unet_",
+        "text_encoder": "lora_te1_text_model_",
+        "text_encoder_2": "lora_te2_text_model_",
+    }[part]
+    if path == "text_projection":
+        prefix = "lora_te2_"
+    return prefix + path.removeprefix("text_model.").replace(".", "_")
+
+
+def pair(pipe, part: str, path: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = getattr(pipe, part).get_submodule(path).weight
+    return torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2)), torch.randn(rank, *weight.shape[1:])
+
+
+@pytest.mark.parametrize("with_alpha", [True, False])
+def test_each_layer_has_its_own_rank_and_alpha(tmp_path, pipe, with_alpha):
+    """As resized and block-dim files have; every linear layer and convolution of the three parts."""
+    before, tensors, change = weights(pipe), {}, {}
+    for i, (part, path) in enumerate(layers_of(pipe)):
+        rank, alpha = 2 + i % 5, (1.0, 3.0, 0.5)[i % 3]
+        up, down = pair(pipe, part, path, rank)
+        name = kohya_name(part, path)
+        tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+        if with_alpha:
+            tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        product = (up.flatten(1) @ down.flatten(1)).view_as(before[part, f"{path}.weight"])
+        change[part, f"{path}.weight"] = product * (alpha / rank if with_alpha else 1)
+    save_file(tensors, tmp_path / "x.safetensors")
+    fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+    assert len(change) > 50
+    assert_changed(pipe, before, change)
+
+
+def test_the_original_names_are_those_of_diffusers_conversion(pipe):
+    names = dict(original_names(pipe.unet))
+    checkpoint = {
+        f"model.diffusion_model.{name}.{kind}": torch.tensor([float(i)])
+        for i, name in enumerate(names)
+        for kind in ("weight", "bias")
+    }
+    made = convert_ldm_unet_checkpoint(checkpoint, {**pipe.unet.config})
+    for i, path in enumerate(names.values()):
+        assert made[f"{path}.weight"].item() == i, path
+    weighted = {
+        path for path, layer in pipe.unet.named_modules() if getattr(layer, "weight", None) is not None
+    }
+    assert set(names.values()) == weighted
+
+
+def test_original_names_are_read(tmp_path, pipe):
+    original = {path: name for name, path in original_names(pipe.unet)}[ATTENTION]
+    before, (up, down) = weights(pipe), pair(pipe, "unet", ATTENTION, RANK)
+    name = f"lora_unet_{original.replace('.', '_')}"
+    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, tmp_path / "x.safetensors")
+    fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+    assert_changed(pipe, before, {("unet", f"{ATTENTION}.weight"): up @ down})
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"),
+    [
+        ({"r": RANK, "lora_alpha": 16}, 16 / RANK),
+        ({"r": RANK, "lora_alpha": 16, "use_rslora": True}, 16 / RANK**0.5),
+        (
+            {"r": 8, "rank_pattern": {"to_q": RANK}, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 3}},
+            3 / RANK,
+        ),
+    ],
+    ids=["alpha", "rslora", "patterns"],
+)
+@pytest.mark.parametrize(
+    "prefix", ["base_model.model.", "base_model.model.unet.", "unet.base_model.model.", "unet."]
+)
+def test_a_peft_folder_says_its_scale(tmp_path, pipe, config, factor, prefix):
+    before, (up, down) = weights(pipe), pair(pipe, "unet", ATTENTION, RANK)
+    tensors = {f"{prefix}{ATTENTION}.lora_A.weight": down, f"{prefix}{ATTENTION}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    fuse_lora(pipe, find_lora((tmp_path, 0.5)))
+    assert_changed(pipe, before, {("unet", f"{ATTENTION}.weight"): 0.5 * factor * up @ down})
+
+
+def test_diffusers_header_says_its_scale(tmp_path, pipe):
+    before, (up, down) = weights(pipe), pair(pipe, "unet", ATTENTION, RANK)
+    tensors = {f"unet.{ATTENTION}.lora_A.weight": down, f"unet.{ATTENTION}.lora_B.weight": up}
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.lora_alpha": 8})}
+    save_file(tensors, tmp_path / "x.safetensors", metadata=header)
+    fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+    assert_changed(pipe, before, {("unet", f"{ATTENTION}.weight"): 8 / RANK * up @ down})
+
+
+def test_biases_and_mixtures(tmp_path, pipe):
+    before, (up, down) = weights(pipe), pair(pipe, "unet", ATTENTION, RANK)
+    bias = pipe.unet.get_submodule(CONVOLUTION).bias
+    difference = torch.randn(pipe.unet.get_submodule(CONVOLUTION).weight.shape)
+    tensors = {
+        f"{kohya_name('unet', ATTENTION)}.lora_up.weight": up,
+        f"{kohya_name('unet', ATTENTION)}.lora_down.weight": down,
+        f"{kohya_name('unet', CONVOLUTION)}.diff": difference,
+        f"{kohya_name('unet', CONVOLUTION)}.diff_b": torch.ones_like(bias),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    fuse_lora(pipe, find_lora((tmp_path / "x.safetensors", 2.0)))
+    change = {
+        ("unet", f"{ATTENTION}.weight"): 2 * up @ down,
+        ("unet", f"{CONVOLUTION}.weight"): 2 * difference,
+    }
+    assert_changed(pipe, before, change | {("unet", f"{CONVOLUTION}.bias"): 2 * torch.ones_like(bias)})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"lora_unet_mid.oft_blocks": torch.ones(2)},
+            r"lora_unet_mid.oft_blocks: not a tensor of a LoRA, LoHa, LoKr",
+        ),
+        ({"lora_unet_nothing.alpha": torch.ones(1)}, "it has no layer lora_unet_nothing"),
+        (
+            {"bundle_emb.x.string_to_param": torch.ones(2)},
+            "bundle_emb.x.string_to_param: not a tensor of a LoRA",
+        ),
+        ({f"unet.{ATTENTION}.lora_down.weight": torch.ones(RANK, 2)}, "has two of its kind|are the same one"),
+    ],
+    ids=["oft", "no such layer", "embedding", "twice"],
+)
+def test_every_tensor_is_used_or_the_file_is_refused(tmp_path, pipe, more, message):
+    before = weights(pipe)
+    write_lora(tmp_path / "x.safetensors", pipe, LAYERS[:1])
+    save_file(load_file(tmp_path / "x.safetensors") | more, tmp_path / "y.safetensors")
+    with pytest.raises(InputError, match=message):
+        fuse_lora(pipe, find_lora(tmp_path / "y.safetensors"))
+    assert_changed(pipe, before, {})
+
+
+def test_a_number_that_is_not_finite_is_named(tmp_path, pipe):
+    write_lora(tmp_path / "x.safetensors", pipe, LAYERS[:1])
+    tensors = load_file(tmp_path / "x.safetensors")
+    name = next(iter(tensors))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=f"x.safetensors: {name}: NaN or infinite values"):
+        fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "LOHA"}, "PEFT's LOHA; expected LORA"),
+        ({"lora_alpha": "much"}, "lora_alpha is 'much'; expected a number"),
+        (
+            {"lora_alpha": 4, "alpha_pattern": {"to_q": None}},
+            "alpha_pattern of to_q is None; expected a number",
+        ),
+        ({"modules_to_save": ["conv_in"]}, "has modules_to_save, which is not read"),
+    ],
+)
+def test_a_configuration_that_cannot_be_followed_is_refused(tmp_path, pipe, config, message):
+    write_lora(tmp_path / "adapter_model.safetensors", pipe, LAYERS[:1])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
         find_lora(tmp_path)
