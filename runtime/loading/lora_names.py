@@ -109,7 +109,8 @@ def original_names(unet: nn.Module) -> Iterator[tuple[str, str]]:
     for block, place in _blocks(unet):
         for path in sorted(paths):
             if path.startswith(f"{block}."):
-                yield f"{place}.{_inner(path.removeprefix(f'{block}.'))}", path
+                inner = _inner(path.removeprefix(f"{block}."))
+                yield f"{place}.{'op' if 'downsamplers' in block else inner}", path
     single = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
     single |= {f"time_embedding.linear_{i}": f"time_embed.{2 * (i - 1)}" for i in (1, 2)}
     single |= {f"add_embedding.linear_{i}": f"label_emb.0.{2 * (i - 1)}" for i in (1, 2)}
@@ -153,6 +154,4 @@ def _inner(path: str) -> str:
         "conv2": "out_layers.3",
         "conv_shortcut": "skip_connection",
     }
-    if path == "conv":
-        return "op"  # of a downsampler; an upsampler's is "conv" in both
     return names.get(path, path)
