@@ -280,7 +280,9 @@ class LocalControlPipeline:
         self.capabilities.check(request)
         height, width = request.height or self.default_size, request.width or self.default_size
         seed = secrets.randbits(32) if request.seed is None else request.seed
-        generators = [torch.Generator().manual_seed((seed + i) % MAX_SEED) for i in range(request.images)]
+        generators = [
+            torch.Generator().manual_seed((seed + i) % (MAX_SEED + 1)) for i in range(request.images)
+        ]
         sides = height // self.vae_factor, width // self.vae_factor
         shape = (request.images, self.denoiser.latent_channels, *sides)
         noise = make_noise(shape, generators, request.latents).to(self.device)

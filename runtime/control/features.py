@@ -119,8 +119,13 @@ def strengths(regions: Sequence[Region], steps: int) -> Tensor:
 def activity(regions: Sequence[Region], steps: int) -> Tensor:
     """Return whether each region acts at each step: (steps, R).
 
-    Region r acts in step i of n where start <= i / n and (i + 1) / n <= end, as in diffusers' ControlNet pipelines.
+    Region r acts in step i of n where start <= i / n and (i + 1) / n <= end, as in diffusers' ControlNet pipelines; one
+    that no whole step fits into acts in the step at its middle, unless start == end.
     """
-    return torch.tensor(
-        [[r.start <= i / steps and (i + 1) / steps <= r.end for r in regions] for i in range(steps)]
-    )
+    rows = torch.zeros(steps, len(regions), dtype=torch.bool)
+    for r, region in enumerate(regions):
+        acting = [i for i in range(steps) if region.start <= i / steps and (i + 1) / steps <= region.end]
+        if not acting and region.start < region.end:
+            acting = [min(int((region.start + region.end) / 2 * steps), steps - 1)]
+        rows[acting, r] = True
+    return rows

@@ -19,14 +19,24 @@ from runtime.machine.files import replacing
 
 ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stays below it
 RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
+# Named, since Pillow's others start programs (EPS) or are read by nobody's intention.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+LIGHT = 0.75  # mean brightness from which what is drawn on a transparent layer is meant for a dark background
 
 
-def load_image(source, name: str = "image", background: str = "white") -> Image.Image:
+def formats() -> list[str]:
+    """Return those of FORMATS that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def load_image(source, name: str = "image", background: str = "auto") -> Image.Image:
     """Read `source` as an 8-bit picture, mode "L" (grey) or "RGB", upright and without transparency.
 
     `source` is a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (H, W), (C, H, W) or
     (1, C, H, W), with C = 1, 3 or 4; values are uint8, uint16, bool, or float in [0, 1]. EXIF orientation is
-    applied, transparency is laid on `background` ("white" or "black"), 16-bit and float pictures are scaled
+    applied, transparency is laid on `background` ("white", "black", or "auto": black under what is drawn in a light
+    colour, white otherwise), 16-bit and float pictures are scaled
     to 8 bits, and of an animation the first frame counts. Grey pictures stay grey; all others become RGB.
 
     Raises:
@@ -43,7 +53,7 @@ def load_image(source, name: str = "image", background: str = "white") -> Image.
     return _to_8_bits(image, name, background)
 
 
-def load_tensor(source, name: str = "image", background: str = "white") -> Tensor:
+def load_tensor(source, name: str = "image", background: str = "auto") -> Tensor:
     """Read as `load_image` does, but return (1, C, H, W) float32 in [0, 1], C = 1 or 3; arrays are not rounded to 8
     bits.
     """
@@ -52,8 +62,29 @@ def load_tensor(source, name: str = "image", background: str = "white") -> Tenso
     tensor = _from_array(source, name)
     if tensor.shape[1] == 4:
         colour, alpha = tensor[:, :3], tensor[:, 3:]
-        tensor = colour * alpha + (1 - alpha) * (1.0 if background == "white" else 0.0)
+        light = pick_background(colour, alpha) if background == "auto" else background
+        tensor = colour * alpha + (1 - alpha) * (1.0 if light == "white" else 0.0)
     return tensor
+
+
+def load_layers(source, name: str = "image") -> tuple[Tensor, Tensor | None]:
+    """Read as `load_tensor` does, but return colour (1, 1 | 3, H, W) and alpha (1, 1, H, W), None without any."""
+    if isinstance(source, (str, os.PathLike)):
+        source = _open(Path(source), name)
+    if isinstance(source, Image.Image):
+        source = _decode(source, name)
+        if not source.has_transparency_data or min(source.size) == 0:
+            return to_tensor(_to_8_bits(source, name, "white")), None
+        tensor = to_tensor(_with_alpha(source))
+    else:
+        tensor = _from_array(source, name)
+    return (tensor, None) if tensor.shape[1] != 4 else (tensor[:, :3], tensor[:, 3:])
+
+
+def pick_background(colour: Tensor, alpha: Tensor) -> str:
+    """Return "black" where what is drawn, (1, 3, H, W) with its alpha (1, 1, H, W), is light; otherwise "white"."""
+    drawn = alpha.sum()
+    return "black" if drawn > 0 and (colour * alpha).sum() / (3 * drawn) >= LIGHT else "white"
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -155,14 +186,16 @@ def _decode(source, name: str, path: str = "the image") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image = source if isinstance(source, Image.Image) else Image.open(source, formats=formats())
             image.load()
             return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise InputError(f"{name}: {path} has too many pixels; expected at most {limit}") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{name}: {path} is not an image in a known format") from error
+        raise InputError(
+            f"{name}: {path} is not an image in a known format; expected {', '.join(formats())}"
+        ) from error
     except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
         raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
 
@@ -179,9 +212,16 @@ def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
         return load_image(pixels.astype(np.uint16), name)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        image = _with_alpha(image)
+        if background == "auto":
+            pixels = to_tensor(image)
+            background = pick_background(pixels[:, :3], pixels[:, 3:])
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert(mode)
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    return image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
 
 
 def _from_array(source, name: str) -> Tensor:

@@ -17,7 +17,12 @@ def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 def picture_side(value: int, name: str) -> int:
     """Return a picture's side. Raises InputError unless it is a multiple of 16; says the nearest that are."""
-    side = whole_number(value, name)
+    try:
+        side = whole_number(value, name)
+    except InputError:
+        raise InputError(
+            f"{name} {value!r}: expected pixels, a positive multiple of {SIZE_MULTIPLE}"
+        ) from None
     if side % SIZE_MULTIPLE:
         below = side // SIZE_MULTIPLE * SIZE_MULTIPLE
         nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"

@@ -8,6 +8,7 @@ column j has its centre at x = j + 0.5, y = i + 0.5.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import cv2
@@ -16,23 +17,75 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.control.images import fit, load_tensor
+from runtime.control.images import fit, load_layers
 from runtime.errors import InputError
 
 RESIZES = ("area", "nearest")  # how a mask comes to the size of a level
+FAINT = 0.25  # a mask whose brightest value is below is likely one of labels, 0 and 1 of 255
+BLACK = 16 / 255  # what a compressed picture makes of black, or of one colour
+MOST_COLOURS = 256  # of what was painted, or of a palette: more are a photograph's
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
 def read_mask(source, name: str = "mask") -> Tensor:
     """Return (1, 1, H0, W0) float32 of any source that `images.load_image` takes, at its own size.
 
-    Colours count by their luminance. Transparency counts as black: white painted on an empty layer is a mask.
+    A grey picture is the mask itself. Of a coloured one (a segmentation, a red brush) all that is not black counts as
+    white. A layer painted in one colour counts by its opacity, and of a photograph the part that was erased. Two values
+    that are both dark, such as 0 and 1 of 255, are black and white. Warns (UserWarning) where a mask may mean another
+    thing: one that is faint everywhere, or a photograph.
     """
-    mask = load_tensor(source, name, background="black")
-    if mask.shape[1] == 3:
-        weights = torch.tensor(LUMINANCE, dtype=torch.float64)  # in float32 white would not be exactly 1
-        mask = torch.einsum("bchw,c->bhw", mask.double(), weights)[:, None].float()
+    colour, alpha = load_layers(source, name)
+    mask = (
+        _strength(colour, name)
+        if alpha is None or bool((alpha == 1).all())
+        else _of_layer(colour, alpha, name)
+    )
+    largest = mask.max().item()
+    if 0 < largest < FAINT:
+        if (mask == 0).logical_or(mask == largest).all():
+            return (mask > 0).float()
+        warnings.warn(
+            f"{name}: its brightest value is {largest * 255:.0f} of 255, so the control is faint; expected white, 255",
+            stacklevel=2,
+        )
     return mask
+
+
+def _strength(colour: Tensor, name: str) -> Tensor:
+    """Return (1, 1, H, W) of colours (1, 1 | 3, H, W)."""
+    if colour.shape[1] == 1:
+        return colour
+    if _is_grey(colour):
+        return colour[:, :1]
+    if _colours(colour) > MOST_COLOURS:
+        warnings.warn(
+            f"{name}: a picture in colour, taken by its brightness; expected black and white", stacklevel=3
+        )
+        weights = torch.tensor(LUMINANCE, dtype=torch.float64)  # in float32 white would not be exactly 1
+        return torch.einsum("bchw,c->bhw", colour.double(), weights)[:, None].float()
+    return (colour.amax(dim=1, keepdim=True) > BLACK).float()
+
+
+def _of_layer(colour: Tensor, alpha: Tensor, name: str) -> Tensor:
+    """Return (1, 1, H, W) of a picture with transparency, colours (1, 3, H, W) and alpha (1, 1, H, W)."""
+    visible = colour.movedim(1, -1)[alpha[:, 0] > 0]  # (N, 3)
+    if len(visible) == 0 or (visible - visible[0]).abs().max() <= BLACK:
+        return alpha
+    painted = visible.T.reshape(1, 3, -1, 1)
+    if not _is_grey(painted) and _colours(painted) > MOST_COLOURS:
+        return 1 - alpha
+    return _strength(colour * alpha, name)
+
+
+def _is_grey(colour: Tensor) -> bool:
+    return bool((colour.amax(dim=1) - colour.amin(dim=1)).max() <= BLACK)
+
+
+def _colours(colour: Tensor) -> int:
+    """Return how many 8-bit colours there are."""
+    levels = (colour * 255).round().long().flatten(2)[0]
+    return len((levels[0] * 65536 + levels[1] * 256 + levels[2]).unique())
 
 
 def load_mask(source, height: int, width: int, name: str = "mask") -> Tensor:

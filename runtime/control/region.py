@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,8 @@ class Region:
             conditions.check_preprocess(self.preprocess)
         except InputError as error:
             raise InputError(f"{self.label}: {error}") from error
-        condition = _read(self.condition, f"{self.label} condition", "white", opened)
-        mask = None if self.mask is None else _read(self.mask, f"{self.label} mask", "black", opened)
+        condition = _read(self.condition, f"{self.label} condition", images.load_image, opened)
+        mask = None if self.mask is None else _read(self.mask, f"{self.label} mask", masks.read_mask, opened)
         return dataclasses.replace(self, condition=condition, mask=mask)
 
 
@@ -154,6 +154,7 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
         condition = images.load_tensor(region.condition, f"{name} condition")
     else:
         condition = images.to_tensor(_preprocess(region, height, width))
+    _hint(region, condition)
     if region.mask is None:
         return PackedRegion(images.fit(condition, height, width, f"{name} condition"), None, region)
     painted = masks.read_mask(region.mask, f"{name} mask")
@@ -167,6 +168,17 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
     if region.mask_condition:
         condition = condition * (mask > 0)
     return PackedRegion(condition, mask, region)
+
+
+def _hint(region: Region, condition: Tensor) -> None:
+    """Warn where an adapter of lines, which are white on black, is shown a drawing in black on white."""
+    lines = any(word in region.adapter.lower() for word in ("canny", "sketch", "line", "edge", "scribble"))
+    if lines and region.preprocess == "none" and condition.mean() > images.LIGHT and condition.min() < 0.5:
+        warnings.warn(
+            f"{region.label} condition: dark lines on white; {region.adapter!r} knows white lines on black, and "
+            "preprocess sketch draws them so",
+            stacklevel=4,
+        )
 
 
 def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -235,13 +247,15 @@ def _resolve(source, base: str | os.PathLike | None):
         return source
 
 
-def _read(source, name: str, background: str, opened: dict[tuple, Any]):
+def _read(source, name: str, reads: Callable, opened: dict[tuple, Any]):
+    """Return a source as `reads` gives it; arrays and tensors are not rounded to 8 bits."""
     if not isinstance(source, (str, os.PathLike)):
-        reads = images.load_image if isinstance(source, Image.Image) else images.load_tensor
-        return reads(source, name, background)
-    key = os.path.abspath(source), background
+        if reads is images.load_image and not isinstance(source, Image.Image):
+            reads = images.load_tensor
+        return reads(source, name)
+    key = os.path.abspath(source), reads
     if key not in opened:
-        opened[key] = images.load_image(source, name, background)
+        opened[key] = reads(source, name)
     return opened[key]
 
 

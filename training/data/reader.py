@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from runtime.control.conditions import preprocess
-from runtime.control.images import ASPECT_TOLERANCE, load_image
+from runtime.control.images import ASPECT_TOLERANCE, formats, load_image
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
 from training.config import TrainConfig
@@ -118,7 +118,7 @@ def _open(data: bytes, name: str) -> Image.Image:
     if not data:
         raise InputError(f"{name}: none")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats())
         image.load()
         return image
     except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error

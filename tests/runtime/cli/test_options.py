@@ -82,10 +82,10 @@ def test_region_options_need_a_condition():
     ("content", "message"),
     [
         (None, "cannot read"),
-        ("[", "no JSON"),
-        ("{}", "no list of regions"),
-        ("[]", "no list"),
-        (b"\xff\xfe\x00", "no JSON"),
+        ("[", "is not JSON"),
+        ("{}", "is not a list of regions"),
+        ("[]", "is not a list"),
+        (b"\xff\xfe\x00", "is not JSON"),
     ],
 )
 def test_a_regions_file_of_another_form_is_refused(tmp_path, content, message):

@@ -139,7 +139,14 @@ def test_strengths_follow_start_end_and_levels():
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.0, 0.4), (0.3, 1.0), (0.2, 0.6)])
 def test_active_steps_are_those_of_diffusers_controlnet(steps, start, end):
     kept = [1.0 - float(i / steps < start or (i + 1) / steps > end) for i in range(steps)]
-    assert strengths([Region("x", start=start, end=end)], steps)[:, 0, 0].tolist() == kept
+    one = [0.0] * steps  # where diffusers would have none: the step at the middle
+    one[min(int((start + end) / 2 * steps), steps - 1)] = 1.0
+    expected = kept if any(kept) else one
+    assert strengths([Region("x", start=start, end=end)], steps)[:, 0, 0].tolist() == expected
+
+
+def test_no_step_at_all_where_start_is_end():
+    assert not strengths([Region("x", start=0.5, end=0.5)], 7).any()
 
 
 def test_scales_are_views_of_one_table():

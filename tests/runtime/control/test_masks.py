@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
-from runtime.control.masks import box, circle, feather, load_mask, mask_pyramid, strokes
+from runtime.control.masks import box, circle, feather, load_mask, mask_pyramid, read_mask, strokes
 from runtime.errors import InputError
 from tests.support.tolerances import assert_close
 
@@ -80,10 +80,75 @@ def test_white_on_a_transparent_layer_is_a_mask():
     assert load_mask(layer, 1, 4).flatten().tolist() == [0, 0, 1, 0]
 
 
-def test_colours_count_by_their_luminance():
-    pixels = torch.tensor([[1.0, 1, 1], [0, 1, 0], [0, 0, 0]]).T.reshape(3, 1, 3)
-    assert load_mask(pixels, 1, 3).flatten().tolist() == pytest.approx([1, 0.587, 0])
-    assert load_mask(pixels, 1, 3)[..., 0] == 1
+KINDS = ["file", "picture", "array", "tensor"]
+
+
+def as_kind(kind: str, pixels: np.ndarray, folder):
+    """Return 8-bit pixels (H, W) or (H, W, C) as one of the sources of a mask."""
+    if kind == "array":
+        return pixels
+    if kind == "tensor":
+        tensor = torch.from_numpy(pixels)
+        return tensor if tensor.ndim == 2 else tensor.movedim(-1, 0)
+    if kind == "picture":
+        return Image.fromarray(pixels)
+    Image.fromarray(pixels).save(folder / "mask.png")
+    return folder / "mask.png"
+
+
+def read(kind: str, pixels, folder) -> list[float]:
+    return read_mask(as_kind(kind, np.array(pixels, np.uint8), folder)).flatten().tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_dark_values_are_black_and_white(kind, tmp_path, recwarn):
+    assert read(kind, [[0, 1, 0, 1]], tmp_path) == [0, 1, 0, 1]
+    assert read(kind, [[0, 15, 0, 15]], tmp_path) == [0, 1, 0, 1]
+    assert read(kind, [[0, 255, 128, 0]], tmp_path) == pytest.approx([0, 1, 128 / 255, 0])
+    assert read(kind, [[0, 0, 0, 0]], tmp_path) == [0] * 4
+    assert not recwarn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_that_is_faint_everywhere_is_warned_of(kind, tmp_path):
+    with pytest.warns(UserWarning, match="mask: its brightest value is 3 of 255"):
+        assert read(kind, [[0, 1, 2, 3]], tmp_path) == pytest.approx([0, 1 / 255, 2 / 255, 3 / 255])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 0, 0)], ids=["black", "white", "red"])
+def test_paint_of_one_colour_counts_by_its_opacity(kind, colour, tmp_path):
+    pixels = [[(*colour, 0), (*colour, 255), (9, 99, 9, 0), (*colour, 51)]]
+    assert read(kind, pixels, tmp_path) == pytest.approx([0, 1, 0, 0.2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_photograph_the_erased_part_counts(kind, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 4))
+    pixels[..., 3] = 255
+    pixels[:16, :, 3] = 0
+    assert read(kind, pixels, tmp_path) == [1.0] * 512 + [0.0] * 512
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_flat_colours_all_that_is_not_black_counts(kind, tmp_path, recwarn):
+    assert read(kind, [[(255, 0, 0), (0, 0, 0), (0, 0, 128), (3, 0, 2)]], tmp_path) == [1, 0, 1, 0]
+    assert not recwarn
+
+
+def test_a_palette_counts_by_its_colours(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2, 0]], np.uint8), "P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "voc.png")
+    assert read_mask(tmp_path / "voc.png").flatten().tolist() == [0, 1, 1, 0]
+
+
+def test_a_photograph_is_warned_of():
+    pixels = torch.rand(3, 32, 32)
+    with pytest.warns(UserWarning, match="mask: a picture in colour, taken by its brightness"):
+        mask = read_mask(pixels)
+    expected = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    torch.testing.assert_close(mask[0, 0], expected)
 
 
 @pytest.mark.filterwarnings("ignore:mask. 160 x 160 px is stretched")

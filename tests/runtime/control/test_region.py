@@ -89,11 +89,11 @@ def test_pack_of_nothing_is_empty_but_checks_the_size():
         ((1000, 1024), "height 1000: not a multiple of 16; the nearest: 992 and 1008"),
         ((1024, 17), "width 17: not a multiple of 16; the nearest: 16 and 32"),
         ((7, 64), "height 7: not a multiple of 16; the nearest: 16"),
-        ((0, 64), "height 0; expected pixels, a positive multiple of 16"),
-        ((64, -64), "width -64; expected pixels, a positive multiple of 16"),
-        ((64, 64.0), "width 64.0; expected pixels, a positive multiple of 16"),
+        ((0, 64), "height 0: expected pixels, a positive multiple of 16"),
+        ((64, -64), "width -64: expected pixels, a positive multiple of 16"),
+        ((64, 64.0), "width 64.0: expected pixels, a positive multiple of 16"),
         ((True, 64), "height True"),
-        ((None, 64), "height None; expected pixels, a positive multiple of 16"),
+        ((None, 64), "height None: expected pixels, a positive multiple of 16"),
     ],
 )
 def test_sizes_name_the_nearest_that_fit(size, expected):
