@@ -106,7 +106,7 @@ class LocalControlPipeline:
         attention: the UNet's, one of `attention.ATTENTIONS`. quantize: "fp8", or "fp8-weights" to save memory alone
         (see `optimize.fp8`; lossy). offload: "model" or "group", for a GPU with little memory (see `optimize.offload`).
         vae_tiling: decode a picture larger than the model's own size in tiles, blended where they meet (lossy).
-        options: `loading.load_model`'s: vae, loras, tokenizer, config.
+        options: `loading.load_model`'s: vae, loras, tokenizer, config, prediction_type, rescale_betas_zero_snr.
 
         Raises InputError, naming what is missing or does not fit.
         """

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 Fields = list[tuple[str, dict[str, Any], Path | None]]  # see `options.region_fields`
 # Options that do not go with engines: what they ask for is fixed when those are built.
-FIXED_BY_ENGINE = ("dtype", "vae", "attention", "compile", "cuda_graph", "quantize", "offload", "vae_tiling")
+FIXED_BY_ENGINE = (
+    *(
+        "dtype",
+        "vae",
+        "prediction_type",
+        "attention",
+        "compile",
+        "cuda_graph",
+        "quantize",
+        "offload",
+        "vae_tiling",
+    ),
+)
 
 
 def picture_paths(options: argparse.Namespace) -> list[Path]:

@@ -18,7 +18,7 @@ from runtime.control.levels import COUNT, STRIDES
 from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import check_finite_weights, tensor_shapes
+from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes
 from runtime.machine.files import read_json
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
@@ -119,12 +119,7 @@ def _check_shapes(adapter: T2IAdapter, shapes: Mapping[str, tuple[int, ...]], la
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    while "state_dict" in tensors:
-        tensors = tensors["state_dict"]
-    return tensors
+    return load_file(path) if content(path) == "safetensors" else load_pickle(path)
 
 
 def _diffusers_names(tensors: Mapping) -> dict:

@@ -40,7 +40,9 @@ def load_folder(
     for part in dtypes:
         parts[part] = load_component(MODELS[part], folder / part, dtypes[part], allow_pickle)
     try:
-        return StableDiffusionXLPipeline.from_pretrained(folder, **parts, local_files_only=True)
+        # What else a folder may list is not used, and not opened.
+        others = {"image_encoder": None, "feature_extractor": None}
+        return StableDiffusionXLPipeline.from_pretrained(folder, **parts, **others, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise InputError(f"{folder}: tokenizer or scheduler not readable: {first_line(error)}") from error
 

@@ -26,6 +26,7 @@ from runtime.machine.arithmetic import DTYPES
 from runtime.model.unet import UNet
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 AdapterSource = str | Path | T2IAdapter
 
 
@@ -53,6 +54,8 @@ def load_model(
     allow_pickle: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
 ) -> Model:
     """Load an SDXL text-to-image model.
 
@@ -64,6 +67,8 @@ def load_model(
     loras: files, or (file, weight), fused into the weights.
     allow_pickle: also read .bin and .ckpt files, tensors only (weights_only=True).
     tokenizer, config: for a single file: a folder with CLIP's vocabulary; one with diffusers' configs.
+    prediction_type: "epsilon" or "v_prediction", what the model predicts; by default what its files say.
+    rescale_betas_zero_snr: whether its noise schedule ends at zero SNR; by default what its files say.
 
     Raises InputError, naming the file and what was expected, before anything large is read where it can.
     """
@@ -86,12 +91,27 @@ def load_model(
             pipe = load_folder(path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle)
         if not (dtype == torch.float16 and pipe.vae.config.force_upcast):
             pipe.vae.to(dtype)
+        set_schedule(pipe, prediction_type, rescale_betas_zero_snr)
         pipe.to(device)
         for lora in loras:
             fuse_lora(pipe, lora)
     parts = {part: getattr(pipe, part).requires_grad_(False) for part in MODELS}
     check_finite_weights(parts, str(source))
     return from_diffusers(pipe, name=str(source))
+
+
+def set_schedule(pipe: DiffusionPipeline, prediction_type: str | None, zero_snr: bool | None) -> None:
+    """Have a pipeline's scheduler follow what the user says of the model. Raises InputError for an unknown type."""
+    options: dict[str, object] = {}
+    if prediction_type is not None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(f"prediction_type {prediction_type!r}: expected {' or '.join(PREDICTION_TYPES)}")
+        options["prediction_type"] = prediction_type
+    if zero_snr is not None:
+        options["rescale_betas_zero_snr"] = bool(zero_snr)
+        options |= {"timestep_spacing": "trailing"} if zero_snr else {}
+    if options:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
 
 
 def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:

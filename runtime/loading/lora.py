@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from runtime.errors import InputError, first_line
 from runtime.loading.lora_layers import new_weight
 from runtime.loading.lora_names import PARTS, Layers, split_name
-from runtime.loading.weights import tensor_shapes
+from runtime.loading.weights import content, load_pickle, tensor_shapes
 from runtime.machine.files import read_json
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -73,7 +73,7 @@ def find_lora(source: LoraSource, allow_pickle: bool = False) -> Lora:
         path = files[0]
     if path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).exists():
         configs = {"": read_json(path.parent / PEFT_CONFIG)}
-    elif path.suffix == ".safetensors" and path.is_file():
+    elif path.is_file() and content(path) == "safetensors":
         configs = _header_configs(path)
     for config in configs.values():
         _check_config(config, path)
@@ -119,12 +119,7 @@ def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
 
 def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     """Return a file's matrices, float32, by layer and kind. Raises InputError where one is not finite, or twice."""
-    if path.suffix == ".safetensors":
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        while "state_dict" in tensors:
-            tensors = tensors["state_dict"]
+    tensors = load_file(path) if content(path) == "safetensors" else load_pickle(path)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         layer, kind = split_name(name)

@@ -12,13 +12,17 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import constants
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
 from runtime.errors import InputError, first_line
 from runtime.loading.folder import EXPECTED, TOKENIZERS, check_channels, has_vocabulary
 from runtime.loading.hub import fetch_files
-from runtime.loading.weights import LOAD_ERRORS, tensor_shapes
+from runtime.loading.lora_names import original_names
+from runtime.loading.scaled import FORMAT, LEFT, MARKER, SCALES, apply_scales, check_quantised
+from runtime.loading.scaled import UNET as UNET_PREFIX
+from runtime.loading.weights import LOAD_ERRORS, content, tensor_shapes, with_suffix
 from runtime.machine.files import read_json
 
 SDXL_CONFIGS = Path(__file__).parents[1] / "configs" / "sdxl"
@@ -36,6 +40,8 @@ UNET, TEXT_1, TEXT_2, VAE = (
     "conditioner.embedders.1.model.positional_embedding",
     "first_stage_model.decoder.conv_in.weight",
 )
+# modelspec's names in a file's header -> diffusers'
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 # A part of a tensor's name -> the kind of file it is in. First SDXL's layout with another noise schedule,
 VARIANTS = {"edm_mean": "a Playground v2.5 model", "edm_vpred.": "a CosXL model"}
 # then other files; the first that fits counts.
@@ -67,39 +73,77 @@ def load_single_file(
     Raises InputError where the file is truncated, incomplete, or of another kind of model.
     """
     shapes = tensor_shapes(path, allow_pickle)
+    check_quantised(path, shapes)
     config = config or SDXL_CONFIGS
     check_layout(path, shapes, vae_needed=vae is None)
     check_channels(path, shapes[UNET][1], read_json(config / "unet" / "config.json").get("in_channels", 4))
     tokenizers = load_tokenizers(tokenizer or config, search=tokenizer is None)
     vae = vae or load_vae_file(path, config / "vae", allow_pickle)
     try:
-        pipe = StableDiffusionXLPipeline.from_single_file(
-            str(path),
-            config=str(config),
-            torch_dtype=dtype,
-            vae=vae,
-            local_files_only=True,
-            **dict(zip(TOKENIZERS, tokenizers, strict=True)),
-        )
+        with with_suffix(path) as named:
+            pipe = StableDiffusionXLPipeline.from_single_file(
+                str(named),
+                config=str(config),
+                torch_dtype=dtype,
+                vae=vae,
+                local_files_only=True,
+                **dict(zip(TOKENIZERS, tokenizers, strict=True)),
+            )
     except (SingleFileComponentError, *LOAD_ERRORS) as error:
         raise InputError(f"{path}: does not fit SDXL's layout: {_reason(error)}") from error
     for part in ("unet", "text_encoder", "text_encoder_2"):
         check_loaded(path, getattr(pipe, part))
-    if "v_pred" in shapes:  # marker tensors: the prediction type, and a noise schedule that ends at zero SNR
-        options = {"prediction_type": "v_prediction"}
-        if "ztsnr" in shapes:
-            options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, **options)
+    apply_scales(path, pipe, shapes)
+    check_unet_names(path, pipe.unet, shapes)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, **declared_schedule(path, shapes)
+    )
     return pipe
+
+
+def declared_schedule(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+    """Return the scheduler's options that a file declares: by marker tensors, or modelspec's field in its header.
+
+    Raises InputError for a prediction type that is not known.
+    """
+    options: dict[str, object] = {}
+    metadata = {}
+    if content(path) == "safetensors":
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    if (declared := metadata.get("modelspec.prediction_type")) is not None:
+        if declared.lower() not in PREDICTIONS:
+            raise InputError(
+                f"{path}: its header says prediction_type {declared!r}; expected {', '.join(PREDICTIONS)}"
+            )
+        options["prediction_type"] = PREDICTIONS[declared.lower()]
+    if "v_pred" in shapes:
+        options["prediction_type"] = "v_prediction"
+    if "ztsnr" in shapes:  # the noise schedule ends at zero SNR
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return options
+
+
+def check_unet_names(path: Path, unet: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError where the file has a tensor of the UNet that no layer has taken."""
+    known = {name for name, _ in original_names(unet)}
+    kinds = (".weight", ".bias", *SCALES, *LEFT, FORMAT)
+    for name in shapes:
+        if not name.startswith(UNET_PREFIX) or name == UNET_PREFIX + MARKER:
+            continue
+        layer = next((name.removesuffix(kind) for kind in kinds if name.endswith(kind)), name)
+        if layer.removeprefix(UNET_PREFIX) not in known:
+            raise InputError(f"{path}: {name}: a tensor that SDXL's UNet does not have")
 
 
 def load_vae_file(path: Path, config: Path, allow_pickle: bool = False) -> AutoencoderKL:
     """Load a VAE in float32 from a file in diffusers' or the original layout, or out of a whole single file."""
     tensor_shapes(path, allow_pickle)
     try:
-        vae = AutoencoderKL.from_single_file(
-            str(path), config=str(config), torch_dtype=torch.float32, local_files_only=True
-        )
+        with with_suffix(path) as named:
+            vae = AutoencoderKL.from_single_file(
+                str(named), config=str(config), torch_dtype=torch.float32, local_files_only=True
+            )
     except (SingleFileComponentError, *LOAD_ERRORS) as error:
         raise InputError(f"{path}: not a VAE of this model: {_reason(error)}") from error
     check_loaded(path, vae)
@@ -128,6 +172,12 @@ def check_layout(path: Path, shapes: Mapping[str, tuple[int, ...]], vae_needed: 
     """Raise InputError, saying what the file is, unless it is an SDXL model in the original layout."""
     markers = [UNET, TEXT_1, TEXT_2, *([VAE] if vae_needed else [])]
     missing = [name for name in markers if name not in shapes]
+    if missing == [VAE]:
+        raise InputError(f"{path}: it has no VAE; pass one: --vae, or vae=")
+    if UNET in shapes and missing == [TEXT_1, TEXT_2, *([VAE] if vae_needed else [])]:
+        raise InputError(
+            f"{path}: a UNet alone, without text encoders; {EXPECTED} in the original single-file layout"
+        )
     for part, kind in (OTHER_KINDS if missing else VARIANTS).items():
         if any(part in name for name in shapes):
             raise InputError(f"{path}: {kind}; {EXPECTED}")

@@ -7,7 +7,9 @@ names the file.
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from runtime.errors import InputError, first_line
 from runtime.machine.files import read_json
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+NESTED = 3  # how deep a "state_dict" may be within another
 # diffusers' and transformers' names, the safe ones first
 WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors",
@@ -36,7 +38,8 @@ def tensor_shapes(path: Path, allow_pickle: bool = False) -> dict[str, tuple[int
     """
     if not path.is_file():
         raise InputError(f"{path}: weight file missing")
-    if path.suffix == ".safetensors":
+    kind = content(path)
+    if kind == "safetensors":
         try:
             with safe_open(path, "pt") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -44,21 +47,64 @@ def tensor_shapes(path: Path, allow_pickle: bool = False) -> dict[str, tuple[int
             raise InputError(
                 f"{path}: not a whole .safetensors file (truncated?): {first_line(error)}"
             ) from error
-    if path.suffix not in PICKLES:
-        raise InputError(f"{path}: expected a .safetensors file, got {path.suffix or 'no suffix'}")
+    if kind != "pickle":
+        raise InputError(f"{path}: {kind}; expected a .safetensors file")
     if not allow_pickle:
         raise InputError(
             f"{path}: a pickle, which may run code when opened; expected .safetensors (or set allow_pickle)"
         )
+    tensors = load_pickle(path, "meta")
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def content(path: Path) -> str:
+    """Return what a file is by its first bytes: "safetensors", "pickle", or words for an error. No suffix counts."""
     try:
-        tensors = torch.load(path, map_location="meta", weights_only=True)
+        with path.open("rb") as file:
+            start, size = file.read(512), path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not a weight file (download it again)"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file, which is not read"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:  # the length of its header
+        return "safetensors"
+    if start.startswith((b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))):
+        return "pickle"
+    if path.suffix.lower() == ".safetensors":  # a damaged one, which its reader says
+        return "safetensors"
+    return f"not a weight file ({path.suffix or 'no suffix'})" if size else "an empty file"
+
+
+def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Read a file of plain tensors by name, nothing else in it being run. Raises InputError where it holds none."""
+    try:
+        tensors = torch.load(path, map_location=device, weights_only=True)
     except (*LOAD_ERRORS, EOFError) as error:
+        if "weights_only" in str(error):  # PyTorch advises to run whatever is in it
+            raise InputError(f"{path}: it holds more than tensors; expected plain tensors") from error
         raise InputError(f"{path}: not a whole file of plain tensors: {first_line(error)}") from error
-    while isinstance(tensors, Mapping) and "state_dict" in tensors:
-        tensors = tensors["state_dict"]
+    for _ in range(NESTED):
+        if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+            tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping):
         raise InputError(f"{path}: expected named tensors, got a {type(tensors).__name__}")
-    return {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    return {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+@contextmanager
+def with_suffix(path: Path) -> Iterator[Path]:
+    """Yield a name for a file that loaders which go by the suffix read as what it is."""
+    if content(path) != "safetensors" or path.suffix == ".safetensors":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"{path.stem}.safetensors"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def find_weights(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -> dict:

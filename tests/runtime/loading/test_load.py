@@ -165,7 +165,7 @@ def test_an_embedded_model_that_is_not_there(tmp_path, monkeypatch):
         ("./no/where", "no such file or folder"),
         ("https://huggingface.co/a/b", "no such file or folder"),
         ("some/where", "model some/where: not on this disk, looked in .*models--some--where"),
-        (__file__, r"expected a \.safetensors file, got \.py"),
+        (__file__, r"not a weight file \(\.py\); expected a \.safetensors file"),
     ],
 )
 def test_a_source_that_is_none(source, message, cache):
@@ -250,3 +250,14 @@ def test_a_tokenizer_that_is_too_large():
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(InputError, match="the tokenizer has .* tokens, its text encoder"):
         from_diffusers(type(saved_model.pipeline())(**parts | {"tokenizer": tokenizer}))
+
+
+def test_what_the_user_says_of_the_prediction_counts():
+    assert load_model(saved_model.folder()).scheduler.config.prediction_type == "epsilon"
+    made = load_model(saved_model.folder(), prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert made.scheduler.config.prediction_type == "v_prediction"
+    assert (
+        made.scheduler.config.rescale_betas_zero_snr and made.scheduler.config.timestep_spacing == "trailing"
+    )
+    with pytest.raises(InputError, match="prediction_type 'flow': expected epsilon or v_prediction"):
+        load_model(saved_model.folder(), prediction_type="flow")

@@ -63,6 +63,86 @@ def test_marker_tensors_set_the_noise_schedule(tmp_path, markers, expected):
     assert expected.items() <= options(load(path).scheduler).items()
 
 
+def with_header(folder, **metadata):
+    path = folder / "model.safetensors"
+    save_file(load_file(saved_model.single_file()), path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize(("declared", "expected"), [("v", "v_prediction"), ("epsilon", "epsilon")])
+def test_the_header_says_what_is_predicted(tmp_path, declared, expected):
+    path = with_header(tmp_path, **{"modelspec.prediction_type": declared})
+    assert load(path).scheduler.config.prediction_type == expected
+
+
+def test_a_header_that_says_something_else_is_refused(tmp_path):
+    path = with_header(tmp_path, **{"modelspec.prediction_type": "flow"})
+    with pytest.raises(InputError, match="its header says prediction_type 'flow'; expected epsilon"):
+        load(path)
+
+
+def scaled(tensors, spelling: str, per_output: bool):
+    """Every linear layer's and convolution's weight of the UNet and the first text encoder in float8, with a scale."""
+    expected = {}
+    for name in [
+        n
+        for n in tensors
+        if n.endswith(".weight") and tensors[n].ndim > 1 and "embed" not in n.split(".")[-2]
+    ]:
+        if not name.startswith(("model.diffusion_model.", "conditioner.embedders.0.")):
+            continue
+        weight = tensors[name].float()
+        largest = weight.flatten(1).abs().amax(1) if per_output else weight.abs().max()
+        scale = (largest / 448).clamp_min(1e-12)
+        tensors[name] = (weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).to(torch.float8_e4m3fn)
+        tensors[name.removesuffix("weight") + spelling] = scale
+        expected[name] = tensors[name].float() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return expected
+
+
+@pytest.mark.parametrize("per_output", [False, True], ids=["a scale", "a scale an output"])
+@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
+def test_float8_weights_are_multiplied_by_their_scales(tmp_path, spelling, per_output):
+    tensors = load_file(saved_model.single_file())
+    expected = scaled(tensors, spelling, per_output)
+    tensors["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "fp8.safetensors")
+    save_file(load_file(saved_model.single_file()) | expected, tmp_path / "fp32.safetensors")
+    made, plain = load(tmp_path / "fp8.safetensors"), load(tmp_path / "fp32.safetensors")
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for (name, left), right in zip(
+            getattr(made, part).named_parameters(), getattr(plain, part).parameters(), strict=True
+        ):
+            torch.testing.assert_close(left, right, rtol=1e-6, atol=0, msg=name)
+    assert len(expected) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "model.diffusion_model.nothing.weight",
+            "nothing.weight: a tensor that SDXL's UNet does not",
+        ),
+        ("conditioner.embedders.1.model.x.scale_weight", "the scale of a layer that is not known here"),
+        ("model.diffusion_model.out.2.weight.absmax", "a bitsandbytes model"),
+        ("model.diffusion_model.out.2.qweight", "a GPTQ, AWQ or nunchaku model"),
+    ],
+)
+def test_a_tensor_that_nothing_takes_is_named(tmp_path, name, message):
+    path = edit_tensors(
+        saved_model.single_file(), lambda t: t.update({name: torch.ones(1)}), tmp_path / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["model.SAFETENSORS", "model", "model.ckpt"])
+def test_the_content_counts_and_not_the_suffix(tmp_path, name):
+    (tmp_path / name).write_bytes(saved_model.single_file().read_bytes())
+    assert_same(load(tmp_path / name))
+
+
 KINDS = {
     "conditioner.embedders.0.model.token_embedding.weight": "the SDXL refiner",
     "cond_stage_model.model.ln_final.weight": "a Stable Diffusion 2 model",

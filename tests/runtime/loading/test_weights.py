@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from runtime.errors import InputError
-from runtime.loading.weights import check_finite_weights, find_weights, tensor_shapes
+from runtime.loading.weights import check_finite_weights, find_weights, tensor_shapes, with_suffix
 from runtime.machine.files import read_json
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
@@ -58,7 +58,9 @@ def test_a_pickle_with_anything_but_tensors_is_refused(tmp_path, monkeypatch, co
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=r"expected a \.safetensors file, got \.gguf"):
+    with pytest.raises(
+        InputError, match=r"x.gguf: a GGUF file, which is not read; expected a \.safetensors file"
+    ):
         tensor_shapes(tmp_path / "x.gguf", allow_pickle=True)
     with pytest.raises(InputError, match=r"nowhere\.safetensors: weight file missing"):
         tensor_shapes(tmp_path / "nowhere.safetensors")
@@ -118,3 +120,36 @@ def test_one_bad_weight_is_found(bad, dtype):
         modules["second"].weight[7, 9] = bad
     with pytest.raises(InputError, match="here: NaN or infinity in the weights, first in second weight"):
         check_finite_weights(modules, "here")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "a Git LFS pointer, not the file itself",
+        ),
+        (b"\n<!DOCTYPE html><html>", "a web page, not a weight file"),
+        (b"", "an empty file"),
+        (b"{}", "not a weight file"),
+    ],
+)
+def test_a_file_that_is_another_thing_is_named(tmp_path, data, message):
+    (tmp_path / "x.ckpt").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        tensor_shapes(tmp_path / "x.ckpt", allow_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["x.SAFETENSORS", "x", "x.ckpt", "x.bin"])
+def test_safetensors_are_known_by_their_content(tmp_path, name):
+    save_file(TENSORS, tmp_path / name)
+    assert tensor_shapes(tmp_path / name) == {key: tuple(value.shape) for key, value in TENSORS.items()}
+    with with_suffix(tmp_path / name) as named:
+        assert named.suffix == ".safetensors" and load_file(named).keys() == TENSORS.keys()
+
+
+def test_a_state_dict_within_itself_ends(tmp_path):
+    nested = {"a": torch.ones(2)}
+    nested["state_dict"] = nested
+    torch.save(nested, tmp_path / "x.bin")
+    assert tensor_shapes(tmp_path / "x.bin", allow_pickle=True) == {"a": (2,)}

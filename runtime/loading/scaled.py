@@ -1,0 +1,82 @@
+"""Single files whose weights are float8 with a scale, as ComfyUI writes them; other quantised files are named.
+
+A layer's weight is the number times `<layer>.scale_weight`, or `<layer>.weight_scale`: one scale, or one an output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from runtime.errors import InputError, first_line
+from runtime.loading.lora_names import original_names
+
+SCALES = (".scale_weight", ".weight_scale")
+# Of activations, which are not in float8 here; what the weights are, which the file itself says.
+LEFT = (".scale_input", ".input_scale")
+MARKER, FORMAT = "scaled_fp8", ".comfy_quant"
+QUANTISED = {  # a part of a tensor's name -> the kind of file
+    "quant_state.bitsandbytes": "a bitsandbytes (nf4, fp4) model",
+    ".absmax": "a bitsandbytes model",
+    ".qweight": "a GPTQ, AWQ or nunchaku model",
+    ".wscales": "a nunchaku (SVDQuant) model",
+    ".weight_scale_2": "an NVFP4 model",
+}
+UNET, TEXT = "model.diffusion_model.", "conditioner.embedders.0.transformer."
+
+
+def check_quantised(path: Path, names: Collection[str]) -> None:
+    """Raise InputError, saying what it is, for a file whose weights are numbers that are not read here."""
+    for part, kind in QUANTISED.items():
+        if found := next((name for name in names if part in name), None):
+            raise InputError(
+                f"{path}: {kind} ({found}), which is not read; expected fp32, fp16, bf16 or scaled fp8"
+            )
+
+
+def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[str]) -> None:
+    """Multiply the weights that were loaded from a file by its scales, in place, rounded once.
+
+    Raises InputError where a scale is of no layer, or its weights are not float8.
+    """
+    scaled = [name for name in names if name.endswith(SCALES)]
+    described = [name for name in names if name.endswith(FORMAT)]
+    if not scaled and not described:
+        return
+    layers = {
+        f"{UNET}{original}": pipe.unet.get_submodule(own) for original, own in original_names(pipe.unet)
+    }
+    texts = {name.removeprefix("text_model."): layer for name, layer in pipe.text_encoder.named_modules()}
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name in described:
+            _check_format(path, name, file.get_tensor(name))
+        for name in scaled:
+            place = name.rpartition(".")[0]
+            layer = layers.get(place, texts.get(place.removeprefix(TEXT).removeprefix("text_model.")))
+            if getattr(layer, "weight", None) is None:
+                raise InputError(f"{path}: {name}: the scale of a layer that is not known here")
+            _multiply(path, name, layer.weight, file.get_tensor(name))
+
+
+def _multiply(path: Path, name: str, weight: nn.Parameter, scale: Tensor) -> None:
+    scale = scale.float().flatten()
+    if len(scale) not in (1, len(weight)) or not scale.isfinite().all():
+        raise InputError(f"{path}: {name}: {len(scale)} scales, expected a finite one, or {len(weight)}")
+    weight.copy_(weight.float() * scale.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.device))
+
+
+def _check_format(path: Path, name: str, value: Tensor) -> None:
+    """Raise InputError unless a layer's description, JSON in bytes, says float8."""
+    try:
+        described = json.loads(bytes(value.to(torch.uint8).tolist()))
+        kind = described.get("format") if isinstance(described, Mapping) else described
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {name}: not JSON: {first_line(error)}") from error
+    if not str(kind).startswith("float8"):
+        raise InputError(f"{path}: {name}: weights in {kind}, which is not read; expected float8")
