@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 
 import diffusers
 import torch
@@ -31,6 +32,15 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
 }
 
 
+OTHER_SCHEDULE = {"snr_shift_scale"}  # an option of one that does not fit: CogVideoX' own shift
+NOISE_SCHEDULE = {
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+}  # options of a scheduler that SDXL fits
+
+
 def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin) -> SchedulerMixin:
     """Return a fresh scheduler with the model's noise schedule.
 
@@ -39,6 +49,7 @@ def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin)
     """
     if choice is None or isinstance(choice, SchedulerMixin):
         scheduler = default if choice is None else choice
+        _check_kind(type(scheduler), type(scheduler).__name__)
         return type(scheduler).from_config(scheduler.config)
     scheduler_class, options = _find(choice)
     known = inspect.signature(scheduler_class.__init__).parameters
@@ -56,13 +67,33 @@ def check_scheduler(choice: str | SchedulerMixin) -> None:
 
 def _find(choice: str) -> tuple[type[SchedulerMixin], dict]:
     name, options = SCHEDULERS.get(str(choice).lower(), (str(choice), {}))
-    scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if missing := [package for package in getattr(found, "_backends", ()) if find_spec(package) is None]:
+        raise InputError(
+            f"scheduler {choice!r} needs the package {missing[0]}; install it: pip install {missing[0]}"
+        )
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         names = ", ".join(SCHEDULERS)
         raise InputError(
             f"scheduler {choice!r} is unknown; expected one of {names}, or a scheduler class of diffusers"
         )
-    return scheduler_class, options
+    _check_kind(found, str(choice))
+    return found, options
+
+
+def _check_kind(scheduler_class: type[SchedulerMixin], choice: str) -> None:
+    """Raise InputError for a scheduler that does not denoise, or not by a schedule of betas as SDXL's."""
+    step = inspect.signature(getattr(scheduler_class, "step", _no_step)).parameters.values()
+    asked = [p.name for p in step if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    options = inspect.signature(scheduler_class.__init__).parameters
+    fits = options.keys() >= NOISE_SCHEDULE and not options.keys() & OTHER_SCHEDULE and len(asked) == 4
+    if not fits or "Inverse" in scheduler_class.__name__:
+        raise InputError(
+            f"scheduler {choice!r} is for models of another kind; expected one for SDXL, such as euler"
+        )
+
+
+def _no_step(self): ...
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> Tensor:
@@ -70,7 +101,8 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
     try:
         scheduler.set_timesteps(steps, device=device)
     except ValueError as error:
-        raise InputError(
-            f"steps {steps}: {type(scheduler).__name__} refuses it: {' '.join(str(error).split())}"
-        ) from error
+        name, reason = type(scheduler).__name__, " ".join(str(error).split())
+        if "broadcast" in reason:  # numpy's words say nothing to a user
+            reason = "too few for its kind of steps"
+        raise InputError(f"steps {steps}: {name} refuses it: {reason}") from error
     return scheduler.timesteps
