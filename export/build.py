@@ -158,6 +158,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
     check_room(settings, plan, stages, force, say)
+    shutil.rmtree(stages.work / MODEL_FILES, ignore_errors=True)  # of a build that was stopped
     configs = _save_configs(model, settings.components, stages.work / MODEL_FILES)
     stages.finish("model", asdict(plan), configs, cost)
     for component in components:

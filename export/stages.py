@@ -35,6 +35,7 @@ class Stages:
         self._checked: set[str] = set()  # the stages whose files were hashed
 
     def __enter__(self) -> Stages:
+        self._check_own()
         try:
             self.work.mkdir(exist_ok=True)
             self._lock = (self.work / LOCK).open("w")
@@ -115,6 +116,15 @@ class Stages:
         os.replace(self.work, folder)
         (folder / LOCK).unlink()  # the last of all: until now no other build could begin
         shutil.rmtree(old, ignore_errors=True)
+
+    def _check_own(self) -> None:
+        """Raise InputError where something of this name is not a build's: its content would be removed."""
+        if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
+            raise InputError(f"--out: {self.work} is not a build's folder; remove it, or build elsewhere")
+        if self.work.is_dir() and any(self.work.iterdir()) and not (self.work / LOCK).is_file():
+            raise InputError(
+                f"--out: {self.work} is not of a build, and would be emptied; remove it, or build elsewhere"
+            )
 
     def _read(self) -> dict | None:
         try:

@@ -18,8 +18,8 @@ CONFIG, WEIGHTS = "config.json", "once_per_image.safetensors"
 
 
 def save_once_per_image(unet: UNet, folder: Path) -> None:
-    """Write the UNet's config and those parameters, under diffusers' names, into a new folder."""
-    folder.mkdir(parents=True)
+    """Write the UNet's config and those parameters, under diffusers' names, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(asdict(unet.config), folder / CONFIG)
     save_file({name: p.contiguous() for name, p in unet.once_per_image().items()}, folder / WEIGHTS)
 

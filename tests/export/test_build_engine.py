@@ -219,6 +219,12 @@ def test_interrupted_twice(monkeypatch, made):
     assert_whole()
 
 
+def test_a_stopped_build_with_a_unet_goes_on(monkeypatch, made):
+    parts = ("--components", "text_encoder", "unet")
+    for resume in ([], ["--resume"], ["--resume"]):
+        assert interrupted(monkeypatch, "export_onnx", "text_encoder", *parts, *resume) == 130
+
+
 def test_a_graph_that_was_cut_short_is_exported_again(monkeypatch, made):
     assert interrupted(monkeypatch, "export_onnx", "text_encoder_2") == 130
     path = PART / "onnx" / "text_encoder.onnx.data"

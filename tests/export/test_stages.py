@@ -284,3 +284,25 @@ def test_the_working_folder_itself(folder, monkeypatch):
     monkeypatch.chdir(folder)
     publish(Path("."), "engines/a.txt")
     assert listed(folder) == {"engines", "engines/a.txt", NAME}
+
+
+def test_a_folder_of_that_name_that_is_not_a_builds_is_left_alone(folder, tmp_path):
+    theirs = tmp_path / ".engines.part"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(InputError, match="is not of a build, and would be emptied"),
+        Stages(folder, SETTINGS, False),
+    ):
+        pass
+    assert (theirs / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_a_link_of_that_name_is_refused(folder, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    (tmp_path / ".engines.part").symlink_to(tmp_path / "home")
+    with pytest.raises(InputError, match="is not a build's folder"), Stages(folder, SETTINGS, True):
+        pass
+    assert (tmp_path / "home" / "thesis.txt").exists()
