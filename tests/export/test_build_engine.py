@@ -220,7 +220,7 @@ def test_interrupted_twice(monkeypatch, made):
 
 
 def test_a_stopped_build_with_a_unet_goes_on(monkeypatch, made):
-    parts = ("--components", "text_encoder", "unet")
+    parts = ("--components", "text_encoder,unet")
     for resume in ([], ["--resume"], ["--resume"]):
         assert interrupted(monkeypatch, "export_onnx", "text_encoder", *parts, *resume) == 130
 
