@@ -17,6 +17,7 @@ from runtime.cli.command import Parser, add_model_sources, exit_code, say
 from runtime.cli.options import adapter_sources, lora_sources
 from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
+from runtime.machine.files import expand
 
 if TYPE_CHECKING:
     from export.build import BuildSettings
@@ -196,7 +197,7 @@ def compare(settings: BuildSettings, folder: Path) -> bool:
 
 def _path(option: str, value: str) -> Path:
     try:
-        return Path(value).expanduser()
+        return expand(value)
     except RuntimeError as error:
         raise InputError(f"{option} {value}: {error}") from error
 

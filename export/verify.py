@@ -27,7 +27,7 @@ from runtime.engines.parts import engine_device
 from runtime.engines.ports import CONDITION, KEY, LEVEL, MASK, STRENGTHS, TIME, Axis, Port, Profile, numbered
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, is_quick
-from runtime.machine.files import write_json
+from runtime.machine.files import expand, write_json
 
 # Largest relative RMS error: float32 in another order; half precision, whose rounding adds up over hundreds of layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -110,7 +110,7 @@ def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool) -> None:
     whole: whether every graph was compared; otherwise only a failure is worth noting. Raises InputError where the
     folder cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     manifest = read_manifest(folder)
     own = [row for row in rows if row.against == manifest.target]
     if not own or (not whole and all(row.passed for row in own)):
@@ -151,7 +151,7 @@ def verify(
     smallest size. engines_only: without the ONNX files. options: of `loading.load_model`. Raises InputError where the
     folder is not whole, the model has other weights, or nothing can be compared here.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     manifest = read_manifest(folder)
     device = device_of(folder)
     check_contents(manifest, folder)

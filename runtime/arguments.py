@@ -20,7 +20,7 @@ def whole_number(value: Any, name: str, least: int = 1, most: int | None = None)
         number = None
     if number is None or number < least or (most is not None and number > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name} {value!r}: expected a whole number {limits}")
+        raise InputError(f"{name} {_shown(value)}: expected a whole number {limits}")
     return number
 
 
@@ -52,3 +52,8 @@ def fractions(value: Any, name: str) -> tuple[float, float]:
 def _is_truth(value: Any) -> bool:
     """Return whether it is True or False, which are numbers to Python."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

@@ -36,7 +36,7 @@ from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
-from runtime.machine.files import write_json
+from runtime.machine.files import expand, write_json
 from runtime.machine.report import device_name
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def manifest_digest(engine: str) -> str:
 
 def fingerprint(source: str | Path) -> str:
     """Return a file's or folder's place and a hash of every name, size and time of change in it; a hub id as it is."""
-    path = Path(source).expanduser()
+    path = expand(source)
     if not path.exists():
         return str(source)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -247,7 +247,7 @@ def is_entry(entry: object) -> bool:
 
 
 def absolute(folder: str | Path) -> str:
-    return str(Path(folder).expanduser().absolute())
+    return str(expand(folder).absolute())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from runtime.errors import InputError
 from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
+from runtime.machine.files import expand
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data.prepare import prepare
 from training.data.sources import open_source
@@ -148,7 +149,7 @@ def make_out(config: TrainConfig) -> Path:
     """Return the output folder, made and found to be writable."""
     if not config.out:
         raise InputError("out: not given; expected the folder of the adapter to be")
-    out = Path(config.out).expanduser()
+    out = expand(config.out)
     try:
         checkpoint.checkpoints(out).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=out, prefix="."):  # of each process its own

@@ -241,7 +241,7 @@ def read_regions(path: str) -> list:
         data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise InputError(f"regions: {path} is not JSON: {error}") from error
     if not isinstance(data, list) or not data:
         raise InputError(f'regions: {path} is not a list of regions; expected [{{"condition": ...}}, ...]')

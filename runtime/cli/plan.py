@@ -39,10 +39,11 @@ def picture_paths(options: argparse.Namespace) -> list[Path]:
 
 def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
     """Return every file to be written, found to be writable: its resolved path, and the option that names it."""
+    from runtime.arguments import whole_number
     from runtime.control.images import check_writable
+    from runtime.sampling.request import MAX_IMAGES
 
-    if options.images < 1:
-        raise InputError(f"--images {options.images}: expected a whole number of at least 1")
+    whole_number(options.images, "--images", most=MAX_IMAGES)
     named = [("--out", path, ".png") for path in picture_paths(options)]
     named += [("--sheet", options.sheet, ".png")] * bool(options.sheet)
     named += [("--report", options.report, ".json")] * bool(options.report)

@@ -7,6 +7,7 @@ from runtime.errors import InputError
 
 STRIDES = (16, 16, 32, 32)  # pixels of a feature's side at each level, from the finest to the coarsest
 COUNT = len(STRIDES)
+MAX_SIDE = 2**14  # pixels: 16 times SDXL's own
 SIZE_MULTIPLE = STRIDES[0]  # of a picture's sides: deeper levels round up, as in diffusers
 
 
@@ -23,6 +24,8 @@ def picture_side(value: int, name: str) -> int:
         raise InputError(
             f"{name} {value!r}: expected pixels, a positive multiple of {SIZE_MULTIPLE}"
         ) from None
+    if side > MAX_SIDE:
+        raise InputError(f"{name} {side}: expected at most {MAX_SIDE} pixels")
     if side % SIZE_MULTIPLE:
         below = side // SIZE_MULTIPLE * SIZE_MULTIPLE
         nearest = f"{below} and {below + SIZE_MULTIPLE}" if below else f"{SIZE_MULTIPLE}"

@@ -15,7 +15,7 @@ import torch
 
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
-from runtime.machine.files import read_json, write_json
+from runtime.machine.files import expand, read_json, write_json
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -92,7 +92,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Return the folder's manifest; InputError, naming the field, where it is missing, of another
     format or not whole.
     """
-    path = Path(folder).expanduser() / NAME
+    path = expand(folder) / NAME
     if not path.is_file():
         raise InputError(
             f"engine {folder}: no {NAME} in it; expected a folder that python -m export.build_engine finished"

@@ -27,7 +27,7 @@ from runtime.loading.load import Model, load_model
 from runtime.loading.lora import LoraSource
 from runtime.loading.weights import hash_tensor, weights_digest
 from runtime.machine.arithmetic import DTYPES
-from runtime.machine.files import read_json
+from runtime.machine.files import expand, read_json
 from runtime.model.vae import vae_factor
 
 GRAPHS = {
@@ -115,7 +115,7 @@ def load_engines(
 
     Raises InputError, naming the field of the manifest that does not match, or what is missing here.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     manifest = read_manifest(folder)
     check_folder(manifest, folder, device)
     check_verified(manifest, folder, device)

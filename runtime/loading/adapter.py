@@ -19,7 +19,7 @@ from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
 from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes
-from runtime.machine.files import read_json
+from runtime.machine.files import expand, read_json
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
 STRIDE = STRIDES[0]  # of its pixel unshuffle
@@ -70,7 +70,7 @@ def load_adapter(
 
 
 def _find(source: str, label: str, allow_pickle: bool) -> Path:
-    for path in (Path(source).expanduser(), EMBEDDED / source):
+    for path in (expand(source), EMBEDDED / source):
         if path.exists():
             return path
     looked = f"looked in {Path(source).absolute()}, {EMBEDDED}"

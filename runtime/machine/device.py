@@ -17,6 +17,14 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"device {device!r}: unknown, expected cpu, cuda, cuda:0 ...") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device}: no CUDA device is available here, expected cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {device}: this PyTorch or machine has none; expected cpu, cuda, cuda:0 ..."
+        ) from error
+    if device.type == "meta":
+        raise InputError("device meta: it computes nothing; expected cpu, cuda, cuda:0 ...")
     return device
 
 

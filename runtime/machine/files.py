@@ -13,6 +13,14 @@ from pathlib import Path
 from runtime.errors import InputError, first_line
 
 
+def expand(path: str | os.PathLike) -> Path:
+    """Return a path with ~ and ~user replaced. Raises InputError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: no such user; expected a path") from error
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name once the block has ended and all is on the disk.
@@ -20,7 +28,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     An exception, KeyboardInterrupt included, leaves the file that was there before, or none. A symbolic link
     keeps pointing at its target. Raises OSError where the file cannot be written.
     """
-    target = Path(path).expanduser().resolve()
+    target = expand(path).resolve()
     partial = target.with_name(f".{secrets.token_hex(8)}{target.suffix}.part")
     try:
         yield partial
@@ -40,7 +48,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     An exception leaves nothing of it; what a killed process leaves ends in ".part". Raises OSError where it cannot
     be written.
     """
-    target = Path(path).expanduser().resolve()
+    target = expand(path).resolve()
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         partial.mkdir(parents=True)

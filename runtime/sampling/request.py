@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 1000  # of one prompt
 MAX_STEPS = 1000  # the noise levels that SDXL's schedule has
 
 
@@ -52,8 +53,10 @@ class Request:
         self.prompts = _texts(self.prompt)
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt {self.negative_prompt!r}: expected a text")
+        _check_text(self.negative_prompt, "negative_prompt")
         for name in ("images_per_prompt", "cache_interval"):
-            setattr(self, name, whole_number(getattr(self, name), name))
+            most = MAX_IMAGES if name == "images_per_prompt" else None
+            setattr(self, name, whole_number(getattr(self, name), name, most=most))
         self.steps = whole_number(self.steps, "steps", most=MAX_STEPS)
         for name in ("height", "width"):
             if getattr(self, name) is not None:
@@ -106,7 +109,18 @@ def _texts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     prompts = (prompt,) if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"prompt {prompt!r}: expected a text, or a list of texts")
+    for text in prompts:
+        _check_text(text, "prompt")
     return tuple(prompts)
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raise InputError for a text that is not Unicode, such as what a shell makes of broken UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown, place = text.encode("utf-8", "replace").decode("utf-8"), error.start + 1
+        raise InputError(f"{name} {shown!r}: broken UTF-8 at character {place}; expected a text") from error
 
 
 def _noise(latents) -> Tensor | None:

@@ -189,6 +189,21 @@ BAD = {
     "report folder": (["--report", "no/report.json"], "--report: .*no"),
     "model": (["--model", "nowhere"], "model nowhere: "),
     "device": (["--device", "tpu9"], "device 'tpu9'"),
+    "device without data": (["--device", "meta"], "device meta: it computes nothing"),
+    "a device that this PyTorch has not": (
+        ["--device", "xpu"],
+        "device xpu: this PyTorch or machine has none",
+    ),
+    "broken UTF-8": (["--prompt", "caf\udce9"], r"prompt 'caf.': broken UTF-8 at character 4"),
+    "a long number": (["--seed", "9" * 401], r"seed 9{40}\.\.\. \(401 characters\): expected a whole number"),
+    "a huge size": (["--height", "1600000"], "height 1600000: expected at most 16384 pixels"),
+    "many images": (["--images", "30000000"], "--images 30000000: expected a whole number from 1 to 1000"),
+    "a long path": (["--condition", "a" * 300 + ".png"], "region condition: a+.png cannot be read"),
+    "deep JSON": (["--regions", "deep.json"], "regions: deep.json is not JSON"),
+    "a user's model": (["--model", "~nosuchuser/x"], "model ~nosuchuser/x: no such file or folder"),
+    "a user's adapter": (["--adapter", "x=~nosuchuser/x"], "~nosuchuser/x: no such user"),
+    "a user's engine": (["--engine", "~nosuchuser/x"], "~nosuchuser/x: no such user"),
+    "guidance rescale": (["--guidance-rescale", "2"], "guidance_rescale 2: expected a number from 0 to 1"),
     "backend": (["--backend", "triton"], "triton"),
     "lora": (["--lora", "no.safetensors"], "no.safetensors"),
     "vae": (["--vae", "no-vae"], "vae no-vae"),
@@ -202,6 +217,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(run, files, capsy
     (files / "cut.png").write_bytes((files / "picture.png").read_bytes()[:-40])
     (files / "text.png").write_text("no picture")
     (files / "folder.png").mkdir()
+    (files / "deep.json").write_text("[" * 100_000)
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(files / "nan.tif")
     if case == "decompression bomb":
         Image.new("1", (10_000, 9_000)).save("bomb.png")  # just over PIL's limit

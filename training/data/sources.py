@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runtime.errors import InputError
+from runtime.machine.files import expand
 from training.config import TrainConfig
 from training.data.cache import digest
 
@@ -50,7 +51,7 @@ def open_source(config: TrainConfig) -> Source:
         return HubSource(config)
     if data.endswith(".tar"):
         return TarSource(config)
-    folder = Path(data).expanduser()
+    folder = expand(data)
     if not folder.is_dir():
         raise InputError(
             f"data {data}: no such folder; expected an image folder, .tar files or hf:PATH[@SPLIT]"
@@ -62,14 +63,14 @@ class FolderSource:
     """Images in a folder and its subfolders, with captions beside them: `name.txt`, or metadata.jsonl in the folder."""
 
     def __init__(self, folder: Path, config: TrainConfig):
-        extra = [Path(f).expanduser() for f in (config.condition_from, config.mask_from) if f]
+        extra = [expand(f) for f in (config.condition_from, config.mask_from) if f]
         for path in extra:
             if not path.is_dir():
                 raise InputError(
                     f"{path}: no such folder; expected one of files named as the images in {folder}"
                 )
         apart = [path.resolve() for path in extra]
-        out = Path(config.out).expanduser().resolve()
+        out = expand(config.out).resolve()
         if folder.resolve() in out.parents:  # what a run draws is not data
             apart.append(out)
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
@@ -85,7 +86,7 @@ class FolderSource:
         self.conditions, self.masks = (
             [None] * len(self.images)
             if given is None
-            else _matching(self.images, folder, Path(given).expanduser(), what)
+            else _matching(self.images, folder, expand(given), what)
             for given, what in ((config.condition_from, "conditions"), (config.mask_from, "masks"))
         )
         files = [p for p in (*self.images, *self.conditions, *self.masks) if p is not None]
@@ -124,7 +125,7 @@ def _matching(images: list[Path], folder: Path, given: str | None, what: str) ->
     """Return the file of the same name in the folder `given`, whatever its ending, for every image."""
     if given is None:
         return [None] * len(images)
-    other = Path(given).expanduser()
+    other = expand(given)
     found = {
         p.relative_to(other).with_suffix(""): p
         for p in sorted(other.rglob("*"))
@@ -230,7 +231,7 @@ class TarSource:
             raise InputError(
                 f"data {config.data}: needs the package webdataset; pip install webdataset"
             ) from error
-        self.tars = [Path(url).expanduser() for url in expand_urls(config.data)]
+        self.tars = [expand(url) for url in expand_urls(config.data)]
         for path in self.tars:
             if not path.is_file():
                 raise InputError(f"data {config.data}: no such file: {path}")
