@@ -356,7 +356,10 @@ BAD = {
     "adapter without a name": (["--adapter", "nowhere"], "--adapter 'nowhere'; expected name=path"),
     "adapter twice": (["--adapter", "a=1", "--adapter", "a=2"], "the name a is given twice"),
     "model": (["--model", "nowhere"], "model nowhere: no such file or folder"),
-    "model is a picture": (["--model", "file"], "file: expected a .safetensors file"),
+    "model is a picture": (
+        ["--model", "file"],
+        r"file: not a weight file \(no suffix\); expected a .safetensors file",
+    ),
     "vae": (["--vae", "no-vae"], "vae no-vae: no such file or folder"),
     "lora": (["--lora", "no.safetensors"], "no.safetensors"),
     "adapter path": (

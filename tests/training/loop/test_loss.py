@@ -11,13 +11,13 @@ from kernels import ops, reference
 from runtime.errors import InputError
 from tests.support.tolerances import assert_close
 from training.config import TrainConfig
+from training.data.rows import timestep
 from training.loop.loss import (
     EDGES,
     PREDICTIONS,
     add_noise,
     check_schedule,
     noise_weight,
-    timestep,
     training_loss,
     v_target,
     z0_weight,
