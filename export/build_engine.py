@@ -136,7 +136,7 @@ def build(options: argparse.Namespace, command: str) -> int:
     for name in adapters:
         if Path(name).name != name:
             raise InputError(f"--adapter {name}: expected a name that a file can have")
-    cache = _path("--timing-cache", options.timing_cache) if options.timing_cache else None
+    cache = expand(options.timing_cache, "--timing-cache") if options.timing_cache else None
     if options.workspace is not None and not 0 < options.workspace < 2**20:
         raise InputError(f"--workspace {options.workspace}: expected GiB, a number above 0")
     workspace = int(options.workspace * GIB) if options.workspace else None
@@ -155,7 +155,7 @@ def build(options: argparse.Namespace, command: str) -> int:
         compiler=CompileOptions(options.target, capabilities, options.level, workspace, cache, options.refit),
         keep_onnx=not options.drop_onnx,
     )
-    folder = _path("--out", options.out)
+    folder = expand(options.out, "--out")
     build_folder(
         settings,
         folder,
@@ -193,13 +193,6 @@ def compare(settings: BuildSettings, folder: Path) -> bool:
     for row in failed:
         say(format_row(row))
     return not failed
-
-
-def _path(option: str, value: str) -> Path:
-    try:
-        return expand(value)
-    except RuntimeError as error:
-        raise InputError(f"{option} {value}: {error}") from error
 
 
 def _check_packages() -> None:

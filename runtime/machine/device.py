@@ -17,12 +17,17 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"device {device!r}: unknown, expected cpu, cuda, cuda:0 ...") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device}: no CUDA device is available here, expected cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise InputError(
-            f"device {device}: this PyTorch or machine has none; expected cpu, cuda, cuda:0 ..."
-        ) from error
+            f"device {device}: this machine has {torch.cuda.device_count()}; expected cuda:0 ..."
+        )
+    if device.type not in ("cuda", "cpu"):
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(
+                f"device {device}: this PyTorch or machine has none; expected cpu or cuda"
+            ) from error
     if device.type == "meta":
         raise InputError("device meta: it computes nothing; expected cpu, cuda, cuda:0 ...")
     return device

@@ -13,12 +13,12 @@ from pathlib import Path
 from runtime.errors import InputError, first_line
 
 
-def expand(path: str | os.PathLike) -> Path:
-    """Return a path with ~ and ~user replaced. Raises InputError where there is no such user."""
+def expand(path: str | os.PathLike, option: str = "") -> Path:
+    """Return a path with ~ and ~user replaced. Raises InputError, naming `option`, where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{path}: no such user; expected a path") from error
+        raise InputError(f"{option} {path}: no such user; expected a path".strip()) from error
 
 
 @contextmanager
