@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from runtime.control.adapters import check_name
-from runtime.engines.manifest import ADAPTER, Manifest
+from runtime.engines.manifest import Manifest, adapter_names
 from runtime.engines.ports import SAMPLE, Profile
 from runtime.errors import InputError
 from runtime.sampling.request import Request
@@ -43,11 +43,10 @@ class Capabilities:
             self.profile.check({"rows": request.images * (1 + guided)})
 
 
-def of_manifest(manifest: Manifest) -> Capabilities:
-    """Return what the engines of a folder can draw."""
-    own = [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
+def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilities:
+    """Return what the engines of a folder can draw. adapters: more of them, which are loaded beside the engines."""
     side = None
     if "unet" in manifest.engines:
         sample = next(port for port in manifest.engines["unet"].inputs if port.name == SAMPLE)
         side = manifest.model["sample_size"] * sample.shape[2].divisor
-    return Capabilities(own, side, manifest.profile, "a compiled UNet")
+    return Capabilities([*adapter_names(manifest), *adapters], side, manifest.profile, "a compiled UNet")

@@ -21,7 +21,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,16 +152,18 @@ def choose(
     model is another than was measured. Warns of an engine that was measured and is not there as it was, or does not
     take the request. Raises InputError where the table is broken.
     """
-    fitting, own = [], identity(model, adapters, dtype)
-    for entry in read_table():
+    table = read_table()
+    fitting, own = (
+        [],
+        identity(model, adapters, dtype) if table else {},
+    )  # it looks at every file of the model
+    for entry in table:
         if any(entry[name] != value for name, value in own.items()):
             continue
         try:
             if entry["manifest"] != manifest_digest(entry["engine"]):
                 raise InputError("rebuilt since it was measured; run runtime.fastest again")
-            capabilities = of_manifest(read_manifest(entry["engine"]))
-            known = capabilities.adapters and {*capabilities.adapters, *adapters}
-            replace(capabilities, adapters=known).check(request)
+            of_manifest(read_manifest(entry["engine"]), adapters).check(request)
         except InputError as error:
             warnings.warn(f"engine {entry['engine']}: {error}; it is left out", stacklevel=2)
             continue
@@ -213,11 +214,11 @@ def fingerprint(source: str | Path) -> str:
 def cache_folder(create: bool = True) -> Path:
     """Return the folder that the table is in. Raises InputError where LOCALCONTROL_CACHE names none."""
     folder = os.environ.get("LOCALCONTROL_CACHE", "~/.cache/localcontrol")
+    path = expand(folder, "LOCALCONTROL_CACHE")
     try:
-        path = Path(folder).expanduser()
         if create:
             path.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError) as error:  # RuntimeError: an unknown ~user
+    except OSError as error:
         raise InputError(f"LOCALCONTROL_CACHE {folder}: {first_line(error)}; expected a folder") from error
     return path
 

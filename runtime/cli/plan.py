@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,5 +120,4 @@ def of_engine(options: argparse.Namespace) -> Capabilities:
             raise InputError(
                 f"--{name.replace('_', '-')} with --engine: it is fixed when the engines are built; leave it out"
             )
-    found = of_manifest(read_manifest(options.engine))
-    return dataclasses.replace(found, adapters={*found.adapters, *adapter_sources(options.adapter)})
+    return of_manifest(read_manifest(options.engine), adapter_sources(options.adapter))

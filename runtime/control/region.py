@@ -158,7 +158,7 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
     if region.mask is None:
         return PackedRegion(images.fit(condition, height, width, f"{name} condition"), None, region)
     painted = masks.read_mask(region.mask, f"{name} mask")
-    mask = masks.load_mask(painted, height, width, f"{name} mask")
+    mask = images.fit(painted, height, width, f"{name} mask", mode="area")
     if not mask.any():
         warnings.warn(f"{name} mask: all zero (black), so the region has no control", stacklevel=2)
     if region.mask_condition:

@@ -118,6 +118,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise InputError(f"{path}: not a manifest: {error}") from error
 
 
+def adapter_names(manifest: Manifest) -> list[str]:
+    """Return the adapters that were compiled."""
+    return [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
+
+
 def file_entry(path: Path) -> dict[str, object]:
     """Return a file's size and hash, as the manifest lists them."""
     sha = hashlib.sha256()

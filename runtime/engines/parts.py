@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from runtime.control.adapters import TYPE
 from runtime.engines.base import Engine, check_folder, open_engine
 from runtime.engines.denoiser import EngineDenoiser
-from runtime.engines.manifest import ADAPTER, MODEL_FILES, Manifest, read_manifest
+from runtime.engines.manifest import ADAPTER, MODEL_FILES, Manifest, adapter_names, read_manifest
 from runtime.engines.ports import CONDITION, IDS, LATENTS, PIXELS, POOLED, STATES
 from runtime.engines.targets import TARGETS
 from runtime.engines.unet_once import load_once_per_image
@@ -145,11 +145,6 @@ def load_engines(
     exchanged = {name.removeprefix("unet."): w for name, w in weights.get("unet", {}).items()}
     unet = load_once_per_image(folder / MODEL_FILES / "unet", device, DTYPES[manifest.precision], exchanged)
     return model, EngineDenoiser(engine("unet"), unet), adapters
-
-
-def adapter_names(manifest: Manifest) -> list[str]:
-    """Return the adapters that were compiled."""
-    return [name.removeprefix(ADAPTER) for name in manifest.engines if name.startswith(ADAPTER)]
 
 
 def engine_device(folder: str | Path) -> str:

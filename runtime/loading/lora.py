@@ -186,10 +186,10 @@ def _check_config(config: Mapping, path: Path) -> None:
     for name in REFUSED:
         if config.get(name):
             raise InputError(f"{path}: its configuration has {name}, which is not read")
-    for name in ("lora_alpha", *(f"alpha_pattern of {key}" for key in config.get("alpha_pattern") or {})):
-        value = config.get(name) if name == "lora_alpha" else config["alpha_pattern"][name[17:]]
-        if name == "lora_alpha" and name not in config:
-            continue
+    alphas = {f"alpha_pattern of {key}": value for key, value in (config.get("alpha_pattern") or {}).items()}
+    if "lora_alpha" in config:
+        alphas["lora_alpha"] = config["lora_alpha"]
+    for name, value in alphas.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"{path}: its configuration's {name} is {value!r}; expected a number")
     if config.get("fan_in_fan_out"):

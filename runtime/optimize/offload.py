@@ -39,18 +39,13 @@ class Offload:
 
     def __init__(self, model: Model, device: torch.device, how: str):
         """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one."""
-        self.device, self.how = device, how
+        self.device, self.how, self.whole_steps = device, how, whole_steps(how)
         self._turn = threading.Lock()
         self.parts = {"text": model.text_encoders, "denoise": (model.unet,), "decode": (model.vae,)}
         if how == "group":
             self.parts["denoise"] = ()
             streams = device.type == "cuda"
             apply_group_offloading(model.unet, device, offload_type="leaf_level", use_stream=streams)
-
-    @property
-    def whole_steps(self) -> str | None:
-        """See `whole_steps`."""
-        return whole_steps(self.how)
 
     @contextmanager
     def at_work(self, stage: str) -> Iterator[None]:
