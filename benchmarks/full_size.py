@@ -168,14 +168,16 @@ def measure(config: dict, repeats: int, dtype: torch.dtype, packs: bool = True) 
     }
 
 
-def build(config: dict, dtype: torch.dtype = torch.bfloat16) -> UNet2DConditionModel:
+def build(
+    config: dict, dtype: torch.dtype = torch.bfloat16, device: torch.device = CPU
+) -> UNet2DConditionModel:
     """Return diffusers' UNet in `dtype`, made without a float32 copy.
 
     Its random weights keep activations near 1 (see GAIN).
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config).to(dtype)
-    unet.to_empty(device="cpu").eval()
+    unet.to_empty(device=device).eval()
     torch.manual_seed(0)
     for module in unet.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

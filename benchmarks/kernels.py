@@ -1,152 +1,191 @@
-"""python -m benchmarks.kernels [--batch 1 4 16] [--dtype bf16] [--out benchmarks/results/<device>/kernels.csv]
+"""python -m benchmarks.kernels [--batch 1 4] [--dtype bf16] [--budget 300] [--out benchmarks/results/<device>]
 
-Times every kernel at SDXL's shapes against plain PyTorch, torch.compile and kornia, on the same tensors, the L2 cache
-emptied before every run. A provider is timed only once its output has been found right. The share is of the copy
-bandwidth of this device, measured in the same run: what a kernel that moves the least bytes there are would reach.
+Times every kernel at SDXL's shapes against plain PyTorch, torch.compile and kornia, on the same tensors. A provider is
+timed only once its output has been found right. A call's time is the device's: calls on different tensors, together
+larger than the cache, are captured in one CUDA graph and replayed. `host_us` is what one call takes on the CPU. The
+share is of the copy bandwidth of this device, measured in the same run: what a kernel that moves the least bytes there
+are would reach. Rows go to <out>/kernels.csv as they are measured; those that are there already are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-import triton.testing
 from torch import Tensor
 
+from benchmarks.gpu.device import DEVICE, ON_GPU, capture, copy_rate, state, time_calls
+from benchmarks.gpu.rows import Budget, Table
 from benchmarks.kernel_cases import Case, cases, geglu_case, guidance_case, inject_case, loss_case, norm_case
-from benchmarks.measure import environment, results_folder, write_rows
+from benchmarks.measure import check_counts, check_out, results_folder
 from kernels import reference
+from runtime.cli.command import Parser, exit_code
+from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES
 
-COPY_BYTES = 1 << 30
 ERROR = 2e-2  # relative, of a result that is right but was rounded after every operation
+BEYOND_CACHE, MOST_SETS = 2**28, 32  # bytes that inputs take together, and sets of them
+COMPILE_SECONDS, SECONDS = 20, 2
+FIELDS = ("op", "shape", "dtype", "provider", "direction", "p20_us", "p50_us", "p80_us", "host_us", "gb_s")
+FIELDS += ("share_of_copy", "peak_mib", "note")
+ENVIRONMENT = ("device", "threads", "torch", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kernels", description=__doc__.split("\n\n")[1]
-    )
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.kernels", description=__doc__.split("\n\n")[1])
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 4, 16], help="images (guidance doubles the rows)"
+        "--batch", type=int, nargs="+", default=[1, 4], help="images: guidance doubles the rows"
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        parser.error(
-            "a CUDA device is needed: on a CPU the kernels only run interpreted, which says nothing of speed"
+    parser.add_argument("--budget", type=float, default=600, help="seconds (default 600)")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run_options(options))
+
+
+def run_options(options: argparse.Namespace) -> None:
+    check_counts(batch=min(options.batch))
+    check_out(options.out)
+    if not ON_GPU:
+        raise InputError(
+            "kernels: a CUDA device is needed: on a CPU they only run interpreted, which says nothing of speed"
         )
-    device, dtype = torch.device("cuda"), DTYPES[args.dtype]
+    run(options.out, Budget(options.budget), options.dtype, options.batch)
+
+
+def run(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int = 1024) -> None:
+    """Measure until the budget is spent: the kernels and eager PyTorch first, what has to be compiled last."""
+    table = Table(folder / "kernels.csv", FIELDS + ENVIRONMENT)
     torch.manual_seed(0)
-    rows, bandwidth = [], copy_bandwidth(device)
-    for case in [*cases(device, dtype, args.batch), *beyond_l2(device, dtype)]:
-        new = time_case(case, bandwidth, args.dtype)
-        print("\n".join(map(_line, new)))
-        rows += new
-        write_rows(args.out or results_folder() / "kernels.csv", rows)
+    for slow in (False, True):
+        for case in all_cases(DTYPES[dtype], batches, size):
+            for name, provider in case.providers().items():
+                if (name == "compile") == slow:
+                    measure(table, budget, case, name, provider, dtype)
 
 
-def beyond_l2(device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """Return sizes that no cache holds, at which only bandwidth counts: some 200 to 400 MB each."""
-    return [
-        inject_case(device, dtype, 32, 640, 64),
-        loss_case("sobel_z0_loss", device, dtype, 512, 128),
-        norm_case(device, dtype, 32, 320, 128),
-        geglu_case(device, dtype, 64 * 1024, 2560),
-        guidance_case(device, dtype, 256, 128),
-    ]
+def all_cases(dtype: torch.dtype, batches: list[int], size: int) -> Iterator[Case]:
+    """Yield SDXL's shapes, and on a GPU those that no cache holds, at which only bandwidth counts: 200 to 400 MB."""
+    yield from cases(DEVICE, dtype, batches[:1], size)
+    if ON_GPU:
+        yield inject_case(DEVICE, dtype, 32, 640, 64)
+        yield loss_case("sobel_z0_loss", DEVICE, dtype, 512, 128)
+        yield norm_case(DEVICE, dtype, 32, 320, 128)
+        yield geglu_case(DEVICE, dtype, 64 * 1024, 2560)
+        yield guidance_case(DEVICE, dtype, 256, 128)
+    yield from cases(DEVICE, dtype, batches[1:], size)
 
 
-def time_case(case: Case, bandwidth: float, dtype: str) -> list[dict]:
-    """Return a row for each provider and direction. Raises RuntimeError where a provider's output is wrong."""
-    rows = []
-    expected = _as_tuple(getattr(reference, case.op)(**_double(case.inputs)))
-    for name, run in case.providers().items():
-        check(f"{case.op} {case.shape} {name}", _as_tuple(run(**case.inputs)), expected)
-        what = {"op": case.op, "shape": case.shape, "dtype": dtype, "provider": name}
-        figures = time_run(partial(run, **case.inputs), case.bytes_moved, bandwidth)
-        rows.append(what | {"direction": "forward"} | figures)
-        if case.differentiable:
-            figures = time_run(with_backward(case, run), None, bandwidth)
-            rows.append(what | {"direction": "forward+backward"} | figures)
-    return [row | environment() | {"triton": triton.__version__} for row in rows]
+def measure(table: Table, budget: Budget, case: Case, name: str, provider: Callable, dtype: str) -> None:
+    """Add the rows of one provider: forward, and forward with backward where there are gradients."""
+    directions = {"forward": partial(forward, provider)}
+    if case.differentiable:
+        directions["forward+backward"] = partial(with_backward, case, provider)
+    for direction, prepare in directions.items():
+        key = f"{case.op} {case.shape} {dtype} {name} {direction}"
+        if key in table or not budget.allows(COMPILE_SECONDS if name == "compile" else SECONDS):
+            continue
+        torch.compiler.reset()  # after 8 shapes it would run uncompiled, and be called compiled
+        what = {"op": case.op, "shape": case.shape, "dtype": dtype, "provider": name, "direction": direction}
+        try:
+            check(case, provider)
+            moved = case.bytes_moved if direction == "forward" else None
+            values = figures(prepare, case, moved)
+        except Exception as error:
+            values = {"note": f"{type(error).__name__}: {error}".partition("\n")[0][:200]}
+        table.add(key, what | values | state())
+        share = f"{float(values['share_of_copy']):5.0%} of copy" if values.get("share_of_copy") else ""
+        print(f"{key:70} {values.get('p50_us', '')!s:>10} us {share} {values.get('note', '')}", flush=True)
 
 
-def time_run(run: Callable, moved: int | None, bandwidth: float) -> dict[str, str]:
-    """Microseconds, and where the bytes that it has to move are known the rate it moves them at."""
-    low, middle, high = (f"{ms * 1e3:.2f}" for ms in triton.testing.do_bench(run, quantiles=[0.2, 0.5, 0.8]))
-    rate = None if moved is None else moved / (float(middle) / 1e6)
-    return {
-        "p20_us": low,
-        "p50_us": middle,
-        "p80_us": high,
-        "gb_s": "" if rate is None else f"{rate / 1e9:.0f}",
-        "share_of_copy": "" if rate is None else f"{rate / bandwidth:.3f}",
-        "peak_mib": _peak(run),
+def figures(prepare: Callable, case: Case, moved: int | None) -> dict[str, object]:
+    """Return microseconds of a call on the device and on the host, and the rate at which it moves its bytes."""
+    sets = copies(case)
+    runs = [prepare(inputs) for inputs in sets]
+    host = host_microseconds(runs[0])
+    together, note = capture(runs)
+    times = {
+        f"{name[:3]}_us": round(ms * 1e3 / len(runs), 3) for name, ms in time_calls(together, 0.1).items()
     }
+    rate = None if moved is None else moved / (times["p50_us"] / 1e6)
+    values = times | {"host_us": round(host, 1), "peak_mib": peak_mib(runs[0]), "note": note}
+    return values if rate is None else values | {
+        "gb_s": round(rate / 1e9), "share_of_copy": round(rate / copy_rate(), 3)
+    }  # fmt: skip
 
 
-def check(name: str, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """RuntimeError where an output is further from the reference than roundings explain."""
-    for a, e in zip(actual, expected, strict=True):
+def copies(case: Case) -> list[dict]:
+    """Return the inputs, and as many clones of them as no cache holds."""
+    count = min(MOST_SETS, max(2, BEYOND_CACHE // max(1, case.bytes_moved))) if ON_GPU else 1
+    return [_each(case.inputs, torch.clone) for _ in range(count)]
+
+
+def forward(provider: Callable, inputs: dict) -> Callable[[], object]:
+    return partial(provider, **inputs)
+
+
+def with_backward(case: Case, provider: Callable, inputs: dict) -> Callable[[], object]:
+    inputs, leaves = dict(inputs), []
+    for name in case.differentiable:
+        inputs[name] = _each(inputs[name], lambda t: t.detach().clone().requires_grad_())
+        leaves += inputs[name] if isinstance(inputs[name], list) else [inputs[name]]
+    grads = [torch.ones_like(out) for out in _as_tuple(provider(**inputs))]
+    return lambda: torch.autograd.grad(_as_tuple(provider(**inputs)), leaves, grads)
+
+
+def check(case: Case, provider: Callable) -> None:
+    """Raise RuntimeError where an output is further from the reference than roundings explain."""
+    expected = _as_tuple(getattr(reference, case.op)(**_each(case.inputs, Tensor.double)))
+    for a, e in zip(_as_tuple(provider(**case.inputs)), expected, strict=True):
         error = ((a.double() - e).norm() / e.norm().clamp_min(1e-30)).item()
         if not error <= ERROR:
-            raise RuntimeError(f"{name}: relative error {error:.1e}: it is not timed")
+            raise RuntimeError(f"relative error {error:.1e}: it is not timed")
 
 
-def with_backward(case: Case, run: Callable) -> Callable[[], object]:
-    inputs = dict(case.inputs)
-    leaves = []
-    for name in case.differentiable:
-        value = inputs[name]
-        copies = [
-            t.detach().clone().requires_grad_() for t in (value if isinstance(value, list) else [value])
-        ]
-        inputs[name] = copies if isinstance(value, list) else copies[0]
-        leaves += copies
-    grads = [torch.ones_like(out) for out in _as_tuple(run(**inputs))]
-    return lambda: torch.autograd.grad(_as_tuple(run(**inputs)), leaves, grads)
+def host_microseconds(run: Callable[[], object], calls: int = 50) -> float:
+    """Return what a call takes on the CPU: the device is behind all the while, and is not waited for."""
+    for _ in range(3 if ON_GPU else 0):
+        run()
+    if not ON_GPU:
+        calls = 1
+    else:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls * 1e6
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Return bytes a second of a copy in device memory, reading and writing counted."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return (
-        2 * COPY_BYTES / (triton.testing.do_bench(lambda: target.copy_(source), return_mode="median") / 1e3)
-    )
-
-
-def _peak(run: Callable) -> str:
-    """Return MiB allocated during a run, beyond what was there."""
+def peak_mib(run: Callable[[], object]) -> float | str:
+    """Return MiB allocated during a call, beyond what was there."""
+    if not ON_GPU:
+        return ""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
-    return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.1f}"
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
 
 
-def _double(inputs: dict) -> dict:
-    def convert(value):
-        if isinstance(value, list):
-            return [convert(v) for v in value]
-        return value.double() if isinstance(value, Tensor) else value
-
-    return {name: convert(value) for name, value in inputs.items()}
+def _each(value, change: Callable[[Tensor], Tensor]):
+    """Return the tensors in it changed, the rest as it is."""
+    if isinstance(value, dict):
+        return {name: _each(member, change) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_each(member, change) for member in value]
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _line(row: dict) -> str:
-    share = f"{float(row['share_of_copy']):5.0%} of copy" if row["share_of_copy"] else ""
-    return f"{row['op']:18} {row['shape']:18} {row['direction']:17} {row['provider']:8} {row['p50_us']:>10} us {share}"
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

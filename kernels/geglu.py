@@ -77,9 +77,12 @@ def geglu_fwd(x: Tensor, bias: Tensor | None, sizes: launch.Sizes | None = None)
     out = x.new_empty(rows, channels)
     strides = 0, *x.stride()
     if sizes is None:
-        default = launch.tile(rows, channels, strides, x.itemsize)
-        shape = x.dtype, rows, channels
-        sizes = tuning.pick("geglu", shape, x.device, default, lambda sizes: geglu_fwd(x, bias, sizes))
+        shape = x.dtype, rows, channels, launch.channels_inner(strides)
+        sizes = tuning.pick(
+            "geglu", shape, x.device,
+            lambda: launch.tile(rows, channels, strides, x.itemsize),
+            lambda sizes: geglu_fwd(x, bias, sizes),
+        )  # fmt: skip
     _geglu_fwd_kernel[(launch.count_tiles(rows, channels, sizes),)](
         x, bias, out, rows, channels, strides, (0, *out.stride()), **sizes
     )

@@ -129,10 +129,10 @@ def inject_fwd(
     maps, maps_strides = _pointers(features)
     gates, gates_strides = _pointers(masks)
     if sizes is None:
-        default = launch.tile(pixels, channels, out_strides, out.itemsize, elements=4096 // out.itemsize)
         shape = out.dtype, pixels, channels, launch.channels_inner(out_strides), batch, halves, len(features)
         sizes = tuning.pick(
-            "inject", shape, out.device, default,
+            "inject", shape, out.device,
+            lambda: launch.tile(pixels, channels, out_strides, out.itemsize, elements=4096 // out.itemsize),
             lambda sizes: inject_fwd(hidden, features, masks, scales, launch.empty_pixels_like(out), sizes),
         )  # fmt: skip
     grid = launch.count_tiles(pixels, channels, sizes), batch * (halves // step)

@@ -45,6 +45,9 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_xdist_make_scheduler(config, log):
     """Have one worker run a file, for its fixtures; and all that shares the exported graphs, which are made once."""
+    if torch.cuda.is_available():
+        return None  # the default: tests there wait for Triton's compiler, and share no exported graphs
+
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -62,10 +65,11 @@ def shares_graphs(file):
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if "gpu" in item.keywords:
+        if torch.cuda.is_available():
+            if "kernels" in item.path.parts:  # what is interpreted elsewhere runs on the GPU
+                item.add_marker(pytest.mark.gpu)
+        elif "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 

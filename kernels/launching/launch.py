@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import TypeVar
 
 import torch
@@ -98,8 +98,16 @@ def group_blocks(
     batch: int, pixels: int, channels: int, num_groups: int, strides: Strides, itemsize: int
 ) -> tuple[Sizes, int]:
     """Return a group norm's block of whole groups by pixels, and the pixels of a program's chunk."""
+    sizes, chunk = _group_blocks(batch, pixels, channels, num_groups, channels_inner(strides), itemsize)
+    return dict(sizes), chunk
+
+
+@lru_cache(maxsize=1024)
+def _group_blocks(
+    batch: int, pixels: int, channels: int, num_groups: int, inner: bool, itemsize: int
+) -> tuple[Sizes, int]:
     group, groups = channels // num_groups, 1
-    if channels_inner(strides):  # neighbouring groups until rows are long and begin where a vector may
+    if inner:  # neighbouring groups until rows are long and begin where a vector may
         while num_groups % (2 * groups) == 0 and not _well_aligned(group * groups * itemsize):
             groups *= 2
     block_c = triton.next_power_of_2(group * groups)

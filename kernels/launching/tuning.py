@@ -20,35 +20,57 @@ import triton.testing
 VARIABLE = "LOCALCONTROL_AUTOTUNE"
 Sizes = dict[str, int]
 
+MOST_PICKED = 4096  # shapes of a process: a picture has some ten
+
 _tables: dict[Path, dict[str, Sizes]] = {}
+_picked: dict[
+    tuple, Sizes
+] = {}  # (op, *shape, device) -> its sizes: found once, as a launch must not wait for it
 
 
 def pick(
     op: str,
     shape: tuple,
     device: torch.device,
-    default: Sizes,
+    default: Callable[[], Sizes],
     run: Callable[[Sizes], object],
 ) -> Sizes:
-    """Return the sizes to launch `op` with on tensors like these: tuned ones where there are any, otherwise `default`.
+    """Return the sizes to launch `op` with on tensors like these: tuned ones where there are any, or `default`'s.
 
-    shape: what the best sizes depend on (dtype, layout, dimensions). run: launches once with the given sizes; it is
-    called only to be timed, so it must not change its inputs.
+    shape: all that they depend on (dtype, layout, dimensions). run: launches once with the given sizes; it is called
+    only to be timed, so it must not change its inputs.
     """
+    key = (op, *shape, device)
+    sizes = _picked.get(key)
+    if sizes is None:
+        sizes, final = _find(op, shape, device, default(), run)
+        if final:
+            if len(_picked) >= MOST_PICKED:
+                _picked.clear()
+            _picked[key] = sizes
+    return sizes
+
+
+def _find(
+    op: str, shape: tuple, device: torch.device, default: Sizes, run: Callable[[Sizes], object]
+) -> tuple[Sizes, bool]:
+    """Return the sizes, and whether they are found for good: not where timing is asked for and must wait."""
     if device.type != "cuda":
-        return default
+        return default, True
     path = table_path(device)
     if path not in _tables:
         _tables[path] = _read(path)
     table, name = _tables[path], " ".join(map(str, (op, *shape)))
     known = table.get(name)
     if known is not None and known.keys() == default.keys():
-        return known
-    if os.environ.get(VARIABLE) != "1" or torch.cuda.is_current_stream_capturing():
-        return default
+        return known, True
+    if os.environ.get(VARIABLE) != "1":
+        return default, True
+    if torch.cuda.is_current_stream_capturing():
+        return default, False
     table[name] = min(candidates(default), key=lambda sizes: triton.testing.do_bench(lambda: run(sizes)))
     _write(path, table)
-    return table[name]
+    return table[name], True
 
 
 def candidates(default: Sizes) -> list[Sizes]:

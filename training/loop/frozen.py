@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kernels.ops import current_backend
 from runtime.model.attention import use_attention
 from runtime.model.blocks import Injection, Resnet, TransformerBlock
 from runtime.model.unet import UNet
+from runtime.optimize.fused import fuse_unet, fuses_here
 from training.loop.group_norm import use_quick_group_norm
 
 
@@ -31,7 +33,9 @@ class FrozenUNet:
         self.unet = unet.requires_grad_(False)
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         self.checkpointing = False
-        if self.device.type == "cpu":
+        if fuses_here(current_backend(), self.device):
+            fuse_unet(unet)
+        elif self.device.type == "cpu":
             use_quick_group_norm(unet)
         for module in unet.modules():
             if isinstance(module, (Resnet, TransformerBlock)):

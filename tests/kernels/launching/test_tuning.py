@@ -18,6 +18,7 @@ def timed(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_tables", {})
+    monkeypatch.setattr(tuning, "_picked", {})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (test)")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
@@ -30,7 +31,7 @@ def timed(monkeypatch, tmp_path):
 
 
 def pick(seen, shape=(4096, 320), default=DEFAULT):
-    return tuning.pick("inject", shape, GPU, default, seen.append)
+    return tuning.pick("inject", shape, GPU, lambda: default, seen.append)
 
 
 def test_nothing_is_timed_unless_asked_for(timed, monkeypatch):
@@ -45,7 +46,8 @@ def test_tuned_sizes_are_kept_for_the_next_process(timed, monkeypatch):
     assert best == {"BLOCK_P": 16, "BLOCK_C": 64, "num_warps": 8}
     assert timed == tuning.candidates(DEFAULT) and timed[0] == DEFAULT
     monkeypatch.delenv(tuning.VARIABLE)
-    monkeypatch.setattr(tuning, "_tables", {})  # another process
+    monkeypatch.setattr(tuning, "_tables", {})
+    monkeypatch.setattr(tuning, "_picked", {})  # another process
     timed.clear()
     assert pick(timed) == best and not timed
     assert pick(timed, shape=(1024, 1280)) == DEFAULT

@@ -1,0 +1,46 @@
+"""Pictures under a limit of memory: what the README says of cards of 8, 12 and 24 GB is tried, not counted."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from benchmarks.gpu.device import DEVICE, ON_GPU
+from benchmarks.gpu.ours import Recorder, picture_row
+from benchmarks.gpu.world import DTYPE, diffusers_parts
+from runtime.loading.load import from_diffusers, load_adapters
+from runtime.optimize.offload import Offload
+from runtime.optimize.specialize import specialize
+from runtime.pipeline import LocalControlPipeline
+
+RESERVE_GB = 1.0  # of a card, for its context and what else runs
+CARDS = {8: "group", 12: "model", 24: None}  # GB as sold -> offload
+
+
+def run(recorder: Recorder, small: bool) -> None:
+    if not ON_GPU:
+        return
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    parts, adapter = diffusers_parts(small)
+    for part in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
+        part.to("cpu")
+    model = from_diffusers(parts)
+    specialize(model, DEVICE, DTYPE, "auto")
+    model.vae.enable_tiling()
+    adapters = load_adapters({"canny": adapter}, DEVICE, DTYPE, False)
+    for gigabytes, how in sorted(CARDS.items(), reverse=True):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((gigabytes - RESERVE_GB) * 1e9 / total)
+        if how is None:
+            for part in (model.unet, model.vae, *model.text_encoders):
+                part.to(DEVICE)
+            pipe = LocalControlPipeline(model, adapters)
+        else:
+            for part in (model.unet, model.vae, *model.text_encoders):
+                part.to("cpu")
+            pipe = LocalControlPipeline(model, adapters, offload=Offload(model, DEVICE, how))
+        case = f"picture, ours, {gigabytes} GB card, offload {how or 'none'}"
+        recorder.measure(case, lambda pipe=pipe: picture_row(pipe, steps=4), 20)
+    torch.cuda.set_per_process_memory_fraction(1.0)
