@@ -90,7 +90,9 @@ def check_loss(
             )
 
 
-def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> None:
+def check_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, offset: Tensor | None = None
+) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"group_norm_silu: x must be a float (B, C, H, W), got {_describe(x)}")
     channels = x.shape[1]
@@ -103,6 +105,12 @@ def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -
             raise ValueError(
                 f"group_norm_silu: {name} must be a float ({channels},), got {_describe(tensor)}"
             )
+    if offset is not None and (
+        offset.shape not in ((1, channels), (len(x), channels)) or not offset.is_floating_point()
+    ):
+        raise ValueError(
+            f"group_norm_silu: offset must be a float ({len(x)} or 1, {channels}), got {_describe(offset)}"
+        )
 
 
 def check_geglu(x: Tensor, bias: Tensor | None) -> None:
@@ -110,6 +118,18 @@ def check_geglu(x: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"geglu: x must be a float (..., 2 C), got {_describe(x)}")
     if bias is not None and (bias.shape != x.shape[-1:] or not bias.is_floating_point()):
         raise ValueError(f"geglu: bias must be a float ({x.shape[-1]},), got {_describe(bias)}")
+
+
+def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    if not x.ndim or not x.is_floating_point():
+        raise ValueError(f"add_layer_norm: x must be a float (..., C), got {_describe(x)}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(f"add_layer_norm: residual must be as x, {_describe(x)}, got {_describe(residual)}")
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor.shape != x.shape[-1:] or not tensor.is_floating_point():
+            raise ValueError(
+                f"add_layer_norm: {name} must be a float ({x.shape[-1]},), got {_describe(tensor)}"
+            )
 
 
 def check_guidance_step(

@@ -113,15 +113,31 @@ def noise_and_z0_loss(
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    *,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """silu(group_norm(x)), or the norm alone; see `reference.group_norm_silu`."""
-    return _implementation("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
+    op = _implementation("group_norm_silu", (x, weight, bias), (offset,))
+    return op(x, weight, bias, num_groups, eps, silu, offset=offset)
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """value * gelu(gate), the halves of the last dimension of x + bias; see `reference.geglu`."""
     return _implementation("geglu", (x, bias))(x, bias)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """x + residual and its layer normalisation; see `reference.add_layer_norm`."""
+    op = _implementation("add_layer_norm", (), (x, residual, weight, bias))
+    return op(x, residual, weight, bias, eps)
 
 
 def guidance_step(

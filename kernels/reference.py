@@ -147,16 +147,28 @@ def laplacian(z: Tensor) -> Tensor:
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    *,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """silu(group_norm(x)), or the norm alone: (B, C, H, W) -> (B, C, H, W), memory format kept.
 
-    weight, bias: (C,). Statistics over each sample's C / num_groups channels and all pixels, variance biased.
+    weight, bias: (C,). offset: (B or 1, C), added to all pixels of x first, in float32: a convolution's bias, and a
+    time projection. Statistics over each sample's C / num_groups channels and all pixels, variance biased.
     Differentiable in x, weight and bias. Raises ValueError where the shapes do not fit.
     """
-    checks.check_group_norm(x, weight, bias, num_groups)
+    checks.check_group_norm(x, weight, bias, num_groups, offset)
+    dtype = x.dtype
+    if offset is not None:
+        x = x.to(torch.promote_types(dtype, torch.float32)) + offset[:, :, None, None]
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     y = F.group_norm(x, num_groups, weight, bias, eps)  # float32 inside
-    return F.silu(y) if silu else y
+    return (F.silu(y) if silu else y).to(dtype)
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -168,6 +180,21 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     value, gate = (wide if bias is None else wide + bias).chunk(2, dim=-1)
     return (value * F.gelu(gate)).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Return x + residual, in x's dtype, and its layer normalisation over the last dimension, (..., C) each.
+
+    residual: as x, or None for none: the sum is then x itself. weight, bias: (C,). A transformer block normalises
+    each sum that it makes: the two together read and write it once. Raises ValueError where shapes do not fit.
+    """
+    checks.check_layer_norm(x, residual, weight, bias)
+    total = x if residual is None else x + residual
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = F.layer_norm(total.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+    return total, norm.to(x.dtype)
 
 
 def guidance_step(

@@ -52,9 +52,7 @@ def _loss_fwd_kernel(
     planes = planes_at(latents, strides, b, channel)
     a, s = tl.load(alpha + b).to(tl.float32), tl.load(sigma + b).to(tl.float32)
     edge, noise = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    zero = tl.zeros([BLOCK], tl.float32)
-    up = (zero, zero, zero, zero)
-    middle = up
+    up, middle = _no_row(BLOCK), _no_row(BLOCK)
     for row in range(top - 1, bottom + 1):
         below = row_sums(planes, strides, row, x, height, width, a, s, EDGES, PREDICTION)
         found = edge_of(up[0], middle[0], below[0], up[1], middle[1], below[1], EDGES)
@@ -116,11 +114,9 @@ def _loss_bwd_kernel(
     out = grad_output + tl.cast(b, tl.int64) * grad_strides[0] + channel * grad_strides[1]
 
     # three windows a row, around the pixels left of, at, and right of this one: the edges there depend on it
-    zero = tl.zeros([BLOCK], tl.float32)
-    up = (zero, zero, zero, zero)
-    up_l, up_m, up_r = up, up, up
-    mid_l, mid_m, mid_r = up, up, up
-    p_up, p_mid, q_up, q_mid = zero, zero, zero, zero
+    up_l, up_m, up_r = _no_row(BLOCK), _no_row(BLOCK), _no_row(BLOCK)
+    mid_l, mid_m, mid_r = _no_row(BLOCK), _no_row(BLOCK), _no_row(BLOCK)
+    p_up, p_mid, q_up, q_mid = _no_row(BLOCK)
     for row in range(top - 2, bottom + 2):
         # clamped windows at a border see pixels that the border's own window does not: _adjoint_across drops them
         low_l = row_sums(planes, strides, row, x - 1, height, width, a, s, EDGES, PREDICTION)
@@ -147,6 +143,21 @@ def _loss_bwd_kernel(
         up_l, up_m, up_r = mid_l, mid_m, mid_r
         mid_l, mid_m, mid_r = low_l, low_m, low_r
         p_up, p_mid, q_up, q_mid = p_mid, p, q_mid, q
+
+
+@triton.jit
+def _no_row(BLOCK: tl.constexpr):
+    """Four values of their own, all 0, for `row_sums` of a row above the strip.
+
+    Of their own: Triton takes a variable that a loop sets to another one's value for unchanged where both begin as the
+    same value, and does not carry it to the next turn (3.6 to 3.8; its interpreter does).
+    """
+    return (
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+    )
 
 
 @triton.jit

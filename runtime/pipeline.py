@@ -312,9 +312,9 @@ class LocalControlPipeline:
                         request.guidance_rescale,
                     )
                 check_finite(result, "denoise", self.dtype)
-            with timed(timings, "decode", self.device):
-                pixels = self.decode(result)
-        return Result(to_images(pixels), result, timings, seed)
+            with timed(timings, "decode", self.device), self._at_work("decode"):
+                images = to_images(decode(self.model.vae, result))
+        return Result(images, result, timings, seed)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -335,7 +335,7 @@ class LocalControlPipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
         with self._at_work("decode"):
-            return decode(self.model.vae, latents)
+            return decode(self.model.vae, latents).cpu()
 
     def _at_work(self, stage: str) -> AbstractContextManager[None]:
         return nullcontext() if self.offload is None else self.offload.at_work(stage)

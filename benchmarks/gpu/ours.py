@@ -40,7 +40,7 @@ FIELDS = (
 FIELDS += ("text_ms", "adapter_ms", "denoise_ms", "decode_ms", "samples_per_second")
 ENVIRONMENT = ("device", "threads", "torch", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
 COLUMNS = FIELDS + ENVIRONMENT
-GRAPH_SECONDS, COMPILE_SECONDS = 10, 90
+GRAPH_SECONDS, COMPILE_SECONDS = 10, 60
 COMPILER = "inductor" if ON_GPU else "eager"  # a rehearsal needs no code
 
 
@@ -88,20 +88,15 @@ def step_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
     recorder.measure("step, ours", lambda: step_row(pipe.denoiser, backend))
     profiled(recorder, "step", stepper(pipe.denoiser, backend))
     if ON_GPU:
-        captured = compile_unet(pipe.model, None, True)
-        for attention in ("auto", "cudnn", "flash", "efficient"):
+        for attention in ("auto", "flash"):
+            captured = compile_unet(pipe.model, None, True)
             row = partial(step_row, captured, backend, attention)
             recorder.measure(f"step, ours, CUDA graph, attention {attention}", row, GRAPH_SECONDS)
-            captured.engine._bindings.clear()
-        del captured, row
+            del captured, row
     with by_layer(pipe.model.unet):
         compiled = compile_unet(pipe.model, None, True) if ON_GPU else TorchDenoiser(pipe.model.unet)
-        for attention in ("auto", "cudnn") if ON_GPU else ("auto",):
-            row = partial(step_row, compiled, backend, attention)
-            case = f"step, ours, layers compiled, CUDA graph, attention {attention}"
-            recorder.measure(case, row, COMPILE_SECONDS if attention == "auto" else GRAPH_SECONDS)
-            if ON_GPU:
-                compiled.engine._bindings.clear()
+        row = partial(step_row, compiled, backend)
+        recorder.measure("step, ours, layers compiled, CUDA graph", row, COMPILE_SECONDS)
         del compiled, row
     release()
 
@@ -167,30 +162,18 @@ def picture_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
     recorder.measure("picture, ours", lambda: picture_row(pipe), 10)
     if not ON_GPU:
         return
-    captured = LocalControlPipeline(pipe.model, pipe.adapters, attention=best_attention(recorder))
+    captured = LocalControlPipeline(pipe.model, pipe.adapters)
     captured.compile(compiler=None, cuda_graph=True)
     recorder.measure("picture, ours, CUDA graph", lambda: picture_row(captured), 15)
     quick = {"steps": 4, "guidance": 1.0}
     recorder.measure("picture, ours, CUDA graph, 4 steps", lambda: picture_row(captured, **quick), 10)
     with by_layer(pipe.model.unet):
-        compiled = LocalControlPipeline(pipe.model, pipe.adapters, attention=best_attention(recorder))
+        compiled = LocalControlPipeline(pipe.model, pipe.adapters)
         compiled.compile(compiler=None, cuda_graph=True)
         case = "picture, ours, layers compiled, CUDA graph"
         recorder.measure(case, lambda: picture_row(compiled), COMPILE_SECONDS)
         recorder.measure(f"{case}, 4 steps", lambda: picture_row(compiled, **quick), COMPILE_SECONDS)
     release()
-
-
-def best_attention(recorder: Recorder) -> str:
-    """Return the attention that the step stage found fastest, "auto" where it was not measured."""
-    cases = {
-        name: f"step, ours, CUDA graph, attention {name}" for name in ("auto", "cudnn", "flash", "efficient")
-    }
-    rows = recorder.table.rows
-    times = {
-        name: float(rows[case]["p50_ms"]) for name, case in cases.items() if rows.get(case, {}).get("p50_ms")
-    }
-    return min(times, key=times.get, default="auto")
 
 
 def picture_row(

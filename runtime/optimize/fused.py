@@ -7,12 +7,14 @@ around again; `kernels.ops.group_norm_silu` keeps NHWC. Parameters, their names 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention as VaeAttention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from kernels import ops
-from runtime.model.blocks import GEGLU, Resnet, Transformer
+from runtime.model.blocks import GEGLU, KeyValue, Resnet, Transformer, TransformerBlock
 from runtime.model.unet import UNet
 from runtime.optimize.exchange import exchange
 
@@ -22,8 +24,10 @@ class FusedGroupNorm(nn.GroupNorm):
 
     silu = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, silu=self.silu)
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """offset: (B or 1, C), added to x first."""
+        given = x, self.weight, self.bias, self.num_groups, self.eps
+        return ops.group_norm_silu(*given, silu=self.silu, offset=offset)
 
 
 class FusedGroupNormSiLU(FusedGroupNorm):
@@ -32,11 +36,53 @@ class FusedGroupNormSiLU(FusedGroupNorm):
     silu = True
 
 
+class FusedResnet(Resnet):
+    """Biases where they cost no pass of their own: PyTorch adds a convolution's in a launch of its own (torch 2.11)."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = F.conv2d(self.norm1(x), self.conv1.weight, padding=1)
+        h = self.norm2(h, time + self.conv1.bias)
+        if isinstance(self.conv_shortcut, nn.Identity):
+            return x + self.conv2(h)
+        bias = self.conv_shortcut.bias + self.conv2.bias
+        return F.conv2d(x, self.conv_shortcut.weight, bias) + F.conv2d(h, self.conv2.weight, padding=1)
+
+    @staticmethod
+    def takes(resnet: Resnet) -> bool:
+        """Return whether its convolutions are PyTorch's own, which have a weight and a bias to take."""
+        layers = resnet.conv1, resnet.conv2, resnet.conv_shortcut
+        return all(type(layer) in (nn.Conv2d, nn.Identity) for layer in layers)
+
+
 class FusedGEGLU(GEGLU):
     """The gate in one pass over the linear layer's result."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.geglu(self.proj(x))
+
+
+class FusedTransformerBlock(TransformerBlock):
+    """Each sum of the residual stream normalised as it is made. Training, which needs gradients, takes the layers."""
+
+    def forward(self, x: Tensor, text: KeyValue) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x, text)
+        _, norm = _normalized(self.norm1, x)
+        x, norm = _normalized(self.norm2, self.attn1.of_itself(norm), x)
+        x, norm = _normalized(self.norm3, self.attn2(norm, *text), x)
+        return self.ff(norm) + x
+
+
+def _normalized(layer: nn.LayerNorm, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return ops.add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps)
+
+
+class ChannelsLastAttention(VaeAttention):
+    """The VAE's attention, its result channels_last: diffusers' leaves NCHW, and all that follows would stay so."""
+
+    def forward(self, hidden_states: Tensor, *args, **options) -> Tensor:
+        result = super().forward(hidden_states, *args, **options)
+        return result.contiguous(memory_format=torch.channels_last) if result.ndim == 4 else result
 
 
 def fuses_here(backend: str, device: torch.device) -> bool:
@@ -52,10 +98,14 @@ def fuse_unet(unet: UNet) -> UNet:
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
             module.activation = nn.Identity()
+            if FusedResnet.takes(module):
+                exchange(module, FusedResnet)
         elif isinstance(module, Transformer):
             exchange(module.norm, FusedGroupNorm)
         elif isinstance(module, GEGLU):
             exchange(module, FusedGEGLU)
+        elif isinstance(module, TransformerBlock):
+            exchange(module, FusedTransformerBlock)
     exchange(unet.conv_norm_out, FusedGroupNormSiLU)
     unet.conv_act = nn.Identity()
     return unet
@@ -68,6 +118,8 @@ def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
             module.nonlinearity = nn.Identity()
+        elif type(module) is VaeAttention:
+            exchange(module, ChannelsLastAttention)
     for part in (vae.encoder, vae.decoder):
         exchange(part.conv_norm_out, FusedGroupNormSiLU)
         part.conv_act = nn.Identity()

@@ -9,7 +9,15 @@ import torch
 
 from kernels import ops, reference
 
-OPS = ["inject", "sobel_z0_loss", "noise_and_z0_loss", "group_norm_silu", "geglu", "guidance_step"]
+OPS = [
+    "inject",
+    "sobel_z0_loss",
+    "noise_and_z0_loss",
+    "group_norm_silu",
+    "geglu",
+    "guidance_step",
+    "add_layer_norm",
+]
 
 
 @pytest.fixture

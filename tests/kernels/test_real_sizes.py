@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import ops
+from kernels import ops, reference
 from tests.support.kernel_cases import DEVICE, NCHW, NHWC, assert_matches
 from tests.support.tolerances import assert_close
 
@@ -61,6 +61,8 @@ def test_group_norm(shape, silu, dtype):
     weight, bias = (made(shape[1], dtype=dtype, layout=NCHW, seed=i) for i in (1, 2))
     parameters = weight.requires_grad_(), bias.requires_grad_()
     assert_matches("group_norm_silu", x, *parameters, 32, silu=silu, gradients=torch.randn_like)
+    offset = made(shape[0], shape[1], dtype=dtype, layout=NCHW, seed=3)
+    assert_matches("group_norm_silu", x, *parameters, 32, offset=offset, gradients=torch.randn_like)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -68,6 +70,18 @@ def test_group_norm(shape, silu, dtype):
 def test_geglu(rows, width, dtype):
     x = made(rows, width, dtype=dtype, layout=NCHW).requires_grad_()
     assert_matches("geglu", x, made(width, dtype=dtype, layout=NCHW, seed=1), gradients=torch.randn_like)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "channels"), [(8192, 640), (2048, 1280), (3 * 1023, 1280)])
+def test_add_layer_norm(rows, channels, dtype):
+    x, other = (made(rows, channels, dtype=dtype, layout=NCHW, seed=i) for i in (0, 1))
+    weight, bias = (made(channels, dtype=dtype, layout=NCHW, seed=i) for i in (2, 3))
+    with ops.use_backend("triton"):
+        total, norm = ops.add_layer_norm(x, other, weight, bias)
+    assert torch.equal(total, x + other)
+    wanted = reference.add_layer_norm(total.double(), None, weight.double(), bias.double())[1]
+    assert_close("norm", norm, wanted)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])

@@ -1,0 +1,64 @@
+"""The kernel of add_layer_norm against the reference in float64."""
+
+import pytest
+import torch
+
+from kernels import ops, reference
+from tests.support.kernel_cases import DEVICE, OUTPUT, assert_compiles, poisoned, random
+from tests.support.tolerances import assert_close
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def case(*shape, dtype=FP32, residual=True):
+    weight, bias = (random(shape[-1], dtype=dtype, seed=i) for i in (2, 3))
+    x = random(*shape, dtype=dtype) + 3
+    return x, random(*shape, dtype=dtype, seed=1) if residual else None, weight, bias
+
+
+def check(x, other, weight, bias):
+    """The norm is of the sum as it was rounded."""
+    with ops.use_backend("triton"), poisoned():
+        total, norm = ops.add_layer_norm(x, other, weight, bias)
+    assert_close("sum", total, x.double() if other is None else x.double() + other.double(), OUTPUT)
+    wanted = reference.add_layer_norm(total.double(), None, weight.double(), bias.double())[1]
+    assert_close("norm", norm, wanted, OUTPUT)
+    return total, norm
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 64), (2, 3, 320), (1, 2, 1280), (1025, 3)], ids=str)
+def test_outputs(shape, dtype, residual):
+    x, other, weight, bias = case(*shape, dtype=dtype, residual=residual)
+    total, norm = check(x, other, weight, bias)
+    assert total.shape == norm.shape == x.shape and total.dtype == norm.dtype == dtype
+
+
+def test_rows_may_lie_apart():
+    wide, other, weight, bias = case(4, 6, 24)
+    check(wide[:, ::2, :8], other[:, ::2, 8:16], weight[:8], bias[:8])
+    check(wide[..., ::3], None, weight[:8], bias[:8])
+
+
+def test_a_mean_far_from_zero_costs_no_precision():
+    x, other, weight, bias = case(4, 320)
+    check(x + 1000, other, weight, bias)
+
+
+def test_no_rows():
+    with ops.use_backend("triton"):
+        total, norm = ops.add_layer_norm(*case(0, 8))
+    assert total.shape == norm.shape == (0, 8)
+
+
+def test_compiles():
+    x, other, weight, bias = case(2, 3, 16)
+    assert_compiles(lambda x, other: ops.add_layer_norm(x, other, weight, bias), x, other)
+
+
+def test_has_no_gradient():
+    x, other, weight, bias = case(2, 8)
+    with ops.use_backend("triton"), pytest.raises(RuntimeError, match="no gradient"):
+        ops.add_layer_norm(x.requires_grad_(), other, weight, bias)
+    assert ops.add_layer_norm(x, other, weight, bias)[1].requires_grad or DEVICE == "cuda"
