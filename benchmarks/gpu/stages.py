@@ -74,8 +74,8 @@ def run_tests(folder: Path, seconds: float, small: bool) -> None:
         "--timeout",
         "120",
         "-rfE",
-        "--tb=short",
-        "-q",
+        "--tb=line",
+        "-v",
         "--strict-markers",
         *TESTS,
     ]
