@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-versions machine lint static engines bench-cpu bench-export bench-gpu quality ablation clean
+.PHONY: help demo test test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
@@ -23,6 +23,8 @@ help:
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
 	@echo "make bench-gpu  test and time the kernels, a full-size picture and a training step on this machine's GPU"
+	@echo "make rehearse-gpu  compile every kernel, and try every stage of bench-gpu on this CPU with a small model"
+	@echo "make wheels     fetch what a bare GPU image lacks, to carry there"
 	@echo "make clean  remove .venv, out/ and caches"
 
 demo: $(INSTALLED)
@@ -76,13 +78,18 @@ ablation: out/engines-openvino-fp32
 
 # In the environment at hand, which has a CUDA build of torch. Weights are random: latency does not depend on them.
 bench-gpu:
-	$(PYTHON) -m pytest -m "gpu and not slow"
-	$(PYTHON) -m benchmarks.kernels
-	$(PYTHON) -m benchmarks.random_sdxl --out out/random-sdxl
-	$(PYTHON) -m benchmarks.latency $(SDXL) --size 1024 --compile --attention flash cudnn
-	$(PYTHON) -m benchmarks.training --full-size --batch 4 --dtype bf16
+	$(PYTHON) -m benchmarks.gpu
 
-SDXL := --model out/random-sdxl/model --adapter out/random-sdxl/adapter --dtype bf16 --repeats 3
+# Every kernel is compiled first: what only a compiler refuses fails here, not on the GPU.
+rehearse-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.static --quick --arch 90 --out out/rehearsal/static.csv
+	$(BIN)/python -m benchmarks.gpu --small --budget 600 --out out/rehearsal
+
+# What a bare GPU image lacks (one with torch, triton, transformers and peft): pip install --no-deps wheels/*.whl
+WHEELS := diffusers kornia kornia-rs importlib-metadata
+wheels:
+	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d wheels $(WHEELS)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

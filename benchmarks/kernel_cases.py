@@ -132,6 +132,12 @@ def plain_inject(hidden, features, masks, scales) -> Tensor:
     return hidden
 
 
+def plain_geglu(x, bias=None) -> Tensor:
+    """Compute it as diffusers does, in the tensor's own dtype; there the bias is the linear layer's."""
+    value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
 def kornia_loss(model_output, noisy, latents, mask, alpha, sigma) -> Tensor:
     from kornia.filters import sobel
 
@@ -152,7 +158,7 @@ PLAIN = {
     "sobel_z0_loss": reference.sobel_z0_loss,
     "noise_and_z0_loss": reference.noise_and_z0_loss,
     "group_norm_silu": reference.group_norm_silu,
-    "geglu": reference.geglu,
+    "geglu": plain_geglu,
     "guidance_step": reference.guidance_step,
 }
 KORNIA = {"sobel_z0_loss": kornia_loss, "noise_and_z0_loss": kornia_losses}

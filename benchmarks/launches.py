@@ -18,11 +18,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.kernel_cases import KORNIA
+from benchmarks.kernel_cases import KORNIA, plain_geglu
 from benchmarks.measure import RESULTS, write_rows
 from benchmarks.static import sass
 from benchmarks.static.host_calls import FIRST, Call, calls, tensors_of
@@ -145,10 +146,16 @@ def compose_guidance(sample, output, coefficients, previous, rescale) -> tuple[T
     return keep * sample - move * denoised - 0.5 * move * slope, denoised
 
 
+def compose_layer_norm(x, residual, weight, bias) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return total, F.layer_norm(total, x.shape[-1:], weight, bias)
+
+
 COMPOSED = KORNIA | {
+    "add_layer_norm": compose_layer_norm,
     "inject": compose_inject,
     "group_norm_silu": reference.group_norm_silu,
-    "geglu": reference.geglu,
+    "geglu": plain_geglu,
     "guidance_step": compose_guidance,
 }
 

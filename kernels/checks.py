@@ -90,9 +90,7 @@ def check_loss(
             )
 
 
-def check_group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, offset: Tensor | None = None
-) -> None:
+def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"group_norm_silu: x must be a float (B, C, H, W), got {_describe(x)}")
     channels = x.shape[1]
@@ -105,12 +103,6 @@ def check_group_norm(
             raise ValueError(
                 f"group_norm_silu: {name} must be a float ({channels},), got {_describe(tensor)}"
             )
-    if offset is not None and (
-        offset.shape not in ((1, channels), (len(x), channels)) or not offset.is_floating_point()
-    ):
-        raise ValueError(
-            f"group_norm_silu: offset must be a float ({len(x)} or 1, {channels}), got {_describe(offset)}"
-        )
 
 
 def check_geglu(x: Tensor, bias: Tensor | None) -> None:

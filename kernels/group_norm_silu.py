@@ -19,7 +19,6 @@ from kernels.groups import (
     before_silu,
     chunk_start,
     load_channels,
-    load_offset,
     load_partials,
     load_statistics,
     members,
@@ -35,8 +34,6 @@ from kernels.launching.tiles import tile_at, tile_inside
 @triton.jit
 def _statistics_kernel(
     x,
-    offset,  # (B or 1, C), added to x before all else, or None
-    offset_stride,  # of rows
     partials,  # (2, B, groups, chunks) float32: mean, and sum of squared differences to it
     pixels,
     channels,
@@ -53,13 +50,11 @@ def _statistics_kernel(
     shift = tl.load(
         tile_at(x, strides, b, first, c, 1, BLOCK_C), tile_inside(first, c, last, end, 1, BLOCK_C), other=0.0
     ).to(tl.float32)
-    o = load_offset(offset, offset_stride, b, c, end, BLOCK_C)
-    shift += o
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     squares = sums
     for p in range(first, last, BLOCK_P):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
-        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32) + o
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         difference = tl.where(inside, value - shift, 0.0)
         sums += difference
         squares += difference * difference
@@ -77,8 +72,6 @@ def _statistics_kernel(
 @triton.jit
 def _normalize_kernel(
     x,
-    offset,
-    offset_stride,
     weight,
     bias,
     partials,
@@ -106,11 +99,10 @@ def _normalize_kernel(
     member = members(GROUP, GROUPS, BLOCK_C)
     mean, rstd = spread_out(mean, member), spread_out(rstd, member)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
-    o = load_offset(offset, offset_stride, b, c, end, BLOCK_C)
     scale = rstd * w
     for p in range(first, last, BLOCK_P):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
-        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32) + o
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         y = (value - mean) * scale + shift
         if SILU:
             y = y * tl.sigmoid(y)
@@ -120,8 +112,6 @@ def _normalize_kernel(
 @triton.jit
 def _gradient_sums_kernel(
     x,
-    offset,
-    offset_stride,
     weight,
     bias,
     statistics,
@@ -144,12 +134,11 @@ def _gradient_sums_kernel(
     b = tl.program_id(2)
     mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
-    o = load_offset(offset, offset_stride, b, c, end, BLOCK_C)
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     products = sums
     for p in range(first, last, BLOCK_P):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
-        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32) + o
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         hat = (value - mean) * rstd
         g = before_silu(g, hat * w + shift, SILU)  # 0 outside, as the gradient is
@@ -171,8 +160,6 @@ def _gradient_sums_kernel(
 @triton.jit
 def _gradient_kernel(
     x,
-    offset,
-    offset_stride,
     weight,
     bias,
     statistics,
@@ -197,7 +184,6 @@ def _gradient_kernel(
     b = tl.program_id(2)
     mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
-    o = load_offset(offset, offset_stride, b, c, end, BLOCK_C)
     total, product = load_partials(group_sums, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
     count = pixels * GROUP
     member = members(GROUP, GROUPS, BLOCK_C)
@@ -205,7 +191,7 @@ def _gradient_kernel(
     mean_product = spread_out(tl.sum(product, 1) / count, member)
     for p in range(first, last, BLOCK_P):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
-        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32) + o
+        value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         hat = (value - mean) * rstd
         g = before_silu(g, hat * w + shift, SILU)
@@ -216,13 +202,7 @@ def _gradient_kernel(
 
 @launch.on_device
 def group_norm_silu_fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float,
-    silu: bool,
-    offset: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the statistics that the backward pass needs."""
     out = launch.empty_pixels_like(x)
@@ -231,10 +211,9 @@ def group_norm_silu_fwd(
     partials = x.new_empty(2, len(x), num_groups, grid[0], dtype=torch.float32)
     statistics = x.new_empty(2, len(x), num_groups, dtype=torch.float32)
     chunks = triton.next_power_of_2(grid[0])
-    added = _rows_of(offset)
-    _statistics_kernel[grid](x, *added, partials, *numbers, strides, **sizes)
+    _statistics_kernel[grid](x, partials, *numbers, strides, **sizes)
     _normalize_kernel[grid](
-        x, *added, weight, bias, partials, statistics, out, *numbers, eps, strides, launch.as_pixels(out)[1],
+        x, weight, bias, partials, statistics, out, *numbers, eps, strides, launch.as_pixels(out)[1],
         SILU=silu, CHUNKS=chunks, **sizes
     )  # fmt: skip
     return out, statistics
@@ -249,7 +228,6 @@ def group_norm_silu_bwd(
     statistics: Tensor,
     silu: bool,
     with_parameters: bool,
-    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of x, weight and bias; the last two are empty unless asked for."""
     grad_x = launch.empty_pixels_like(x)
@@ -259,7 +237,7 @@ def group_norm_silu_bwd(
     sizes["SILU"] = silu
     group_sums = statistics.new_empty(*statistics.shape, grid[0])
     channel_sums = statistics.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
-    inputs = x, *_rows_of(offset), weight, bias, statistics, grad, group_sums
+    inputs = x, weight, bias, statistics, grad, group_sums
     _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, strides, grad_strides, **sizes)
     _gradient_kernel[grid](
         *inputs, grad_x, *numbers, strides, grad_strides, launch.as_pixels(grad_x)[1],
@@ -268,14 +246,6 @@ def group_norm_silu_bwd(
     if channel_sums is None:
         return grad_x, weight.new_empty(0), bias.new_empty(0)
     return grad_x, channel_sums[1].sum(0).to(weight.dtype), channel_sums[0].sum(0).to(bias.dtype)
-
-
-def _rows_of(offset: Tensor | None) -> tuple[Tensor | None, int]:
-    """Return the offset, its channels side by side, and the stride of its rows: 0 for one that serves all."""
-    if offset is None:
-        return None, 0
-    offset = offset.contiguous()
-    return offset, offset.shape[1] if len(offset) > 1 else 0
 
 
 def _launch(x: Tensor, strides: launch.Strides, num_groups: int):
@@ -295,45 +265,37 @@ group_norm_silu_backward_op = torch.library.custom_op(
 
 
 @group_norm_silu_op.register_fake
-def _(x, weight, bias, num_groups, eps, silu, offset=None):
+def _(x, weight, bias, num_groups, eps, silu):
     return launch.empty_pixels_like(x), x.new_empty(2, x.shape[0], num_groups, dtype=torch.float32)
 
 
 @group_norm_silu_backward_op.register_fake
-def _(grad, x, weight, bias, statistics, silu, with_parameters, offset=None):
+def _(grad, x, weight, bias, statistics, silu, with_parameters):
     rows = weight.shape[0] if with_parameters else 0
     return launch.empty_pixels_like(x), weight.new_empty(rows), bias.new_empty(rows)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, _, _, ctx.silu, offset = inputs
-    ctx.save_for_backward(x, weight, bias, output[1], offset)
+    x, weight, bias, _, _, ctx.silu = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
     with_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    *saved, offset = ctx.saved_tensors
-    grads = group_norm_silu_backward_op(grad, *saved, ctx.silu, with_parameters, offset)
-    return *(grads if with_parameters else (grads[0], None, None)), None, None, None, None
+    grads = group_norm_silu_backward_op(grad, *ctx.saved_tensors, ctx.silu, with_parameters)
+    return *(grads if with_parameters else (grads[0], None, None)), None, None, None
 
 
 group_norm_silu_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def group_norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float = 1e-5,
-    silu: bool = True,
-    *,
-    offset: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
 ) -> Tensor:
     """`reference.group_norm_silu` in two launches. Gradients: x, weight and bias."""
-    checks.check_group_norm(x, weight, bias, num_groups, offset)
+    checks.check_group_norm(x, weight, bias, num_groups)
     if x.numel() == 0:
         return launch.empty_pixels_like(x)
-    args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu), offset
+    args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu)
     return launch.call(group_norm_silu_fwd, group_norm_silu_op, *args)[0]

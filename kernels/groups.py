@@ -24,14 +24,6 @@ def spread_out(of_groups, member):
 
 
 @triton.jit
-def load_offset(offset, stride, b, c, end, BLOCK_C: tl.constexpr):
-    """(1, BLOCK_C) float32 of the sample's row: what is added to all its pixels; 0 where there is none."""
-    if offset is None:
-        return tl.zeros([1, BLOCK_C], tl.float32)
-    return load_channels(offset + b * stride, c, end, BLOCK_C)
-
-
-@triton.jit
 def load_channels(pointer, c, end, BLOCK_C: tl.constexpr):
     offsets = c + tl.arange(0, BLOCK_C)[None, :]
     return tl.load(pointer + offsets, offsets < end, other=0.0).to(tl.float32)

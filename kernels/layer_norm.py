@@ -28,10 +28,10 @@ def _add_layer_norm_kernel(
     eps,
     x_stride,  # of rows; channels lie side by side
     residual_stride,
-    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     c = tl.arange(0, BLOCK_C)[None, :]
     inside = (row < rows) & (c < channels)
     row = tl.cast(row, tl.int64)
@@ -64,7 +64,7 @@ def add_layer_norm_fwd(
     _add_layer_norm_kernel[(triton.cdiv(rows, block_r),)](
         x, residual, weight, bias, total, out, rows, channels, eps,
         x.stride(0), 0 if residual is None else residual.stride(0),
-        BLOCK_R=block_r, BLOCK_C=block_c, num_warps=launch.warps(block_r * block_c, x.itemsize),
+        BLOCK_P=block_r, BLOCK_C=block_c, num_warps=launch.warps(block_r * block_c, x.itemsize),
     )  # fmt: skip
     return x.new_empty(0) if total is None else total, out
 

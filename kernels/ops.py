@@ -113,18 +113,10 @@ def noise_and_z0_loss(
 
 
 def group_norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float = 1e-5,
-    silu: bool = True,
-    *,
-    offset: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
 ) -> Tensor:
     """silu(group_norm(x)), or the norm alone; see `reference.group_norm_silu`."""
-    op = _implementation("group_norm_silu", (x, weight, bias), (offset,))
-    return op(x, weight, bias, num_groups, eps, silu, offset=offset)
+    return _implementation("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:

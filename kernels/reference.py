@@ -147,28 +147,16 @@ def laplacian(z: Tensor) -> Tensor:
 
 
 def group_norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float = 1e-5,
-    silu: bool = True,
-    *,
-    offset: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
 ) -> Tensor:
     """silu(group_norm(x)), or the norm alone: (B, C, H, W) -> (B, C, H, W), memory format kept.
 
-    weight, bias: (C,). offset: (B or 1, C), added to all pixels of x first, in float32: a convolution's bias, and a
-    time projection. Statistics over each sample's C / num_groups channels and all pixels, variance biased.
+    weight, bias: (C,). Statistics over each sample's C / num_groups channels and all pixels, variance biased.
     Differentiable in x, weight and bias. Raises ValueError where the shapes do not fit.
     """
-    checks.check_group_norm(x, weight, bias, num_groups, offset)
-    dtype = x.dtype
-    if offset is not None:
-        x = x.to(torch.promote_types(dtype, torch.float32)) + offset[:, :, None, None]
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    checks.check_group_norm(x, weight, bias, num_groups)
     y = F.group_norm(x, num_groups, weight, bias, eps)  # float32 inside
-    return (F.silu(y) if silu else y).to(dtype)
+    return F.silu(y) if silu else y
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:

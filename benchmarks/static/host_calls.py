@@ -16,6 +16,7 @@ from kernels.geglu import geglu_bwd, geglu_fwd
 from kernels.group_norm_silu import group_norm_silu_bwd, group_norm_silu_fwd
 from kernels.guidance_step import guidance_step_fwd
 from kernels.inject import inject_bwd, inject_fwd
+from kernels.layer_norm import add_layer_norm_fwd
 from kernels.sobel_z0_loss import z0_losses_bwd, z0_losses_fwd
 
 LATENT_EDGE = 128
@@ -80,6 +81,7 @@ def calls(device: str, dtype: torch.dtype, layout: str, shapes: Shapes = REAL) -
     if layout == "nhwc":  # rows and channels only: there is one layout
         for rows, channels in shapes.geglu:
             yield from geglu_calls(make, rows, channels)
+            yield from layer_norm_calls(make, rows, channels // 4)
 
 
 def traffic_name(op: str, variant: str, way: str, dtype: str, layout: str, shape: str) -> str:
@@ -159,6 +161,13 @@ def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
     yield Call(
         "geglu", "", "backward", _shape(x), inputs | {"grad": grad}, lambda: (geglu_bwd(grad, x, bias),)
     )
+
+
+def layer_norm_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
+    x, residual = make.ones(rows, channels), make.ones(rows, channels)
+    inputs = {"x": x, "residual": residual, "weight": make.ones(channels), "bias": make.ones(channels)}
+    run = lambda: add_layer_norm_fwd(*inputs.values(), 1e-5)  # noqa: E731
+    yield Call("add_layer_norm", "", "forward", _shape(x), inputs, run)
 
 
 def tensors_of(values) -> list[Tensor]:

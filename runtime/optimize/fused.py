@@ -7,7 +7,6 @@ around again; `kernels.ops.group_norm_silu` keeps NHWC. Parameters, their names 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention as VaeAttention
 from diffusers.models.resnet import ResnetBlock2D
@@ -24,34 +23,14 @@ class FusedGroupNorm(nn.GroupNorm):
 
     silu = False
 
-    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        """offset: (B or 1, C), added to x first."""
-        given = x, self.weight, self.bias, self.num_groups, self.eps
-        return ops.group_norm_silu(*given, silu=self.silu, offset=offset)
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, silu=self.silu)
 
 
 class FusedGroupNormSiLU(FusedGroupNorm):
     """The same, and SiLU."""
 
     silu = True
-
-
-class FusedResnet(Resnet):
-    """Biases where they cost no pass of their own: PyTorch adds a convolution's in a launch of its own (torch 2.11)."""
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = F.conv2d(self.norm1(x), self.conv1.weight, padding=1)
-        h = self.norm2(h, time + self.conv1.bias)
-        if isinstance(self.conv_shortcut, nn.Identity):
-            return x + self.conv2(h)
-        bias = self.conv_shortcut.bias + self.conv2.bias
-        return F.conv2d(x, self.conv_shortcut.weight, bias) + F.conv2d(h, self.conv2.weight, padding=1)
-
-    @staticmethod
-    def takes(resnet: Resnet) -> bool:
-        """Return whether its convolutions are PyTorch's own, which have a weight and a bias to take."""
-        layers = resnet.conv1, resnet.conv2, resnet.conv_shortcut
-        return all(type(layer) in (nn.Conv2d, nn.Identity) for layer in layers)
 
 
 class FusedGEGLU(GEGLU):
@@ -98,8 +77,6 @@ def fuse_unet(unet: UNet) -> UNet:
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
             module.activation = nn.Identity()
-            if FusedResnet.takes(module):
-                exchange(module, FusedResnet)
         elif isinstance(module, Transformer):
             exchange(module.norm, FusedGroupNorm)
         elif isinstance(module, GEGLU):

@@ -187,15 +187,3 @@ def test_an_empty_batch():
     x, *rest = Case((1, 6, 3, 5), 2).make()
     with ops.use_backend("triton"):
         assert ops.group_norm_silu(x[:0], *rest).shape == (0, 6, 3, 5)
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
-def test_offset(layout, dtype, rows):
-    """A value for each channel that is added first: one row for all samples, or each its own."""
-    x = random(3, 12, 5, 7, dtype=dtype, layout=layout).requires_grad_()
-    weight, bias = (random(12, dtype=dtype, seed=i).requires_grad_() for i in (1, 2))
-    offset = 5 * random(rows, 12, dtype=dtype, seed=3)
-    assert_matches("group_norm_silu", x, weight, bias, 4, offset=offset)
-    assert_matches("group_norm_silu", x, weight, bias, 4, silu=False, offset=offset)

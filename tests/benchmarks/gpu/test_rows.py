@@ -1,0 +1,28 @@
+"""benchmarks.gpu.rows: rows that survive the run that wrote them."""
+
+import pytest
+
+from benchmarks.gpu.rows import Budget, Table
+
+
+def test_a_row_is_there_when_it_is_measured_and_known_to_the_next_run(tmp_path):
+    table = Table(tmp_path / "new" / "rows.csv", ("p50_ms", "note"))
+    table.add("a step", {"p50_ms": 1.5})
+    assert (tmp_path / "new" / "rows.csv").read_text().splitlines() == ["case,p50_ms,note", "a step,1.5,"]
+    table.add("a picture", {"note": "failed, in two words"})
+    again = Table(table.path, ("p50_ms", "note"))
+    assert "a step" in again and again.rows["a picture"]["note"] == "failed, in two words"
+    assert "another" not in again
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    table = Table(tmp_path / "rows.csv", ("p50_ms",))
+    with pytest.raises(ValueError, match="no column p5_ms"):
+        table.add("a step", {"p5_ms": 1})
+    table.add("a step", {})
+    with pytest.raises(ValueError, match="has other columns; expected case, seconds"):
+        Table(table.path, ("seconds",))
+
+
+def test_a_budget_is_spent():
+    assert Budget(5).allows(4) and not Budget(5).allows(6) and not Budget(0).allows(0.1)

@@ -1,0 +1,46 @@
+"""benchmarks.gpu: what fails is a row, what there is no time for is left out, and unknown stages are refused."""
+
+import pytest
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.device import ON_GPU, capture, time_calls
+from benchmarks.gpu.ours import Recorder
+from benchmarks.gpu.rows import Budget
+from benchmarks.gpu.stages import GROUPS, ORDER
+
+
+def test_every_stage_is_in_one_group():
+    assert sorted(stage for group in GROUPS for stage in group.stages) == sorted(ORDER)
+
+
+def test_a_failure_is_a_row_that_names_it_and_the_next_case_goes_on(tmp_path):
+    recorder = Recorder(tmp_path, Budget(100))
+
+    def fails():
+        raise RuntimeError("no memory\nat all")
+
+    assert not recorder.measure("one", fails)
+    assert recorder.measure("two", lambda: {"p50_ms": 3})
+    rows = Recorder(tmp_path, Budget(100)).table.rows
+    assert rows["one"]["note"] == "RuntimeError: no memory" and rows["two"]["p50_ms"] == "3"
+    assert rows["two"]["device"] and rows["two"]["torch"]
+
+
+def test_what_there_is_no_time_for_is_left_out_and_what_is_there_is_kept(tmp_path, capsys):
+    assert Recorder(tmp_path, Budget(100)).measure("one", lambda: {})
+    late = Recorder(tmp_path, Budget(0))
+    assert late.measure("one", lambda: pytest.fail("it is there")) and not late.measure("two", lambda: {})
+    assert "two: skipped" in capsys.readouterr().out and "two" not in late.table
+
+
+def test_unknown_stages_are_refused(tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path), "--stages", "step,pictures"]) == 2
+    assert "stages pictures: unknown; expected tests,kernels,step" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(ON_GPU, reason="of a CPU")
+def test_calls_on_a_cpu_are_timed_once():
+    calls = []
+    together, note = capture([lambda: calls.append(1), lambda: calls.append(2)])
+    times = time_calls(together)
+    assert not note and calls[:2] == [1, 2] and times["p20_ms"] == times["p80_ms"] > 0

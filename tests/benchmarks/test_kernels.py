@@ -1,0 +1,37 @@
+"""benchmarks.kernels: a provider is timed where it is right, and a row says so where it is not."""
+
+import torch
+
+from benchmarks import kernels
+from benchmarks.gpu.rows import Budget, Table
+from benchmarks.kernel_cases import geglu_case, plain_geglu
+
+
+def table(tmp_path):
+    return Table(tmp_path / "kernels.csv", kernels.FIELDS + kernels.ENVIRONMENT)
+
+
+def case():
+    return geglu_case(torch.device("cpu"), torch.float32, 4, 8)
+
+
+def test_a_provider_has_a_row_for_each_direction(tmp_path):
+    rows = table(tmp_path)
+    kernels.measure(rows, Budget(60), case(), "eager", plain_geglu, "fp32")
+    forward, backward = rows.rows.values()
+    assert (forward["direction"], backward["direction"]) == ("forward", "forward+backward")
+    assert float(forward["p50_us"]) > 0 and forward["share_of_copy"] and not backward["share_of_copy"]
+
+
+def test_a_wrong_result_is_not_timed(tmp_path):
+    rows = table(tmp_path)
+    kernels.measure(rows, Budget(60), case(), "ours", lambda x, bias: plain_geglu(x, bias) * 1.5, "fp32")
+    for row in rows.rows.values():
+        assert row["note"] == "RuntimeError: relative error 5.0e-01: it is not timed" and not row["p50_us"]
+
+
+def test_without_a_gpu_it_is_refused(tmp_path, capsys):
+    if torch.cuda.is_available():
+        return
+    assert kernels.main(["--out", str(tmp_path)]) == 2
+    assert "kernels: a CUDA device is needed" in capsys.readouterr().err
