@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device import DEVICE, ON_GPU, capture, copy_rate, state, time_calls
+from benchmarks.gpu.device import DEVICE, ON_GPU, STATE, capture, copy_rate, peak_mib, state, time_calls
 from benchmarks.gpu.rows import Budget, Table
 from benchmarks.kernel_cases import Case, cases, geglu_case, guidance_case, inject_case, loss_case, norm_case
 from benchmarks.measure import check_counts, check_out, results_folder
@@ -33,7 +33,6 @@ BEYOND_CACHE, MOST_SETS = 2**28, 32  # bytes that inputs take together, and sets
 COMPILE_SECONDS, SECONDS = 20, 2
 FIELDS = ("op", "shape", "dtype", "provider", "direction", "p20_us", "p50_us", "p80_us", "host_us", "gb_s")
 FIELDS += ("share_of_copy", "peak_mib", "note")
-ENVIRONMENT = ("device", "threads", "torch", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +60,7 @@ def run_options(options: argparse.Namespace) -> None:
 
 def run(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int = 1024) -> None:
     """Measure until the budget is spent: the kernels and eager PyTorch first, what has to be compiled last."""
-    table = Table(folder / "kernels.csv", FIELDS + ENVIRONMENT)
+    table = Table(folder / "kernels.csv", FIELDS + STATE)
     torch.manual_seed(0)
     for slow in (False, True):
         for case in all_cases(DTYPES[dtype], batches, size):
@@ -160,18 +159,6 @@ def host_microseconds(run: Callable[[], object], calls: int = 50) -> float:
     for _ in range(calls):
         run()
     return (time.perf_counter() - start) / calls * 1e6
-
-
-def peak_mib(run: Callable[[], object]) -> float | str:
-    """Return MiB allocated during a call, beyond what was there."""
-    if not ON_GPU:
-        return ""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
 
 
 def _each(value, change: Callable[[Tensor], Tensor]):

@@ -5,11 +5,13 @@ Where there is no GPU everything runs on the CPU, with small models: a rehearsal
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import metadata
 from itertools import pairwise
 
 import torch
@@ -20,6 +22,8 @@ from runtime.engines.cuda_graph import captured
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 WARM_UP = 3
+# the columns that `state` fills
+STATE = ("device", "threads", "torch", "triton", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
 
 
 def time_calls(run: Callable[[], object], seconds: float = 1.0, least: int = 5) -> dict[str, float]:
@@ -73,16 +77,36 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def peak_gib(run: Callable[[], object]) -> float | str:
-    """Return the most that is allocated on the GPU during a call, GiB, all that is resident included."""
+def free_memory() -> None:
+    """Give back what no longer has a name."""
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
+def peak_bytes(run: Callable[[], object]) -> tuple[int, int]:
+    """Return what is allocated on the GPU before a call, and the most during it; zeros on a CPU."""
     if not ON_GPU:
         run()
-        return ""
+        return 0, 0
     torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
-    return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return before, torch.cuda.max_memory_allocated()
+
+
+def peak_gib(run: Callable[[], object]) -> float | str:
+    """Return the most that is allocated on the GPU during a call, GiB, all that is resident included."""
+    _, peak = peak_bytes(run)
+    return round(peak / 2**30, 3) if ON_GPU else ""
+
+
+def peak_mib(run: Callable[[], object]) -> float | str:
+    """Return MiB allocated during a call, beyond what was there."""
+    before, peak = peak_bytes(run)
+    return round((peak - before) / 2**20, 2) if ON_GPU else ""
 
 
 @cache
@@ -104,7 +128,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 def state() -> dict[str, object]:
     """Return what was measured with, and the GPU's clock and temperature now."""
-    found = environment() | {"clock_mhz": "", "temperature_c": ""}
+    found = environment() | {"triton": metadata.version("triton"), "clock_mhz": "", "temperature_c": ""}
     with suppress(RuntimeError, AssertionError, ModuleNotFoundError, AttributeError):  # no GPU, or no NVML
         found |= {"clock_mhz": torch.cuda.clock_rate(), "temperature_c": torch.cuda.temperature()}
     return found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 
-from benchmarks.gpu.device import DEVICE, ON_GPU
+from benchmarks.gpu.device import DEVICE, ON_GPU, free_memory
 from benchmarks.gpu.ours import Recorder, picture_row
 from benchmarks.gpu.world import DTYPE, diffusers_parts
 from runtime.loading.load import from_diffusers, load_adapters
@@ -30,8 +28,7 @@ def run(recorder: Recorder, small: bool) -> None:
     model.vae.enable_tiling()
     adapters = load_adapters({"canny": adapter}, DEVICE, DTYPE, False)
     for gigabytes, how in sorted(CARDS.items(), reverse=True):
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
         torch.cuda.set_per_process_memory_fraction((gigabytes - RESERVE_GB) * 1e9 / total)
         if how is None:
             for part in (model.unet, model.vae, *model.text_encoders):

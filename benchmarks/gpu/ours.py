@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.device import DEVICE, ON_GPU, matmul_rate, peak_gib, state, time_calls
+from benchmarks.gpu.device import ON_GPU, STATE, free_memory, matmul_rate, peak_gib, state, time_calls
 from benchmarks.gpu.rows import Budget, Table
 from benchmarks.gpu.world import DTYPE, PROMPT, SIZE, latents, our_pipeline, randn, region, step_inputs
 from benchmarks.measure import flops
@@ -38,8 +37,7 @@ FIELDS = (
     "note",
 )
 FIELDS += ("text_ms", "adapter_ms", "denoise_ms", "decode_ms", "samples_per_second")
-ENVIRONMENT = ("device", "threads", "torch", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
-COLUMNS = FIELDS + ENVIRONMENT
+COLUMNS = FIELDS + STATE
 GRAPH_SECONDS, COMPILE_SECONDS = 10, 60
 COMPILER = "inductor" if ON_GPU else "eager"  # a rehearsal needs no code
 
@@ -78,9 +76,9 @@ def run(stages: list[str], recorder: Recorder, small: bool) -> None:
     fuse_unet(pipe.model.unet)
     fuse_vae(pipe.model.vae)
     pipe = LocalControlPipeline(pipe.model, pipe.adapters)
-    for name in ("step", "picture", "vae", "batch"):
-        if name in stages:
-            globals()[f"{name}_stage"](pipe, recorder)
+    run_stage = {"step": step_stage, "picture": picture_stage, "vae": vae_stage, "batch": batch_stage}
+    for name in filter(stages.__contains__, run_stage):
+        run_stage[name](pipe, recorder)
 
 
 def step_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
@@ -252,7 +250,5 @@ def kernels_of() -> str:
 
 
 def release() -> None:
-    gc.collect()
     torch.compiler.reset()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory()

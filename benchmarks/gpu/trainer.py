@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import gc
 
-import torch
-
-from benchmarks.gpu.device import DEVICE, ON_GPU, peak_gib, time_calls
+from benchmarks.gpu.device import ON_GPU, free_memory, peak_gib, time_calls
 from benchmarks.gpu.ours import Recorder, profiled
 from benchmarks.gpu.world import SIZE
 from benchmarks.training import diffusers_step, full_size_parts, our_step
@@ -31,9 +28,9 @@ def run(recorder: Recorder, small: bool) -> None:
             if (name == "ours" and batch > 1) or not ON_GPU:
                 profiled(recorder, "training", step)
             del step
-            free()
+            free_memory()
         del world
-        free()
+        free_memory()
 
 
 def plain_step(world):
@@ -53,9 +50,3 @@ def row(step, name: str, batch: int) -> dict[str, object]:
     rate = round(batch * 1e3 / times["p50_ms"], 2)
     values = {"stage": "training", "side": name, "size": SIZE, "images": batch, "memory_gib": peak}
     return values | times | {"samples_per_second": rate}
-
-
-def free() -> None:
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ from benchmarks.kernel_cases import geglu_case, plain_geglu
 
 
 def table(tmp_path):
-    return Table(tmp_path / "kernels.csv", kernels.FIELDS + kernels.ENVIRONMENT)
+    return Table(tmp_path / "kernels.csv", kernels.FIELDS + kernels.STATE)
 
 
 def case():
