@@ -29,13 +29,14 @@ from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from runtime.machine.files import expand
+from runtime.machine.lock import locked
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data.prepare import prepare
 from training.data.sources import open_source
 from training.data.stores import Stores
 from training.loop import checkpoint
 from training.loop.step import new_adapter
-from training.loop.trainer import Stopped, Trainer
+from training.loop.trainer import NotFinite, Stopped, Trainer
 
 GROUPS = {  # the first option of each
     "data": "what is trained, on what",
@@ -48,22 +49,37 @@ GROUPS = {  # the first option of each
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0; 2 for bad input (one line on stderr); 128 + the signal's number after a signal."""
+    """Return the exit code: 0; 1 where the last steps were skipped; 2 for bad input; 128 + a signal's number.
+
+    All but 0 say why in one line on stderr.
+    """
     given = vars(make_parser().parse_args(arguments))
     try:
         return exit_code(lambda: train(with_preset(given.pop("preset", "masked-sobel"), given)))
     except Stopped as stopped:
         say(str(stopped))
         return 128 + stopped.number
+    except NotFinite as error:
+        say(str(error))
+        return 1
 
 
 def train(config: TrainConfig) -> None:
-    """Check, load, prepare, train."""
+    """Train, as the one run in its folder."""
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise InputError(
             f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
     out = make_out(config)
+    if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
+        return train_in(out, config)
+    with locked(out / ".lock", f"out {out}: in use"):
+        checkpoint.clear_partial(out)
+        return train_in(out, config)
+
+
+def train_in(out: Path, config: TrainConfig) -> None:
+    """Check, load, prepare, train."""
     config = with_dtype(config)
     source = open_source(config)
     # accelerate's word is for its gradient scaler; the arithmetic's dtype is our own
@@ -156,8 +172,6 @@ def make_out(config: TrainConfig) -> Path:
             pass
     except OSError as error:
         raise InputError(f"out {out}: cannot be written: {error.strerror or error}") from error
-    if int(os.environ.get("RANK", "0")) == 0:
-        checkpoint.clear_partial(out)
     return out
 
 

@@ -6,7 +6,6 @@ was edited or cut short, other versions, another GPU. Nothing is used because a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
-from runtime.machine.files import expand, read_json, write_json
+from runtime.machine.files import expand, read_json, sha256, write_json
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -23,7 +22,6 @@ MODEL_FILES = (
     "model"  # the subfolder with tokenizers, scheduler, the VAE's config and what runs in torch of the UNet
 )
 ADAPTER = "adapter_"  # an adapter's engine is called adapter_<its name>
-CHUNK = 2**24  # bytes hashed at once
 KINDS = {  # the JSON type of each field
     **dict.fromkeys(("target", "precision", "command", "date"), str),
     **dict.fromkeys(("profile", "engines", "model", "adapters", "versions", "files", "stages"), dict),
@@ -125,11 +123,7 @@ def adapter_names(manifest: Manifest) -> list[str]:
 
 def file_entry(path: Path) -> dict[str, object]:
     """Return a file's size and hash, as the manifest lists them."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            sha.update(data)
-    return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def check_files(manifest: Manifest, folder: Path, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import InputError, first_line
+
+CHUNK = 1 << 24  # bytes read at a time
 
 
 def expand(path: str | os.PathLike, option: str = "") -> Path:
@@ -71,6 +74,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(CHUNK):
+            sha.update(data)
+    return sha.hexdigest()
 
 
 def read_json(path: Path) -> dict:

@@ -144,14 +144,16 @@ def test_killed_run_goes_on_to_the_same_bits(kills, scenes, tmp_path):
     assert not list((tmp_path / "killed").rglob("*.part"))
 
 
-def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(scenes, tmp_path):
-    """And prepare a cache of their own together."""
+def test_two_processes_take_the_steps_of_one_with_the_whole_batch(scenes, tmp_path):
+    """And prepare a cache of their own together; one runs out of memory in the second half of a step."""
     options = f"--cache={tmp_path / 'cache'}", "--steps=4", "--ema=0"
     call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
-    call += ["training.train_adapter", *command(scenes, tmp_path / "two", *options)]
+    parts = "--batch=1", "--accumulate=2"
+    call += ["tests.support.short_of_memory", *command(scenes, tmp_path / "two", *options, *parts)]
     environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("out of memory: recomputing activations from now on") == 1
     assert train(scenes, tmp_path / "one", *options, "--batch=4") == 0
     one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
     for name in one:  # float32 sums in another order, through four steps of Adam

@@ -8,13 +8,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from runtime.machine.arithmetic import half_precision
 from runtime.machine.files import replacing
-from training.loop.optimize import Average, schedule
+from training.loop.learner import Learned, Learner
+from training.loop.optimize import schedule
 from training.loop.signals import Stop
 
 EMA_DECAY = 0.999
@@ -37,7 +40,7 @@ def autocast() -> Iterator[None]:
 
 
 class Stage:
-    """Trains ``model`` for ``steps`` steps and keeps its whole state in ``folder/<name>.pt``.
+    """Trains ``model`` for ``steps`` steps and keeps its whole state in ``folder/<name>.safetensors``.
 
     Everything random in a step follows from (``seed``, step), so a run that was stopped and resumed takes the same
     steps as one that was not. The learning rate warms up, then falls to zero along a cosine.
@@ -45,13 +48,18 @@ class Stage:
 
     def __init__(self, name: str, model: nn.Module, folder: Path, *, steps: int, lr: float, seed: int = 0):
         self.name, self.model, self.steps, self.lr, self.seed = name, model, steps, lr, seed
-        self.path = folder / f"{name}.pt"
-        self.params = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.params, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = Average(self.params, EMA_DECAY)
-        self.step, self.seconds, self.stop = 0, 0.0, Stop()
+        self.path = folder / f"{name}.safetensors"
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.learner = Learner(parameters, optimizer, EMA_DECAY)
+        self.seconds, self.stop = 0.0, Stop()
         if self.path.exists():
             self._load()
+
+    @property
+    def step(self) -> int:
+        """Return how many steps were taken."""
+        return self.learner.step
 
     @property
     def done(self) -> bool:
@@ -79,41 +87,38 @@ class Stage:
     def use_average(self) -> None:
         """Put the averaged weights into the model."""
         with torch.no_grad():
-            for p, a in zip(self.params, self.average.values, strict=True):
+            for p, a in zip(self.learner.parameters, self.learner.final, strict=True):
                 p.copy_(a)
 
     def _take_step(self, loss_of) -> dict[str, torch.Tensor]:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * schedule(self.step, self.steps, WARM_UP_STEPS, "cosine")
-        losses = loss_of(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(self.params, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        self.average.update(self.step)
-        return losses
+
+        def backward() -> dict[str, torch.Tensor]:
+            losses = loss_of(self.step)
+            sum(losses.values()).backward()
+            return losses
+
+        rate = self.lr * schedule(self.step, self.steps, WARM_UP_STEPS, "cosine")
+        return self.learner.take_step(rate, backward, self._clip)
+
+    def _clip(self) -> bool:
+        nn.utils.clip_grad_norm_(self.learner.parameters, 1.0)
+        return True
 
     def save(self) -> None:
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "params": [p.detach() for p in self.params],
-            "average": self.average.values,
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """Write the state, whole or not at all."""
+        groups = self.learner.state()._asdict()
+        tensors = {f"{group} {name}": t for group, named in groups.items() for name, t in named.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as partial:
-            torch.save(state, partial)
+            save_file(tensors, partial, metadata={"step": str(self.step), "seconds": str(self.seconds)})
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True, map_location="cpu")
-        self.step, self.seconds = state["step"], state["seconds"]
-        with torch.no_grad():
-            for p, a, saved, average in zip(
-                self.params, self.average.values, state["params"], state["average"], strict=True
-            ):
-                p.copy_(saved)
-                a.copy_(average)
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups: dict[str, dict[str, torch.Tensor]] = {group: {} for group in Learned._fields}
+        with safe_open(self.path, "pt") as file:
+            about = file.metadata()
+            for key in file.keys():  # noqa: SIM118
+                group, _, name = key.partition(" ")
+                groups[group][name] = file.get_tensor(key)
+        self.seconds = float(about["seconds"])
+        self.learner.restore(int(about["step"]), Learned(**groups))

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import T2IAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Optimizer
 
 from runtime.errors import InputError
-from runtime.machine.files import new_folder, replacing
+from runtime.machine.files import new_folder, replacing, sha256
 from runtime.machine.report import commit, versions
 from training.config import TrainConfig
+from training.loop.learner import Learned
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -33,16 +31,14 @@ RUN = "training.json"
 
 @dataclass
 class State:
-    """adapter, ema: by parameter name; ema is empty where the run has none. optimizer: "parameter/name" -> tensor.
+    """A run after `step` steps.
 
     samples: of a step, over all processes. data: a digest of the samples trained on. With both, `step` says which ones
     come next.
     """
 
     step: int
-    adapter: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    learned: Learned
     samples: int
     data: str
 
@@ -54,11 +50,14 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
         if folder.exists():  # the state of this step, written before
             shutil.rmtree(folder)
         with new_folder(folder) as partial:
-            save_adapter(partial / "adapter", state.adapter, adapter_config)
-            if state.ema:
-                save_adapter(partial / "ema", state.ema, adapter_config)
-            save_file(dict(state.optimizer), partial / OPTIMIZER)
-            about = describe(config, state.step, samples_of_step=state.samples, data_digest=state.data)
+            save_adapter(partial / "adapter", state.learned.weights, adapter_config)
+            if state.learned.average:
+                save_adapter(partial / "ema", state.learned.average, adapter_config)
+            save_file(dict(state.learned.optimizer), partial / OPTIMIZER)
+            files = {name: sha256(partial / name) for name in _files(partial)}
+            about = describe(
+                config, state.step, samples_of_step=state.samples, data_digest=state.data, files=files
+            )
             (partial / RUN).write_text(about, "utf-8")
     except (OSError, SafetensorError) as error:
         last = newest(config.out)
@@ -88,7 +87,7 @@ def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -
     """Write an adapter in diffusers' layout; a file that is there is replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as partial:
-        save_file({k: v.contiguous() for k, v in weights.items()}, partial, metadata={"format": "pt"})
+        save_file(dict(weights), partial, metadata={"format": "pt"})
     text = json.dumps({"_class_name": T2IAdapter.__name__, **config}, indent=2)
     with replacing(folder / "config.json") as partial:
         partial.write_text(text + "\n", "utf-8")
@@ -107,6 +106,10 @@ def checkpoints(out: str | Path) -> Path:
 def newest(out: str | Path) -> list[Path]:
     """Return the whole checkpoints of a run, the oldest first."""
     return sorted(p.parent for p in checkpoints(out).glob(f"[0-9]*/{RUN}"))
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
 
 
 def clear_partial(out: str | Path) -> None:
@@ -159,12 +162,17 @@ class Unreadable(InputError):
 def _read(path: Path) -> tuple[Path, State]:
     try:
         about = json.loads((path / RUN).read_text("utf-8"))
+        if changed := [n for n, digest in about.get("files", {}).items() if sha256(path / n) != digest]:
+            raise ValueError(f"{changed[0]} is not what was written")
         ema = path / "ema" / WEIGHTS
+        learned = Learned(
+            weights=load_file(path / "adapter" / WEIGHTS),
+            average=load_file(ema) if ema.exists() else {},
+            optimizer=load_file(path / OPTIMIZER),
+        )
         return path, State(
             step=int(about["step"]),
-            adapter=load_file(path / "adapter" / WEIGHTS),
-            ema=load_file(ema) if ema.exists() else {},
-            optimizer=load_file(path / OPTIMIZER),
+            learned=learned,
             samples=int(about["samples_of_step"]),
             data=str(about["data_digest"]),
         )
@@ -186,45 +194,3 @@ def _check_same(path: Path, state: State, config: TrainConfig, samples: int, dat
         )
     if changed:
         say(f"warning: resuming although settings have changed: {'; '.join(changed)}")
-
-
-def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return an optimizer's state as "parameter/name" -> whole tensor on the CPU; names: of its parameters, in their
-    order.
-    """
-    flat = {}
-    for name, parameter in zip(names, _parameters(optimizer), strict=True):
-        for key, value in optimizer.state[parameter].items():
-            flat[f"{name}/{key}"] = whole(torch.as_tensor(value)).contiguous()
-    return flat
-
-
-def load_optimizer(optimizer: Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for i, (name, parameter) in enumerate(zip(names, _parameters(optimizer), strict=True)):
-        mine = {
-            key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name
-        }
-        state[i] = {k: sharded_as(v, parameter) if v.shape == parameter.shape else v for k, v in mine.items()}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a copy on the CPU; of a sharded tensor all of it, for which all processes have to ask."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()).cpu()
-
-
-def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a copy on the device of `like`, laid out in memory as that is, and sharded as that is.
-
-    The layout matters: fused optimizers walk through a parameter's memory and its state's side by side.
-    """
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -30,11 +30,14 @@ class LossOf:
         check_schedule(self.abar, self.prediction, config)
 
     def __call__(self, adapter: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted terms, (B,) float32 each; see `loss.training_loss`. batch: of `data.rows.Rows`."""
+        """Return `terms` of the adapter's `features`. batch: of `data.rows.Rows`."""
+        return self.terms(self.features(adapter, batch), batch)
+
+    def terms(self, features: list[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weighted terms, (B,) float32 each; see `loss.training_loss`. features: per level."""
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         abar = self.abar[batch["t"]]
         noisy, _, _ = add_noise(batch["latents"], batch["noise"], abar)
-        features = self._features(adapter, batch["condition"])
         height, width = noisy.shape[2:]
         sizes = [tuple(f.shape[2:]) for f in features]
         *gates, mask = mask_pyramid(batch["mask"], [*sizes, (height, width)], self.config.mask_resize)
@@ -53,8 +56,9 @@ class LossOf:
             self.config,
         )
 
-    def _features(self, adapter: nn.Module, condition: Tensor) -> list[Tensor]:
-        """Return the adapter's four maps, in the frozen model's dtype."""
+    def features(self, adapter: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the adapter's four maps of a batch's conditions, in the frozen model's dtype."""
+        condition = batch["condition"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = adapter(condition.contiguous(memory_format=torch.channels_last))
         return [f.to(self.unet.dtype, memory_format=torch.channels_last) for f in features]

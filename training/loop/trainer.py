@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from training.data.rows import Plan, Rows, make_loader
 from training.data.stores import Entry, Stores
 from training.loop import checkpoint
 from training.loop.checkpoint import State
-from training.loop.optimize import Average, learning_rate, make_optimizer
+from training.loop.learner import Learner, whole
+from training.loop.optimize import learning_rate, make_optimizer
 from training.loop.progress import Progress
 from training.loop.signals import Stop
 from training.loop.step import LossOf
@@ -34,6 +36,10 @@ class Stopped(Exception):
     def __init__(self, number: int, step: int):
         super().__init__(f"stopped at step {step}; --resume auto goes on from there")
         self.number = number
+
+
+class NotFinite(Exception):
+    """A run's last steps were skipped: its adapter is that of the steps before."""
 
 
 class Trainer:
@@ -53,7 +59,7 @@ class Trainer:
     ):
         self.config, self.accelerator, self.model = config, accelerator, model
         self.adapter_config = {k: v for k, v in adapter.config.items() if not k.startswith("_")}
-        self.names = [name for name, _ in adapter.named_parameters()]
+        names = [name for name, _ in adapter.named_parameters()]
         sharded = (
             getattr(accelerator.state, "fsdp_plugin", None) is not None
         )  # FSDP takes contiguous weights only
@@ -66,24 +72,33 @@ class Trainer:
         self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, adapter.config.in_channels)
         self.validation = Validation(model, self.rows, held_out, config) if held_out else None
         self.adapter = accelerator.prepare(adapter)
-        self.parameters = [p for p in self.adapter.parameters() if p.requires_grad]
-        self.optimizer = accelerator.prepare(make_optimizer(self.parameters, config))
-        self.average = Average(self.parameters, config.ema) if config.ema else None
+        parameters = list(self.adapter.parameters())
+        optimizer = accelerator.prepare(make_optimizer(parameters, config))
+        self.learner = Learner(dict(zip(names, parameters, strict=True)), optimizer, config.ema)
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
         self.data = digest(*(e.key for e in training))
-        self.step, self.bad_steps, self.stop = 0, 0, Stop()
+        self.bad_steps, self.stop = 0, Stop()
+
+    @property
+    def step(self) -> int:
+        """Return how many steps were taken."""
+        return self.learner.step
 
     def run(self) -> None:
-        """Raise InputError where training cannot go on, and Stopped after a signal; both leave a checkpoint."""
+        """Take the steps that are left, and write the adapter.
+
+        Raises InputError where training cannot go on, Stopped after a signal, NotFinite where the last steps were
+        skipped; all leave a checkpoint.
+        """
         self._resume()
         batches = iter(self._loader())
         with self.stop.listening(), ops.use_backend(self.config.backend):
             bar = Progress(self.accelerator, self.step, self.config.steps, self.samples)
             while self.step < self.config.steps and not self._asked_to_stop():
                 terms = self._take_step(batches)
-                bar.update(self.step, terms, self.optimizer.param_groups[0]["lr"])
+                bar.update(self.step, terms, self.learner.optimizer.param_groups[0]["lr"])
                 done = self.step == self.config.steps
                 if self.step % self.config.save_every == 0 or done:
                     self.save()
@@ -95,70 +110,95 @@ class Trainer:
                 self.save()
                 raise Stopped(self.stop.signal, self.step)
         self._finish()
+        if self.bad_steps:
+            raise NotFinite(
+                f"the last {self.bad_steps} of {self.step} steps had no finite gradient and were skipped"
+            )
 
     def _take_step(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Return one optimizer step; skipped, but counted, where the gradient is not finite. Returns the mean terms."""
-        config, total = self.config, {}
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config, self.samples)
-        for i in range(config.accumulate):
-            last = i == config.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.adapter):
-                terms = self._losses_and_gradients(next(batches))
-            for name, value in terms.items():
-                total[name] = total.get(name, 0) + value / config.accumulate
-        norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip or math.inf)
-        if (
-            self._is_finite(norm) or self.accelerator.scaler
-        ):  # float16's scaler skips by itself, and then adapts
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.average:
-            self.average.update(self.step)
-        return total
+        """Take one optimizer step, skipped but counted where the gradient is not finite; return the mean terms."""
+        rate = learning_rate(self.step, self.config, self.samples)
+        parts = list(islice(batches, self.config.accumulate))
+        return self.learner.take_step(rate, lambda: self._gradients(parts), self._clip)
 
-    def _losses_and_gradients(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _gradients(self, parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Add up the gradients of a step's batches; return their mean terms.
+
+        Where memory runs out on any process, all of them start again from the first batch.
+        """
+        total = {}
+        for i, batch in enumerate(parts):
+            last = i == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.adapter):
+                part = self._unet_gradients(batch)
+                if part is None:
+                    break
+                terms, features, gradients = part
+                torch.autograd.backward(features, gradients)
+            for name, value in terms.items():
+                total[name] = total.get(name, 0) + value / len(parts)
+        else:
+            return total
+        self._free()
+        self._make_room(batch)
+        return self._gradients(parts)
+
+    def _unet_gradients(self, batch: Mapping[str, Tensor]) -> tuple[dict, list[Tensor], tuple] | None:
+        """Return the mean terms, the adapter's features and the gradients by them; None if a process lacks the memory.
+
+        Nearly all memory is the UNet's. No process waits for another in its passes, so that one that runs out of
+        memory does not leave the others waiting; the adapter's backward, in which they wait, comes after all agree.
+        """
         try:
-            return self._backward(batch)
+            part = self._try_unet(batch)
         except torch.OutOfMemoryError:
-            if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
-                return self._too_large(batch)
-        # outside of the handler, whose traceback holds on to the memory
+            part = None  # outside of the handler, whose traceback holds on to the memory
+        return part if self._all(part is not None) else None
+
+    def _try_unet(self, batch: Mapping[str, Tensor]) -> tuple[dict, list[Tensor], tuple]:
+        features = self.loss_of.features(self.adapter, batch)
+        leaves = [f.detach().requires_grad_() for f in features]
+        terms = {name: value.mean() for name, value in self.loss_of.terms(leaves, batch).items()}
+        loss = sum(terms.values()) / self.config.accumulate
+        scaler = self.accelerator.scaler
+        gradients = torch.autograd.grad(scaler.scale(loss) if scaler else loss, leaves)
+        return {name: value.detach() for name, value in terms.items()}, features, gradients
+
+    def _clip(self) -> bool:
+        norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.config.clip or math.inf)
+        finite = self._is_finite(norm)
+        return finite or bool(self.accelerator.scaler)  # float16's scaler skips by itself, and then adapts
+
+    def _make_room(self, batch: Mapping[str, Tensor]) -> None:
+        """Have activations recomputed from now on. Raises InputError where that is not allowed, or done already."""
+        if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
+            self._too_large(batch)
         self.accelerator.print("out of memory: recomputing activations from now on (--checkpointing on)")
         self.loss_of.unet.checkpointing = True
-        self._free()
-        return self._losses_and_gradients(batch)
-
-    def _backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        terms = {name: value.mean() for name, value in self.loss_of(self.adapter, batch).items()}
-        self.accelerator.backward(sum(terms.values()))
-        return {name: value.detach() for name, value in terms.items()}
 
     def _too_large(self, batch: Mapping[str, Tensor]) -> None:
         """Say which batch would fit: the largest that goes through, by halving."""
         fits, fails = 0, len(batch["t"])
         while fails - fits > 1:
             size = (fits + fails) // 2
-            self._free()
-            try:
-                self._backward({name: value[:size] for name, value in batch.items()})
+            if self._unet_gradients({name: value[:size] for name, value in batch.items()}):
                 fits = size
-            except torch.OutOfMemoryError:
+            else:
                 fails = size
+            self._free()
         largest = f"the largest that fits is {fits}" if fits else "not even one sample fits"
         raise InputError(
             f"batch {self.config.batch}: out of memory; {largest} (--accumulate makes up for it)"
         )
 
     def _free(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.optimizer.zero_grad(set_to_none=True)
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _is_finite(self, norm: Tensor) -> bool:
         """Return whether to take the step; the norm is of all processes' gradients, so that they agree."""
-        if bool(torch.isfinite(torch.as_tensor(checkpoint.whole(norm)))):
+        if bool(torch.isfinite(torch.as_tensor(whole(norm)))):
             self.bad_steps = 0
             return True
         self.bad_steps += 1
@@ -180,7 +220,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Draw the sheet and log the LFMSE of the weights that would be saved now."""
-        weights = self._final_weights()
+        weights = self.learner.named(self.learner.final)
         if self.accelerator.is_main_process:
             adapter = adapter_with(self.adapter_config, weights, self.model)
             path = Path(self.config.out) / "validation" / f"{self.step:08d}.png"
@@ -203,33 +243,14 @@ class Trainer:
         self.offload()
 
     def _state(self) -> State:
-        weights = dict(zip(self.names, map(checkpoint.whole, self.parameters), strict=True))
-        ema = (
-            dict(zip(self.names, map(checkpoint.whole, self.average.values), strict=True))
-            if self.average
-            else {}
-        )
-        optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
-        return State(self.step, weights, ema, optimizer, self.samples, self.data)
-
-    def _final_weights(self) -> dict[str, Tensor]:
-        values = self.average.values if self.average else self.parameters
-        return dict(zip(self.names, map(checkpoint.whole, values), strict=True))
+        return State(self.step, self.learner.state(), self.samples, self.data)
 
     def _resume(self) -> None:
         found = checkpoint.find(self.config, self.samples, self.data, self.accelerator.print)
         if not found:
             return
         path, state = found
-        with torch.no_grad():
-            for name, parameter in zip(self.names, self.parameters, strict=True):
-                parameter.copy_(checkpoint.sharded_as(state.adapter[name], parameter))
-            if self.average:
-                ema = state.ema or state.adapter
-                for name, value in zip(self.names, self.average.values, strict=True):
-                    value.copy_(checkpoint.sharded_as(ema[name], value))
-        checkpoint.load_optimizer(self.optimizer, self.names, state.optimizer)
-        self.step = state.step
+        self.learner.restore(state.step, state.learned)
         self.accelerator.print(f"resuming at step {self.step} from {path}")
 
     def _loader(self):
@@ -239,17 +260,25 @@ class Trainer:
         )
 
     def _finish(self) -> None:
-        weights = self._final_weights()
+        weights = self.learner.named(self.learner.final)
         if self.accelerator.is_main_process:
             checkpoint.save_result(weights, self.config, self.adapter_config, self.step)
         self.accelerator.wait_for_everyone()
 
     def _asked_to_stop(self) -> bool:
         """Return whether any process was; all of them stop after the same step."""
-        if self.accelerator.num_processes > 1:
-            asked = torch.tensor([self.stop.signal], device=self.accelerator.device)
-            self.stop.signal = int(self.accelerator.gather(asked).max())
+        self.stop.signal = self._largest(self.stop.signal)
         return self.stop.signal != 0
+
+    def _all(self, good: bool) -> bool:
+        """Return whether it holds in every process."""
+        return not self._largest(int(not good))
+
+    def _largest(self, number: int) -> int:
+        """Return the largest number of all processes."""
+        if self.accelerator.num_processes == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
 
 def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:

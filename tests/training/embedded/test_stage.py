@@ -29,7 +29,7 @@ def loss_of(stage, stop_at=None):
 
 def trained(stage):
     stage.use_average()
-    return torch.cat([p.detach().flatten() for p in stage.params])
+    return torch.cat([p.detach().flatten() for p in stage.learner.parameters])
 
 
 @pytest.mark.parametrize("stop_at", [0, 13, STEPS - 1])
@@ -65,8 +65,8 @@ def test_the_rate_warms_up_and_falls_to_zero():
 
 def test_the_average_follows_the_weights(tmp_path):
     stage = make(tmp_path)
-    start = [p.detach().clone() for p in stage.params]
+    start = [p.detach().clone() for p in stage.learner.parameters]
     stage.run(loss_of(stage))
-    for first, average, last in zip(start, stage.average.values, stage.params, strict=True):
+    for first, average, last in zip(start, stage.learner.final, stage.learner.parameters, strict=True):
         assert (average - last).norm() < (first - last).norm()
         assert not torch.equal(average, last)

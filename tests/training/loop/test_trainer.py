@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from runtime.control.conditions import preprocess
 from runtime.errors import InputError
 from runtime.loading.adapter import EMBEDDED
+from runtime.machine.lock import locked
 from tests.support.training_runs import make_scenes, train
 from training.config import TrainConfig
 from training.data.stores import Entry
@@ -30,14 +33,14 @@ def scenes(tmp_path_factory):
 
 def spoiled(monkeypatch, when):
     """Losses that are NaN in the calls that `when` names; returns the number of calls so far."""
-    calls, right = [], LossOf.__call__
+    calls, right = [], LossOf.terms
 
-    def call(self, adapter, batch):
+    def call(self, features, batch):
         calls.append(0)
-        terms = right(self, adapter, batch)
+        terms = right(self, features, batch)
         return {k: v * float("nan") for k, v in terms.items()} if len(calls) in when else terms
 
-    monkeypatch.setattr(LossOf, "__call__", call)
+    monkeypatch.setattr(LossOf, "terms", call)
     return calls
 
 
@@ -81,10 +84,26 @@ def test_accumulated_batches_are_one_large_batch(scenes, tmp_path):
 
 def test_step_without_a_finite_loss_is_skipped(scenes, tmp_path, monkeypatch, capsys):
     spoiled(monkeypatch, when={2})
-    assert train(scenes, tmp_path, "--steps=2", "--save-every=1", "--ema=0") == 0
-    first, second = (load_file(path / "adapter" / WEIGHTS) for path in newest(tmp_path))
+    assert train(scenes, tmp_path, "--steps=3", "--save-every=1", "--ema=0") == 0
+    first, second, _ = (load_file(path / "adapter" / WEIGHTS) for path in newest(tmp_path))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert "step 2: loss or gradient not finite; step skipped" in capsys.readouterr().out
+
+
+def test_run_whose_last_steps_were_skipped_says_so(scenes, tmp_path, monkeypatch, capsys):
+    spoiled(monkeypatch, when={3, 4})
+    assert train(scenes, tmp_path, "--steps=4") == 1
+    said = "the last 2 of 4 steps had no finite gradient and were skipped"
+    assert said in capsys.readouterr().err and (tmp_path / WEIGHTS).exists()
+
+
+def test_one_run_at_a_time_trains_in_a_folder(scenes, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    with locked(tmp_path / ".lock", "busy"):
+        assert train(scenes, tmp_path) == 2
+    said = f"out {tmp_path}: in use by process {os.getpid()} on {socket.gethostname()}; wait for its end"
+    assert said in capsys.readouterr().err
+    assert not newest(tmp_path)
 
 
 def test_run_without_finite_losses_stops(scenes, tmp_path, monkeypatch, capsys):
@@ -96,14 +115,14 @@ def test_run_without_finite_losses_stops(scenes, tmp_path, monkeypatch, capsys):
 
 def short_of_memory(monkeypatch, room, with_checkpointing):
     """A device where `room` samples fit, or `with_checkpointing` where activations are recomputed."""
-    right = LossOf.__call__
+    right = LossOf.terms
 
-    def call(self, adapter, batch):
+    def call(self, features, batch):
         if len(batch["t"]) > (with_checkpointing if self.unet.checkpointing else room):
             raise torch.OutOfMemoryError("no memory")
-        return right(self, adapter, batch)
+        return right(self, features, batch)
 
-    monkeypatch.setattr(LossOf, "__call__", call)
+    monkeypatch.setattr(LossOf, "terms", call)
 
 
 def test_activations_are_recomputed_where_memory_runs_out(scenes, tmp_path, monkeypatch, capsys):
