@@ -228,7 +228,7 @@ def _launch(model_output: Tensor) -> tuple[launch.Sizes, int, tuple[int, int, fl
 
 
 def _strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return a single row serves the whole batch."""
+    """Return the tensors' strides; that of the batch is 0 where one row serves all of it."""
     return tuple((0 if len(t) == 1 else t.stride(0), *t.stride()[1:]) for t in tensors)
 
 

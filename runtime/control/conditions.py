@@ -68,7 +68,7 @@ def preprocess(name: str, image, **options) -> Image.Image:
 
 @register("none")
 def none(image: Image.Image) -> Image.Image:
-    """Return the image is a condition already."""
+    """Return the image, which is a condition already."""
     return image
 
 

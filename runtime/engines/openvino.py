@@ -124,7 +124,7 @@ def open_engine(
 
 @cache
 def the_core() -> ov.Core:
-    """Return the process's only one, never freed.
+    """Return the process's only core, never freed.
 
     OpenVINO's CPU plugin sets the stack that signal handlers run on. With several of them alive at a time, freeing one
     after another leaves it pointing at memory that is gone, and the next Ctrl-C is a segmentation fault (2026.4).

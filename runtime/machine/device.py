@@ -34,7 +34,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Return that type; by default bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU.
+    """Return the named type; by default bf16 on a GPU that has it, fp16 on another GPU, fp32 on a CPU.
 
     Warns where a CPU is slow in the type that was asked for. Raises InputError where it is unknown.
     """

@@ -72,11 +72,11 @@ class UNet(nn.Module):
         return {name: p for name, p in self.named_parameters() if any(part in name for part in ONCE)}
 
     def resnets(self) -> list[Resnet]:
-        """Return them in the order of the forward pass."""
+        """Return the resnets in the order of the forward pass."""
         return [resnet for block in self._blocks() for resnet in block.resnets]
 
     def transformer_blocks(self) -> list[TransformerBlock]:
-        """Return them in the order of the forward pass."""
+        """Return the transformer blocks in the order of the forward pass."""
         transformers = [transformer for block in self._blocks() for transformer in block.attentions]
         return [block for transformer in transformers for block in transformer.transformer_blocks]
 
