@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Return the exit code of `work`: what it returns, 0 for None; 2 for bad input, in one line on stderr; 130 after Ctrl-C.
+    """Return the exit code of `work`: what it returns, 0 for None; 2 for bad input, in one line; 130 after Ctrl-C.
 
     Each warning is one line on stderr, too, however often it comes.
     """
