@@ -27,7 +27,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "webdataset>=1"],
+    "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "braceexpand>=0.1.7"],
     "export": ["onnx>=1.19", "onnx-ir>=1.1", "onnxruntime>=1.23", "onnxscript>=0.7", "psutil>=7"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
@@ -38,6 +38,7 @@ EXTRAS = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
     "quality": ["matplotlib>=3.10", "scikit-image>=0.25", "torchmetrics>=1.8"],
     "dev": [
+        "braceexpand>=0.1.7",
         "datasets>=4",
         "hypothesis>=6.150",
         "kornia>=0.8.2",
@@ -57,7 +58,6 @@ EXTRAS = {
         "tensorboard>=2.19",
         'tensorrt-rtx>=1.5; sys_platform == "linux" and platform_machine == "x86_64"',  # builds without a GPU
         "torchmetrics>=1.8",
-        "webdataset>=1",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
     ],
 }

@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.arguments import whole_number
 from runtime.errors import InputError
 from runtime.machine.files import replacing
 
@@ -21,6 +23,7 @@ ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stay
 RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
 # Named, since Pillow's others start programs (EPS) or are read by nobody's intention.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+STRIP = 256  # rows
 LIGHT = 0.75  # mean brightness from which what is drawn on a transparent layer is meant for a dark background
 
 
@@ -46,7 +49,7 @@ def load_image(source, name: str = "image", background: str = "auto") -> Image.I
     if isinstance(source, (str, os.PathLike)):
         image = _open(Path(source), name)
     elif isinstance(source, Image.Image):
-        image = _decode(source, name)
+        image = decode(source, name)
     else:
         pixels = (_from_array(source, name)[0] * 255).round().to(torch.uint8).numpy()
         image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
@@ -57,8 +60,13 @@ def load_tensor(source, name: str = "image", background: str = "auto") -> Tensor
     """Read as `load_image` does, but return (1, C, H, W) float32 in [0, 1], C = 1 or 3; arrays are not rounded to 8
     bits.
     """
+    return unit(load_pixels(source, name, background))
+
+
+def load_pixels(source, name: str = "image", background: str = "auto") -> Tensor:
+    """Read as `load_tensor` does, but leave pictures of 8 bits in uint8: a quarter of the memory."""
     if isinstance(source, (str, os.PathLike, Image.Image)):
-        return to_tensor(load_image(source, name, background))
+        return _bytes(load_image(source, name, background))
     tensor = _from_array(source, name)
     if tensor.shape[1] == 4:
         colour, alpha = tensor[:, :3], tensor[:, 3:]
@@ -68,14 +76,14 @@ def load_tensor(source, name: str = "image", background: str = "auto") -> Tensor
 
 
 def load_layers(source, name: str = "image") -> tuple[Tensor, Tensor | None]:
-    """Read as `load_tensor` does, but return colour (1, 1 | 3, H, W) and alpha (1, 1, H, W), None without any."""
+    """Read as `load_pixels` does, but return colour (1, 1 | 3, H, W) and alpha (1, 1, H, W), None without any."""
     if isinstance(source, (str, os.PathLike)):
         source = _open(Path(source), name)
     if isinstance(source, Image.Image):
-        source = _decode(source, name)
+        source = decode(source, name)
         if not source.has_transparency_data or min(source.size) == 0:
-            return to_tensor(_to_8_bits(source, name, "white")), None
-        tensor = to_tensor(_with_alpha(source))
+            return _bytes(_to_8_bits(source, name, "white")), None
+        tensor = _bytes(_with_alpha(source))
     else:
         tensor = _from_array(source, name)
     return (tensor, None) if tensor.shape[1] != 4 else (tensor[:, :3], tensor[:, 3:])
@@ -83,33 +91,45 @@ def load_layers(source, name: str = "image") -> tuple[Tensor, Tensor | None]:
 
 def pick_background(colour: Tensor, alpha: Tensor) -> str:
     """Return "black" where what is drawn, (1, 3, H, W) with its alpha (1, 1, H, W), is light; otherwise "white"."""
-    drawn = alpha.sum()
-    return "black" if drawn > 0 and (colour * alpha).sum() / (3 * drawn) >= LIGHT else "white"
+    pairs = [
+        ((c * a).sum().double(), a.sum().double()) for c, a in zip(strips(colour), strips(alpha), strict=True)
+    ]
+    light, drawn = (sum(values) for values in zip(*pairs, strict=True))
+    return "black" if drawn > 0 and light / (3 * drawn) >= LIGHT else "white"
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Return (1, C, H, W) float32 in [0, 1] of a picture of mode "L" (C = 1) or "RGB" (C = 3)."""
-    pixels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
+    return unit(_bytes(image))
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Return float32 in [0, 1] of pixels in uint8; floats as they are."""
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+
+
+def strips(pixels: Tensor) -> Iterator[Tensor]:
+    """Yield `unit` of STRIP rows of (1, C, H, W) at a time: of a large picture all at once would be gigabytes."""
+    return (unit(rows) for rows in pixels.split(STRIP, dim=2))
 
 
 def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str = "bilinear") -> Tensor:
-    """Resize (1, C, H0, W0) to (1, C, height, width), stretching with a warning if the aspect ratio differs.
+    """Resize (1, C, H0, W0), uint8 or float32, to (1, C, height, width) float32.
 
-    "bilinear" is antialiased; "area" averages all pixels that an output pixel touches, so that one over zeros
-    only is exactly 0.
+    Stretches with a warning if the aspect ratio differs. "bilinear" is antialiased; "area" averages all pixels that
+    an output pixel touches, so that one over zeros only is exactly 0.
     """
     rows, columns = image.shape[-2:]
     if (rows, columns) == (height, width):
-        return image
+        return unit(image)
     if abs(columns * height / (rows * width) - 1) > ASPECT_TOLERANCE:
         warnings.warn(
             f"{name}: {columns} x {rows} px is stretched to {width} x {height}, another aspect ratio",
             stacklevel=2,
         )
-    if mode == "area":
-        return F.interpolate(image, (height, width), mode="area")
-    return F.interpolate(image, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+    options = {"mode": "area"} if mode == "area" else {"mode": "bilinear", "antialias": True}
+    channels = (unit(channel) for channel in image.split(1, dim=1))  # one in float32 at a time
+    return torch.cat([F.interpolate(c, (height, width), **options) for c in channels], dim=1).clamp(0, 1)
 
 
 def check_writable(path, name: str = "output") -> Path:
@@ -162,7 +182,7 @@ def _open(path: Path, name: str) -> Image.Image:
         if path.stat().st_size == 0:
             raise InputError(f"{name}: {path} is empty (0 bytes); expected an image file")
         with open(path, "rb") as file:
-            return _decode(file, name, str(path))
+            return decode(file, name, str(path))
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, unknown ~user
@@ -181,8 +201,15 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _decode(source, name: str, path: str = "the image") -> Image.Image:
-    """Return the decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image."""
+def decode(source, name: str, path: str = "the image") -> Image.Image:
+    """Return the decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image.
+
+    Raises InputError where it is none, or has more pixels than PIL's `Image.MAX_IMAGE_PIXELS`, or the environment's
+    LOCALCONTROL_MAX_PIXELS, by its header: before memory is taken.
+    """
+    if given := os.environ.get("LOCALCONTROL_MAX_PIXELS"):
+        number = int(given) if given.isdecimal() and len(given) < 19 else given
+        Image.MAX_IMAGE_PIXELS = whole_number(number, "LOCALCONTROL_MAX_PIXELS")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -191,7 +218,9 @@ def _decode(source, name: str, path: str = "the image") -> Image.Image:
             return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise InputError(f"{name}: {path} has too many pixels; expected at most {limit}") from error
+        raise InputError(
+            f"{name}: {path} has too many pixels; expected at most {limit} (LOCALCONTROL_MAX_PIXELS sets another limit)"
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise InputError(
             f"{name}: {path} is not an image in a known format; expected {', '.join(formats())}"
@@ -214,10 +243,15 @@ def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
     if image.has_transparency_data:
         image = _with_alpha(image)
         if background == "auto":
-            pixels = to_tensor(image)
+            pixels = _bytes(image)
             background = pick_background(pixels[:, :3], pixels[:, 3:])
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert(mode)
+
+
+def _bytes(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

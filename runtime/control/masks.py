@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.control.images import fit, load_layers
+from runtime.control.images import fit, load_layers, strips
 from runtime.errors import InputError
 
 RESIZES = ("area", "nearest")  # how a mask comes to the size of a level
@@ -36,11 +37,10 @@ def read_mask(source, name: str = "mask") -> Tensor:
     thing: one that is faint everywhere, or a photograph.
     """
     colour, alpha = load_layers(source, name)
-    mask = (
-        _strength(colour, name)
-        if alpha is None or bool((alpha == 1).all())
-        else _of_layer(colour, alpha, name)
-    )
+    if alpha is None or all(bool((a == 1).all()) for a in strips(alpha)):
+        mask = _strength(lambda: strips(colour), name)
+    else:
+        mask = _of_layer(lambda: strips(colour), lambda: strips(alpha), name)
     largest = mask.max().item()
     if 0 < largest < FAINT:
         if (mask == 0).logical_or(mask == largest).all():
@@ -52,40 +52,64 @@ def read_mask(source, name: str = "mask") -> Tensor:
     return mask
 
 
-def _strength(colour: Tensor, name: str) -> Tensor:
-    """Return (1, 1, H, W) of colours (1, 1 | 3, H, W)."""
-    if colour.shape[1] == 1:
-        return colour
-    if _is_grey(colour):
-        return colour[:, :1]
-    if _colours(colour) > MOST_COLOURS:
-        warnings.warn(
-            f"{name}: a picture in colour, taken by its brightness; expected black and white", stacklevel=3
-        )
-        weights = torch.tensor(LUMINANCE, dtype=torch.float64)  # in float32 white would not be exactly 1
-        return torch.einsum("bchw,c->bhw", colour.double(), weights)[:, None].float()
-    return (colour.amax(dim=1, keepdim=True) > BLACK).float()
+Strips = Callable[[], Iterator[Tensor]]  # of a picture, (1, C, h, W) float32 each, from the top
 
 
-def _of_layer(colour: Tensor, alpha: Tensor, name: str) -> Tensor:
-    """Return (1, 1, H, W) of a picture with transparency, colours (1, 3, H, W) and alpha (1, 1, H, W)."""
-    visible = colour.movedim(1, -1)[alpha[:, 0] > 0]  # (N, 3)
-    if len(visible) == 0 or (visible - visible[0]).abs().max() <= BLACK:
-        return alpha
-    painted = visible.T.reshape(1, 3, -1, 1)
-    if not _is_grey(painted) and _colours(painted) > MOST_COLOURS:
-        return 1 - alpha
-    return _strength(colour * alpha, name)
+def _strength(colour: Strips, name: str) -> Tensor:
+    """Return (1, 1, H, W) float32 of colours, C = 1 or 3."""
+    if _is_grey(_pixels(colour)):
+        return _joined(c[:, :1] for c in colour())
+    if _colours(_pixels(colour)) <= MOST_COLOURS:
+        return _joined((c.amax(dim=1, keepdim=True) > BLACK).float() for c in colour())
+    warnings.warn(
+        f"{name}: a picture in colour, taken by its brightness; expected black and white", stacklevel=3
+    )
+    weights = torch.tensor(LUMINANCE, dtype=torch.float64)  # in float32 white would not be exactly 1
+    grey = (torch.einsum("bchw,c->bhw", c.double(), weights)[:, None] for c in colour())
+    return _joined(g.float() for g in grey)
 
 
-def _is_grey(colour: Tensor) -> bool:
-    return bool((colour.amax(dim=1) - colour.amin(dim=1)).max() <= BLACK)
+def _of_layer(colour: Strips, alpha: Strips, name: str) -> Tensor:
+    """Return (1, 1, H, W) of a picture with transparency, three colours and an alpha."""
+
+    def visible() -> Iterator[Tensor]:
+        return (c.movedim(1, -1)[a[:, 0] > 0] for c, a in zip(colour(), alpha(), strict=True))
+
+    if _is_one_colour(visible()):
+        return _joined(alpha())
+    if not _is_grey(visible()) and _colours(visible()) > MOST_COLOURS:
+        return _joined(1 - a for a in alpha())
+    return _strength(lambda: (c * a for c, a in zip(colour(), alpha(), strict=True)), name)
 
 
-def _colours(colour: Tensor) -> int:
-    """Return how many 8-bit colours there are."""
-    levels = (colour * 255).round().long().flatten(2)[0]
-    return len((levels[0] * 65536 + levels[1] * 256 + levels[2]).unique())
+def _pixels(colour: Strips) -> Iterator[Tensor]:
+    """Yield colours (N, C) in [0, 1], some rows at a time."""
+    return (c.movedim(1, -1).reshape(-1, c.shape[1]) for c in colour())
+
+
+def _joined(rows: Iterator[Tensor]) -> Tensor:
+    return torch.cat(list(rows), dim=2)
+
+
+def _is_one_colour(pixels: Iterator[Tensor]) -> bool:
+    found = (p for p in pixels if len(p))
+    first = next(found, None)
+    return first is None or all(bool((p - first[0]).abs().max() <= BLACK) for p in chain([first], found))
+
+
+def _is_grey(pixels: Iterator[Tensor]) -> bool:
+    return all(bool((p.amax(dim=1) - p.amin(dim=1)).max() <= BLACK) for p in pixels if len(p))
+
+
+def _colours(pixels: Iterator[Tensor]) -> int:
+    """Return how many 8-bit colours there are; not all of them are counted where they are more than MOST_COLOURS."""
+    found = torch.empty(0, dtype=torch.int32)
+    for p in pixels:
+        levels = (p * 255).round().int()
+        found = torch.cat([found, levels[:, 0] * 65536 + levels[:, 1] * 256 + levels[:, 2]]).unique()
+        if len(found) > MOST_COLOURS:
+            break
+    return len(found)
 
 
 def load_mask(source, height: int, width: int, name: str = "mask") -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -151,12 +152,14 @@ def check_size(height: int, width: int) -> None:
 def _pack(region: Region, height: int, width: int) -> PackedRegion:
     name = region.label
     if region.preprocess == "none":
-        condition = images.load_tensor(region.condition, f"{name} condition")
+        condition = images.load_pixels(region.condition, f"{name} condition")
     else:
         condition = images.to_tensor(_preprocess(region, height, width))
     _hint(region, condition)
+    if region.mask is None or not region.mask_condition:
+        condition = images.fit(condition, height, width, f"{name} condition")
     if region.mask is None:
-        return PackedRegion(images.fit(condition, height, width, f"{name} condition"), None, region)
+        return PackedRegion(condition, None, region)
     painted = masks.read_mask(region.mask, f"{name} mask")
     mask = images.fit(painted, height, width, f"{name} mask", mode="area")
     if not mask.any():
@@ -164,8 +167,7 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
     if region.mask_condition:
         # At the condition's own size first: resizing mixes pixels across the mask's edge.
         condition = condition * (F.interpolate(painted, condition.shape[-2:], mode="area") > 0)
-    condition = images.fit(condition, height, width, f"{name} condition")
-    if region.mask_condition:
+        condition = images.fit(condition, height, width, f"{name} condition")
         condition = condition * (mask > 0)
     return PackedRegion(condition, mask, region)
 
@@ -173,7 +175,10 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
 def _hint(region: Region, condition: Tensor) -> None:
     """Warn where an adapter of lines, which are white on black, is shown a drawing in black on white."""
     lines = any(word in region.adapter.lower() for word in ("canny", "sketch", "line", "edge", "scribble"))
-    if lines and region.preprocess == "none" and condition.mean() > images.LIGHT and condition.min() < 0.5:
+    if not lines or region.preprocess != "none":
+        return
+    mean = sum(s.sum(dtype=torch.float64) for s in images.strips(condition)) / condition.numel()
+    if mean > images.LIGHT and min(s.min() for s in images.strips(condition)) < 0.5:
         warnings.warn(
             f"{region.label} condition: dark lines on white; {region.adapter!r} knows white lines on black, and "
             "preprocess sketch draws them so",
@@ -262,7 +267,7 @@ def _read(source, name: str, reads: Callable, opened: dict[tuple, Any]):
 def _preprocess(region: Region, height: int, width: int) -> Image.Image:
     """Return a region's condition, computed at height x width."""
     name = f"{region.label} condition"
-    fitted = images.fit(images.load_tensor(region.condition, name), height, width, name)
+    fitted = images.fit(images.load_pixels(region.condition, name), height, width, name)
     try:
         return conditions.preprocess(region.preprocess, images.load_image(fitted))
     except InputError as error:

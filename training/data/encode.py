@@ -8,6 +8,7 @@ import torch
 
 from runtime.errors import InputError
 from runtime.loading.load import Model
+from runtime.machine.arithmetic import name_of
 from runtime.sampling.text import encode_prompts
 from training.config import TrainConfig
 from training.data.stores import CACHE_DTYPES, Stores, text_key
@@ -65,8 +66,8 @@ class Encoder:
             if not mean.isfinite().all():
                 raise InputError(f"the VAE's latents are not finite in {vae.dtype}; give --vae one that is")
             row = {
-                "mean": mean.to(self.dtype),
-                "std": std.to(self.dtype),
+                "mean": self._rounded(mean, "latents"),
+                "std": self._rounded(std, "latents"),
                 "ids": torch.tensor(variant["ids"]),
             }
             self.stores.latents.add(variant["key"], row)
@@ -75,6 +76,17 @@ class Encoder:
     def _encode_captions(self) -> None:
         captions, self.captions = list(self.captions), {}
         if captions:
-            text, pooled = (x.to(self.dtype) for x in encode_prompts(self.model, captions))
+            text, pooled = (self._rounded(x, "text") for x in encode_prompts(self.model, captions))
             for caption, states, vector in zip(captions, text, pooled, strict=True):
                 self.stores.text.add(text_key(caption), {"states": states, "pooled": vector})
+
+    def _rounded(self, values: torch.Tensor, what: str) -> torch.Tensor:
+        """Return them in the cache's type. Raises InputError where that cannot hold them."""
+        rounded = values.to(self.dtype)
+        if not rounded.isfinite().all():
+            largest = values.abs().max().item()
+            raise InputError(
+                f"cache_dtype {name_of(self.dtype)}: the {what} reach {largest:.3g}, which it cannot hold; use "
+                "--cache-dtype bf16 or fp32"
+            )
+        return rounded

@@ -23,7 +23,7 @@ from training.data import workers
 from training.data.cache import digest
 from training.data.encode import Encoder
 from training.data.reader import Reader
-from training.data.sources import Source
+from training.data.sample import Source
 from training.data.stores import Entry, Stores
 
 
@@ -33,8 +33,9 @@ def prepare(
     """Return the samples in the source's order, with everything that training needs of them in the stores.
 
     Where the source's fingerprint is known and nothing is missing, no sample is read. Unreadable ones are listed in
-    OUT/skipped.txt. Raises InputError where they are more than `max_skipped`, where there is no sample left, and
-    where something is missing that `require_cache` forbids to compute.
+    OUT/skipped.txt, files that nothing reads in OUT/unused.txt. Raises InputError where the unreadable ones are more
+    than `max_skipped`, where there is no sample left, and where something is missing that `require_cache` forbids to
+    compute.
     """
     index = folder / f"index-{_index_key(source, stores, config)}.json"
     known = _read_index(index)
@@ -49,6 +50,8 @@ def prepare(
         known = _pass(source, stores, model, config, accelerator)
         if accelerator.is_main_process:
             write_json([asdict(e) for e in known], index, "cache")
+    else:
+        _report_unused(source.unused, config, accelerator)
     return known
 
 
@@ -56,12 +59,14 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
     """Read all of the source, each process its part, and compute what is missing."""
     reader = Reader(source, stores, config, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(reader, batch_size=None, collate_fn=_as_is, **workers.options(config.workers))
-    encoder, found, skipped = Encoder(model, stores, config, accelerator.device), [], []
+    encoder = Encoder(model, stores, config, accelerator.device)
+    found, skipped, unused = [], [], []
     for item in tqdm(
         loader, desc="preparing", unit=" samples", disable=not accelerator.is_local_main_process
     ):
         if "broken" in item:
             raise InputError(item["broken"])
+        unused += [(item["number"], name, "nothing here reads such a file") for name in item["unused"]]
         if "error" in item:
             skipped.append((item["number"], item["name"], item["error"]))
             continue
@@ -73,22 +78,34 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
     accelerator.wait_for_everyone()
     for store in stores.all():
         store.refresh()
-    found, skipped = (sorted(gather_object(rows)) for rows in (found, skipped))
+    found, skipped, unused = (sorted(gather_object(rows)) for rows in (found, skipped, unused))
+    _report_unused([*source.unused, *(f"{name}: {why}" for _, name, why in unused)], config, accelerator)
     _report_skipped(found, skipped, config, accelerator)
     return [Entry(*fields) for _, fields in found]
 
 
-def _report_skipped(found: list, skipped: list, config: TrainConfig, accelerator: Accelerator) -> None:
-    path = Path(config.out) / "skipped.txt"
-    if accelerator.is_main_process:
-        path.unlink(missing_ok=True)  # of an earlier pass
-    if skipped and accelerator.is_main_process:
+def _list(lines: list[str], name: str, config: TrainConfig, accelerator: Accelerator) -> Path:
+    """Write a list into the run's folder, in place of that of an earlier pass; none where there is nothing to list."""
+    path = Path(config.out) / name
+    if accelerator.is_main_process and not lines:
+        path.unlink(missing_ok=True)
+    elif accelerator.is_main_process:
         with replacing(path) as partial:
-            partial.write_text("".join(f"{name}: {why}\n" for _, name, why in skipped), "utf-8")
-    total, first = (
-        len(found) + len(skipped),
-        f"; the first: {skipped[0][1]}: {skipped[0][2]}" if skipped else "",
-    )
+            partial.write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="backslashreplace")
+    return path
+
+
+def _report_unused(lines: list[str], config: TrainConfig, accelerator: Accelerator) -> None:
+    path = _list(lines, "unused.txt", config, accelerator)
+    if lines:
+        listed = f"listed in {path}; the first: {lines[0]}"
+        accelerator.print(f"data {config.data}: {len(lines)} files or names are not used, {listed}")
+
+
+def _report_skipped(found: list, skipped: list, config: TrainConfig, accelerator: Accelerator) -> None:
+    path = _list([f"{name}: {why}" for _, name, why in skipped], "skipped.txt", config, accelerator)
+    total = len(found) + len(skipped)
+    first = f"; the first: {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
     if not found:
         raise InputError(f"data {config.data}: none of {total} samples can be used{first}")
     if len(skipped) > config.max_skipped * total:

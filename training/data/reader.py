@@ -13,22 +13,22 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from runtime.control.conditions import preprocess
-from runtime.control.images import ASPECT_TOLERANCE, formats, load_image
+from runtime.control.images import ASPECT_TOLERANCE, decode, load_image
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
 from training.config import TrainConfig
 from training.data.cache import digest
 from training.data.crops import Crop, bucket_sizes, make_crop, nearest_bucket
-from training.data.sources import Sample, Source
+from training.data.sample import Sample, Source
 from training.data.stores import Stores, row_key
 
 
 class Reader(IterableDataset):
     """Decodes a process's part of a source in the loader's workers, as far as the stores lack it.
 
-    Gives dicts: "broken" with what is wrong with the source; or number, name and error; or number, entry (the fields
-    of Entry), and for each variant that lacks something: ids, pixels (3, H, W) uint8 or None, condition and mask as
-    PNG or None.
+    Gives dicts: "broken" with what is wrong with the source; or number, unused, name and error; or number, unused,
+    entry (the fields of Entry), and for each variant that lacks something: ids, pixels (3, H, W) uint8 or None,
+    condition and mask as PNG or None.
     """
 
     def __init__(self, source: Source, stores: Stores, config: TrainConfig, part: int, parts: int):
@@ -41,7 +41,7 @@ class Reader(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             for i, sample in self.source.read(self.part + self.parts * number, self.parts * workers):
-                yield {"number": i, **self._item_or_error(sample)}
+                yield {"number": i, "unused": sample.unused, **self._item_or_error(sample)}
         except (
             InputError
         ) as error:  # of the source itself; raised in a worker it would come wrapped in a traceback
@@ -117,12 +117,7 @@ def _png(image: Image.Image) -> Tensor:
 def _open(data: bytes, name: str) -> Image.Image:
     if not data:
         raise InputError(f"{name}: none")
-    try:
-        image = Image.open(io.BytesIO(data), formats=formats())
-        image.load()
-        return image
-    except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
-        raise InputError(f"{name}: no picture, or a damaged one: {error}") from error
+    return decode(io.BytesIO(data), name)
 
 
 def _decode(data: bytes, name: str) -> Image.Image:

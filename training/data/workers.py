@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import threading
 from multiprocessing.context import BaseContext
 
 
@@ -37,3 +39,14 @@ def _start(_: int) -> None:
     cv2.setNumThreads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(trainer: multiprocessing.process.BaseProcess) -> None:
+    """End this process when the training one does, however that ends.
+
+    PyTorch's own watch looks at the parent's number, which here is the fork server's, and that one lives as long as
+    its workers.
+    """
+    trainer.join()
+    os._exit(1)

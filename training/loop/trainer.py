@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ class Trainer:
         )  # FSDP takes contiguous weights only
         layout = torch.contiguous_format if sharded else torch.channels_last
         adapter = adapter.float().to(memory_format=layout).train()
-        held_out, training = split(entries, config.validation_samples)
+        held_out, training = split(entries, config.validation_samples, accelerator.print)
         vae = model.vae.config.scaling_factor
         self.loss_of = LossOf(model, config)
         self.loss_of.unet.checkpointing = config.checkpointing == "on"
@@ -78,7 +78,7 @@ class Trainer:
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
-        self.data = digest(*(e.key for e in training))
+        self.data = digest(*(f"{e.key} {e.caption}" for e in training))
         self.bad_steps, self.stop = 0, Stop()
 
     @property
@@ -281,9 +281,28 @@ class Trainer:
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
 
-def split(entries: list[Entry], held_out: int) -> tuple[list[Entry], list[Entry]]:
-    """Return those to draw and those to train on; which ones are held out depends on their files alone."""
-    if len(entries) <= held_out:
-        raise InputError(f"validation_samples {held_out}: there are only {len(entries)} samples to train on")
-    chosen = set(sorted({e.key for e in entries})[:held_out])
-    return [e for e in entries if e.key in chosen][:held_out], [e for e in entries if e.key not in chosen]
+def split(
+    entries: list[Entry], held_out: int, say: Callable[[str], None] = print
+) -> tuple[list[Entry], list[Entry]]:
+    """Return those to draw and those to train on; which ones are held out depends on their files alone.
+
+    Copies of those held out are not trained on; `say` is told how many there are. Raises InputError where nothing is
+    left to train on.
+    """
+    keys = sorted({e.key for e in entries})
+    if len(keys) <= held_out:
+        copies = f", of which {len(keys)} differ" if len(keys) < len(entries) else ""
+        raise InputError(
+            f"validation_samples {held_out}: there are only {len(entries)} samples to train on{copies}; "
+            "expected more different ones, or --validation-samples 0"
+        )
+    chosen = set(keys[:held_out])
+    apart = [e for e in entries if e.key in chosen]
+    if len(apart) > held_out:
+        say(
+            f"{len(apart) - held_out} samples are copies of those held out for validation and are not trained on"
+        )
+    first: dict[str, Entry] = {}
+    for entry in apart:
+        first.setdefault(entry.key, entry)
+    return list(first.values()), [e for e in entries if e.key not in chosen]

@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 import warnings
 import zlib
@@ -341,3 +343,41 @@ def test_check_writable_refuses_read_only_folders_and_files(tmp_path):
     assert "cannot be replaced" in message(check_writable, tmp_path / "file.png")
     tmp_path.chmod(0o500)
     assert "Permission denied" in message(check_writable, tmp_path / "new.png")
+
+
+def test_the_environment_sets_the_most_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    Image.new("L", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.setenv("LOCALCONTROL_MAX_PIXELS", "1599")
+    with pytest.raises(InputError, match="too many pixels; expected at most 1,599"):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setenv("LOCALCONTROL_MAX_PIXELS", "1600")
+    assert load_image(tmp_path / "a.png").size == (40, 40)
+    monkeypatch.setenv("LOCALCONTROL_MAX_PIXELS", "many")
+    with pytest.raises(InputError, match="LOCALCONTROL_MAX_PIXELS 'many': expected a whole number"):
+        load_image(tmp_path / "a.png")
+
+
+LARGE = """
+import resource, sys, warnings
+from PIL import Image
+from runtime.control.region import Region, pack
+warnings.simplefilter("ignore")
+pack([Region(condition=Image.new("L", (64, 64)), mask=Image.new("L", (64, 64)))], 64, 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pack([Region(condition=sys.argv[1], mask=sys.argv[1], preprocess="none")], 64, 64)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_picture_takes_bytes_and_not_floats(tmp_path):
+    """A picture of 20 million pixels, painted in two colours on transparent: 100 bytes a pixel before."""
+    picture = Image.new("RGBA", (4000, 5000))
+    picture.paste((255, 0, 0, 255), (1000, 1000, 3000, 2000))
+    picture.paste((0, 0, 255, 255), (1000, 3000, 3000, 4000))
+    picture.save(tmp_path / "large.png", compress_level=1)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, tmp_path / "large.png"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 25 * 4000 * 5000

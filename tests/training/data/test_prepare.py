@@ -28,7 +28,8 @@ from training.data import workers
 from training.data.crops import make_crop
 from training.data.prepare import prepare
 from training.data.reader import Reader, decode_png
-from training.data.sources import Sample, open_source
+from training.data.sample import Sample
+from training.data.sources import open_source
 from training.data.stores import CACHE_DTYPES, Stores, row_key, text_key
 from training.embedded.scenes import write_scenes
 
@@ -375,9 +376,9 @@ def test_a_cache_that_is_required_says_how_much_it_lacks_of_what(run, refused, e
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-500]), "truncated"),
         (lambda p: p.write_bytes(b""), "image: none"),
-        (lambda p: p.write_bytes(b"a text"), "image: no picture"),
+        (lambda p: p.write_bytes(b"a text"), "image: the image is not an image in a known format"),
         (lambda p: Image.new("L", (64, 8)).save(p), "image: 64 x 8 px; expected sides of 16 or more"),
-        (lambda p: Image.new("L", (20_000, 10_000)).save(p), "exceeds limit"),
+        (lambda p: Image.new("L", (20_000, 10_000)).save(p), "too many pixels"),
         (lambda p: p.with_suffix(".txt").write_text(" \n"), "no caption"),
         (lambda p: p.with_suffix(".txt").unlink(), "no caption"),
     ],
@@ -451,10 +452,10 @@ def test_a_condition_of_another_shape_than_its_image_is_skipped(beside, run, con
     ("kind", "content", "why"),
     [
         ("mask", None, "mask: none"),
-        ("mask", b"a text", "mask: no picture"),
+        ("mask", b"a text", "mask: the image is not an image in a known format"),
         ("segmentation", None, "mask: none"),
-        ("segmentation", b"a text", "mask: no picture"),
-        ("segmentation", "truncated", "mask: no picture, or a damaged one"),
+        ("segmentation", b"a text", "mask: the image is not an image in a known format"),
+        ("segmentation", "truncated", "mask: the image is damaged or truncated"),
         ("segmentation", "colours", "mask: a picture of mode RGB; expected labels in one channel"),
     ],
 )
@@ -479,6 +480,25 @@ def test_latents_that_are_not_finite_name_the_vae(refused, model):
     assert "the VAE's latents are not finite in torch.float32" in refused(
         model=dataclasses.replace(model, vae=vae)
     )
+
+
+def test_latents_that_the_caches_type_cannot_hold_name_its_option(refused, model):
+    vae = copy.deepcopy(model.vae)
+    with torch.no_grad():
+        vae.quant_conv.weight.mul_(1e6)
+    said = refused(model=dataclasses.replace(model, vae=vae))
+    assert "cache_dtype fp16: the latents reach " in said and "use --cache-dtype bf16 or fp32" in said
+
+
+def test_files_that_nothing_reads_are_counted_and_listed(run, folder, config, capsys):
+    (folder / "notes.md").write_text("a")
+    run()
+    listed = Path(config.out) / "unused.txt"
+    said = f"1 files or names are not used, listed in {listed}; the first: notes.md: no image"
+    assert said in capsys.readouterr().out and listed.read_text().startswith("notes.md: ")
+    (folder / "notes.md").unlink()
+    run()
+    assert not listed.exists()
 
 
 def test_images_of_one_bucket_go_through_the_vae_together_up_to_a_limit(run, model, monkeypatch):

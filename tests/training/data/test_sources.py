@@ -13,15 +13,17 @@ from PIL import Image
 
 from runtime.errors import InputError
 from training.config import TrainConfig
-from training.data.sources import IMAGES, Sample, open_source
+from training.data.sample import IMAGES, Sample
+from training.data.sources import open_source
 
 COUNT = 7
+FORMAT_OF = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}
 
 
 def picture(number, ending="png"):
     """An image file that no other number gives."""
     file = io.BytesIO()
-    Image.new("RGB", (16, 16), (number, 0, 0)).save(file, {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending))
+    Image.new("RGB", (16, 16), (number, 0, 0)).save(file, FORMAT_OF.get(ending, ending))
     return file.getvalue()
 
 
@@ -87,9 +89,18 @@ def test_captions_are_utf_8_with_or_without_a_mark(data, folder):
     assert samples(folder)[0].caption == "café"
 
 
-def test_a_caption_of_broken_text_is_read_as_far_as_it_goes(folder):
-    (folder / "0.txt").write_bytes(b"a caf\xe9")
-    assert samples(folder)[0].caption == "a caf\ufffd"
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_captions_may_be_in_the_encoding_that_their_mark_names(encoding, folder):
+    (folder / "0.txt").write_bytes("café".encode(encoding))
+    assert samples(folder)[0].caption == "café"
+
+
+@pytest.mark.parametrize("data", [b"a caf\xe9", "café".encode("utf-16-le"), b"\xff\xfea"], ids=ascii)
+def test_a_caption_in_another_encoding_is_a_sample_with_an_error(data, folder):
+    (folder / "0.txt").write_bytes(data)
+    found = samples(folder)
+    assert found[0].error.startswith("0.txt: ") and "save it as UTF-8" in found[0].error
+    assert found[1].caption == "caption 1"
 
 
 def write_table(folder, lines):
@@ -462,9 +473,9 @@ def test_a_tar_that_breaks_off_while_it_is_read_is_an_input_error_after_what_cam
     path = tmp_path / "shard-001.tar"
     path.write_bytes(path.read_bytes().rstrip(b"\0").ljust(6 * 1024, b"\0") + liar.tobuf() + bytes(1024))
     reading = open_source(TrainConfig(data=tars)).read()
-    read = [next(reading)[1].image for _ in range(COUNT - 1)]  # the last one ends where the next begins
-    assert read == [picture(i) for i in range(COUNT - 1)]
-    with pytest.raises(InputError, match="a broken tar: .*unexpected end of data.*shard-001.tar"):
+    read = [next(reading)[1].image for _ in range(COUNT)]
+    assert read == [picture(i) for i in range(COUNT)]
+    with pytest.raises(InputError, match="shard-001.tar: a broken tar: unexpected end of data"):
         next(reading)
 
 

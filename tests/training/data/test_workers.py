@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -50,3 +53,41 @@ def test_no_more_workers_than_processors():
 
 def test_none_is_this_process():
     assert workers.options(0) == {"num_workers": 0}
+
+
+RUN = """
+import time
+from torch.utils.data import DataLoader
+from tests.training.data.test_workers import Pids, as_is
+from training.data import workers
+
+if __name__ == "__main__":
+    loader = iter(DataLoader(Pids(), batch_size=1, collate_fn=as_is, **workers.options(1)))
+    print(next(loader)[0], flush=True)
+    time.sleep(60)
+"""
+
+
+class Pids(Facts):
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, i):
+        return os.getpid()
+
+
+def test_workers_end_with_a_training_that_is_killed(tmp_path):
+    (tmp_path / "run.py").write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    call = [sys.executable, tmp_path / "run.py"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, env=environment) as run:
+        worker = int(run.stdout.readline())
+        os.kill(worker, 0)
+        run.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"worker {worker} is still there")

@@ -191,10 +191,11 @@ def test_samples_held_out_do_not_depend_on_their_order():
     assert len(training) == 16 and not {e.key for e in held_out} & {e.key for e in training}
 
 
-def test_copies_of_a_held_out_sample_are_not_trained_on():
+def test_copies_of_a_held_out_sample_are_not_trained_on(capsys):
     entries = [Entry(f"{i}", "same" if i % 2 else f"z{i}", "a", (128, 128)) for i in range(10)]
     held_out, training = split(entries, 1)
     assert [e.key for e in held_out] == ["same"] and "same" not in {e.key for e in training}
+    assert "samples are copies of those held out for validation" in capsys.readouterr().out
 
 
 def test_too_few_samples_are_refused():

@@ -1,0 +1,103 @@
+"""Training samples of a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from training.config import TrainConfig
+from training.data.cache import digest
+from training.data.sample import Sample, column_named
+
+
+class HubSource:
+    """A Hugging Face dataset: PATH[@SPLIT], of the hub, in parquet files, or as `save_to_disk` left it."""
+
+    def __init__(self, config: TrainConfig, path: str):
+        self.unused = []
+        try:
+            import datasets
+        except ImportError as error:
+            raise InputError("data hf:...: needs the package datasets; pip install datasets") from error
+        try:
+            table, version = _open_table(config, path)
+        except Exception as error:  # whatever the many formats raise
+            raise InputError(f"data {config.data}: {error}") from error
+        table = table if table.features else table._resolve_features()
+        self.columns = {
+            "image": column_named(config.image_key, table.features),
+            "caption": column_named(config.caption_key, table.features),
+            "condition": config.condition_from,
+            "mask": config.mask_from,
+        }
+        for what, column in self.columns.items():
+            if column and column not in table.features:
+                raise InputError(
+                    f"data {config.data}: no column {column!r} for the {what}; it has {', '.join(table.features)}"
+                )
+        self.columns = {what: column for what, column in self.columns.items() if column}
+        table = table.select_columns(list(self.columns.values()))
+        for what, column in self.columns.items():
+            if what != "caption":
+                table = table.cast_column(column, datasets.Image(decode=False))
+        self.table = table
+        self.fingerprint = digest(config.data, json.dumps(self.columns), version)
+
+    def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
+        for i, row in _every(self.table, part, parts):
+            caption = row[self.columns["caption"]]
+            caption = caption[0] if isinstance(caption, (list, tuple)) and caption else caption
+            columns = ((what, column) for what, column in self.columns.items() if what != "caption")
+            try:
+                files = {what: _bytes(row[column]) for what, column in columns}
+            except OSError as error:
+                yield i, Sample(f"row {i}", error=str(error))
+            else:
+                yield i, Sample(f"row {i}", caption=caption if isinstance(caption, str) else None, **files)
+
+
+def _open_table(config: TrainConfig, path: str) -> tuple[Any, str]:
+    """Return the dataset or stream of PATH[@SPLIT], and what changes when its data does."""
+    import datasets
+
+    path, _, split = path.partition("@")
+    split = split or "train"
+    if path.endswith(".parquet"):
+        files = {"path": "parquet", "data_files": path}
+    else:
+        files = {"path": path}
+    if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
+        table = datasets.load_from_disk(path)
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f"no split {split!r}; it has {', '.join(table)}")
+            table = table[split]
+    elif config.streaming:
+        builder = datasets.load_dataset_builder(**files)
+        return builder.as_streaming_dataset(split), builder.hash
+    else:
+        table = datasets.load_dataset(**files, split=split)
+    return table, table._fingerprint
+
+
+def _bytes(value: dict | None) -> bytes:
+    if value is None:
+        return b""
+    if value["bytes"] is not None:
+        return value["bytes"]
+    from datasets.utils.file_utils import xopen  # a stream's files may lie on the hub, or in an archive
+
+    with xopen(value["path"], "rb") as file:
+        return file.read()
+
+
+def _every(table, part: int, parts: int) -> Iterator[tuple[int, dict]]:
+    if hasattr(table, "__len__"):
+        return ((i, table[i]) for i in range(part, len(table), parts))
+    # A stream: all of it goes by. In batches of one, as a worker that iterates over it gets a share of its files.
+    rows = ({column: values[0] for column, values in batch.items()} for batch in table.iter(batch_size=1))
+    return islice(enumerate(rows), part, None, parts)
