@@ -19,12 +19,14 @@ class Capabilities:
     adapters: the names that regions may ask for; None where they are not known yet. side: in pixels, of a picture whose
     size is not asked for; None where it is not known yet. profile: the sizes that the UNet was built for, None for any.
     whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
+    fixed_text: whether the text encoders give the states of one layer only.
     """
 
     adapters: Collection[str] | None = None
     side: int | None = None
     profile: Profile | None = None
     whole_steps: str | None = None
+    fixed_text: bool = False
 
     def check(self, request: Request) -> None:
         """Raise InputError, naming the field, where the request asks for what cannot be drawn here."""
@@ -34,6 +36,10 @@ class Capabilities:
         if request.cache_interval > 1 and self.whole_steps is not None:
             raise InputError(
                 f"cache_interval {request.cache_interval}: {self.whole_steps} computes every step whole; expected 1"
+            )
+        if request.clip_skip and self.fixed_text:
+            raise InputError(
+                f"clip_skip {request.clip_skip}: the compiled text encoders have one layer's states; expected 0"
             )
         if self.profile is None:
             return
@@ -49,4 +55,6 @@ def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilit
     if "unet" in manifest.engines:
         sample = next(port for port in manifest.engines["unet"].inputs if port.name == SAMPLE)
         side = manifest.model["sample_size"] * sample.shape[2].divisor
-    return Capabilities([*adapter_names(manifest), *adapters], side, manifest.profile, "a compiled UNet")
+    adapters = [*adapter_names(manifest), *adapters]
+    fixed_text = "text_encoder" in manifest.engines
+    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text)

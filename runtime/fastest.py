@@ -37,6 +37,7 @@ from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
 from runtime.machine.files import expand, write_json
 from runtime.machine.report import device_name
+from runtime.sampling.prompts import may_be_long
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline
@@ -150,8 +151,11 @@ def choose(
 
     Its folder, the milliseconds it is expected to take and those of PyTorch; None where PyTorch will be first, or the
     model is another than was measured. Warns of an engine that was measured and is not there as it was, or does not
-    take the request. Raises InputError where the table is broken.
+    take the request; a prompt that may be longer than an engine's is left to PyTorch. Raises InputError where the table
+    is broken.
     """
+    if any(map(may_be_long, (*request.prompts, *request.negatives))):
+        return None
     table = read_table()
     fitting, own = (
         [],

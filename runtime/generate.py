@@ -210,6 +210,8 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
+        "prompt_syntax": options.prompt_syntax,
+        "clip_skip": options.clip_skip,
         "regions": [
             {**given, **region_paths(Region.from_dict(given, name, folder))} for name, given, folder in fields
         ],

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, T2IAdapter
 from PIL import Image
@@ -39,18 +40,25 @@ from runtime.sampling.denoiser import Denoiser, Step, TorchDenoiser
 from runtime.sampling.loop import denoise, make_noise
 from runtime.sampling.request import MAX_SEED, Request
 from runtime.sampling.schedulers import make_scheduler, set_timesteps
-from runtime.sampling.text import encode_guidance
+from runtime.sampling.text import Reading, encode_guidance
+
+OUTPUT = {
+    "pil": to_images,
+    "pt": lambda pixels: pixels.cpu(),
+    "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
+}
 
 
 @dataclass
 class Result:
     """Pictures, and what made them.
 
-    images: PIL, RGB. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter,
-    denoise, decode) and "total". seed: of the first image; image i has seed + i.
+    images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
+    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter, denoise,
+    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own.
     """
 
-    images: list[Image.Image]
+    images: list[Image.Image] | np.ndarray | Tensor
     latents: Tensor
     timings: dict[str, float]
     seed: int
@@ -222,7 +230,7 @@ class LocalControlPipeline:
         self,
         prompt: str | Sequence[str],
         regions: Sequence[Region] = (),
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
         width: int | None = None,
         steps: int = 30,
@@ -236,11 +244,16 @@ class LocalControlPipeline:
         guidance_range: tuple[float, float] = (0.0, 1.0),
         guidance_rescale: float = 0.0,
         cache_interval: int = 1,
+        prompt_syntax: str = "plain",
+        clip_skip: int = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Generate.
 
-        prompt: one, or several for a batch. regions: none is plain text-to-image.
+        prompt: one, or several for a batch; negative_prompt: one for all, or one for each.
+        regions: none is plain text-to-image.
         height, width: pixels, multiples of 16; the model's own size by default.
         guidance: classifier-free guidance; 1 or less runs without. seed: of the first image, image i takes seed + i;
         drawn and reported where None. scheduler: see `schedulers.SCHEDULERS`; the model's own by default.
@@ -249,8 +262,11 @@ class LocalControlPipeline:
         original method. guidance_range: the fractions of the steps between which guidance acts; the others take half
         the work (see `loop.denoise`). guidance_rescale: how far the guided prediction is brought to the spread of
         the prompt's own, 0 to 1, against overexposed pictures (arXiv 2305.08891). cache_interval: compute the UNet's
-        deep features at every so many steps only (see `deep_cache.DeepCache`; lossy above 1). progress: called with
-        (steps done, steps) after every step.
+        deep features at every so many steps only (see `deep_cache.DeepCache`; lossy above 1).
+        prompt_syntax: "plain", or "a1111" for weights such as (word:1.3), see `prompts.parse`; long prompts are encoded
+        in chunks in either. clip_skip: how many more of the text encoders' last layers to leave out. generator: instead
+        of a seed, one for all images or one for each. output_type: "pil", "np", "pt", or "latent" to decode nothing.
+        progress: called with (steps done, steps) after every step.
 
         May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,
         naming the stage.
@@ -271,6 +287,10 @@ class LocalControlPipeline:
             guidance_range,
             guidance_rescale,
             cache_interval,
+            prompt_syntax,
+            clip_skip,
+            generator,
+            output_type,
         )
         return self.draw(request, progress)
 
@@ -279,10 +299,7 @@ class LocalControlPipeline:
         """Generate what a request asks for; see `__call__`."""
         self.capabilities.check(request)
         height, width = request.height or self.default_size, request.width or self.default_size
-        seed = secrets.randbits(32) if request.seed is None else request.seed
-        generators = [
-            torch.Generator().manual_seed((seed + i) % (MAX_SEED + 1)) for i in range(request.images)
-        ]
+        seed, generators = _randomness(request)
         sides = height // self.vae_factor, width // self.vae_factor
         shape = (request.images, self.denoiser.latent_channels, *sides)
         noise = make_noise(shape, generators, request.latents).to(self.device)
@@ -293,8 +310,11 @@ class LocalControlPipeline:
         timings: dict[str, float] = {}
         with ops.use_backend(self.backend), timed(timings, "total", self.device):
             with timed(timings, "text", self.device), self._at_work("text"):
-                negative = [request.negative_prompt] * len(request.prompts)
-                text, pooled = encode_guidance(self.model, request.prompts, negative, request.guidance > 1)
+                reading = Reading(request.prompt_syntax, request.clip_skip, self.denoiser.most_tokens)
+                guided = request.guidance > 1
+                text, pooled = encode_guidance(
+                    self.model, request.prompts, request.negatives, guided, reading
+                )
                 check_finite(text, "text", self.dtype)
             with timed(timings, "adapter", self.device):
                 control = self._control(packed, len(timesteps), request.mask_resize)
@@ -312,8 +332,10 @@ class LocalControlPipeline:
                         request.guidance_rescale,
                     )
                 check_finite(result, "denoise", self.dtype)
-            with timed(timings, "decode", self.device), self._at_work("decode"):
-                images = to_images(decode(self.model.vae, result))
+            images = []
+            if request.output_type != "latent":
+                with timed(timings, "decode", self.device), self._at_work("decode"):
+                    images = OUTPUT[request.output_type](decode(self.model.vae, result))
         return Result(images, result, timings, seed)
 
     @property
@@ -368,3 +390,11 @@ class LocalControlPipeline:
         for feature in (f for level in (control.features if control else ()) for f in level):
             check_finite(feature, "adapter", self.dtype)
         return control
+
+
+def _randomness(request: Request) -> tuple[int, Sequence[torch.Generator]]:
+    """Return the first image's seed, and the generators: one for each image, or the one that was given for all."""
+    if request.generators is not None:
+        return request.generators[0].initial_seed(), request.generators
+    seed = secrets.randbits(32) if request.seed is None else request.seed
+    return seed, [torch.Generator().manual_seed((seed + i) % (MAX_SEED + 1)) for i in range(request.images)]

@@ -47,6 +47,19 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_picture(group) -> None:
     group.add_argument("--prompt", required=True, help="what to draw")
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to keep away from")
+    group.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111"),
+        default="plain",
+        help="a1111: (word:1.3), [word], BREAK are weights and chunks (default plain)",
+    )
+    group.add_argument(
+        "--clip-skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out N more of the text encoders' last layers (default 0)",
+    )
     group.add_argument("--height", type=int, help="pixels, a multiple of 16 (default: the model's own size)")
     group.add_argument("--width", type=int, help="likewise")
     group.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")

@@ -83,6 +83,8 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
         guidance_range=options.guidance_range,
         guidance_rescale=options.guidance_rescale,
         cache_interval=options.cache_interval,
+        prompt_syntax=options.prompt_syntax,
+        clip_skip=options.clip_skip,
     )
 
 

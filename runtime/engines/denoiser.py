@@ -41,11 +41,17 @@ class EngineDenoiser:
         self.engine, self.unet, self.device = engine, unet, engine.device
         self.dtype, self.profile = unet.conv_in.weight.dtype, engine.profile
         self._ports = {port.name: port for port in engine.spec.inputs}
+        self._tokens = self._ports[numbered(KEY, 0)].shape[2]
         self._levels = [name for name in self._ports if name.startswith(LEVEL)]
 
     @property
     def latent_channels(self) -> int:
         return self._ports[SAMPLE].shape[1]
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Return how many tokens of a prompt it takes; None for any number."""
+        return self._tokens if isinstance(self._tokens, int) else None
 
     @property
     def control_channels(self) -> Sequence[int]:
@@ -81,7 +87,7 @@ class EngineDenoiser:
 
         def step(sample: Tensor, index: int) -> Tensor:
             with self.engine.lock:
-                bound, rows = self._bind(sample), len(sample)
+                bound, rows = self._bind(sample, text.shape[1]), len(sample)
                 fill(bound, rows, index)
                 bound.inputs[SAMPLE].copy_(sample)
                 bound.inputs[TIME].copy_(time[index, -rows:])
@@ -90,8 +96,9 @@ class EngineDenoiser:
 
         return step
 
-    def _bind(self, sample: Tensor) -> Binding:
-        """Return the engine's tensors for latents of this shape."""
+    def _bind(self, sample: Tensor, tokens: int) -> Binding:
+        """Return the engine's tensors for latents of this shape and prompts of so many tokens."""
         divisor = self._ports[SAMPLE].shape[2].divisor
         rows, _, height, width = sample.shape
-        return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor)
+        sizes = {} if isinstance(self._tokens, int) else {self._tokens.name: tokens}
+        return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor, **sizes)

@@ -29,7 +29,7 @@ def numbered(kind: str, index: int) -> str:
 class Axis:
     """A dimension that follows a call's size: ceil(size / divisor), such as a latent's height."""
 
-    name: str  # height, width, rows (of the UNet) or items (prompts, or pictures to decode)
+    name: str  # height, width, tokens (of a prompt), rows (of the UNet) or items (prompts, or pictures to decode)
     divisor: int = 1
 
     def __str__(self) -> str:

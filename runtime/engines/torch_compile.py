@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
@@ -19,7 +20,7 @@ from runtime.engines.base import Engine
 from runtime.engines.cuda_graph import captured
 from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import EngineSpec
-from runtime.engines.ports import Axis, Profile
+from runtime.engines.ports import Axis, Profile, Range
 from runtime.engines.unet_graph import UNetGraph, unet_ports
 from runtime.loading.load import Model
 from runtime.model.unet import UNet
@@ -27,7 +28,7 @@ from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
 
 _compiling = threading.RLock()
-SIDE, IMAGES = 2**15, 2**15  # larger than any
+SIDE, IMAGES, TOKENS = 2**15, 2**15, 2**15  # larger than any
 
 
 def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Callable:
@@ -63,8 +64,7 @@ def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool
     """Return the model's UNet as one call a step; see `LocalControlPipeline.compile`."""
     if compiler is not None:
         unpack_weights(model.unet)
-    tokens = model.tokenizers[0].model_max_length
-    engine = TorchEngine(model.unet, tokens, vae_factor(model.vae), compiler, cuda_graph)
+    engine = TorchEngine(model.unet, vae_factor(model.vae), compiler, cuda_graph)
     return EngineDenoiser(engine, model.unet)
 
 
@@ -79,17 +79,22 @@ def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:
     vae.decoder.forward = forward
 
 
+@dataclass(frozen=True)
+class AnySize(Profile):
+    """Sizes of a graph that is built for any, the tokens of a prompt among them."""
+
+    tokens: Range = (1, 77, TOKENS)
+
+
 class TorchEngine(Engine):
     """`UNetGraph`, for any size."""
 
-    def __init__(
-        self, unet: UNet, tokens: int, factor: int, compiler: str | Callable | None, cuda_graph: bool
-    ):
-        """tokens: of a prompt. factor: pixels of a latent's side. compiler: torch.compile's backend, None for none."""
+    def __init__(self, unet: UNet, factor: int, compiler: str | Callable | None, cuda_graph: bool):
+        """factor: pixels of a latent's side. compiler: torch.compile's backend, None for none."""
         graph, weight = UNetGraph(unet), unet.conv_in.weight
-        inputs, outputs = unet_ports(graph, tokens, factor)
+        inputs, outputs = unet_ports(graph, Axis("tokens"), factor)
         spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
-        profile = Profile((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
+        profile = AnySize((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
         super().__init__(spec, profile, weight.device)
         self.cuda_graph = cuda_graph
         self._pool = torch.cuda.graph_pool_handle() if cuda_graph else None

@@ -33,8 +33,11 @@ class UNetGraph(nn.Module):
         return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
 
 
-def unet_ports(graph: UNetGraph, tokens: int, factor: int) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Return the graph's inputs and outputs. tokens: of a prompt; factor: pixels of a latent's side."""
+def unet_ports(
+    graph: UNetGraph, tokens: int | Axis, factor: int
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Return the graph's inputs and outputs. tokens: of a prompt, or the axis of any number; factor: pixels of a
+    latent's side."""
     config, dtype, rows = graph.unet.config, graph.unet.conv_in.weight.dtype, Axis("rows")
     latents = pixel_axes(factor)
     text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]

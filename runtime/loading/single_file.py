@@ -22,7 +22,7 @@ from runtime.loading.hub import fetch_files
 from runtime.loading.lora_names import original_names
 from runtime.loading.scaled import FORMAT, LEFT, MARKER, SCALES, apply_scales, check_quantised
 from runtime.loading.scaled import UNET as UNET_PREFIX
-from runtime.loading.weights import LOAD_ERRORS, content, tensor_shapes, with_suffix
+from runtime.loading.weights import LOAD_ERRORS, content, read_tensor, tensor_shapes, with_suffix
 from runtime.machine.files import read_json
 
 SDXL_CONFIGS = Path(__file__).parents[1] / "configs" / "sdxl"
@@ -40,6 +40,7 @@ UNET, TEXT_1, TEXT_2, VAE = (
     "conditioner.embedders.1.model.positional_embedding",
     "first_stage_model.decoder.conv_in.weight",
 )
+PROJECTION = "conditioner.embedders.1.model.text_projection"
 # modelspec's names in a file's header -> diffusers'
 PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 # A part of a tensor's name -> the kind of file it is in. First SDXL's layout with another noise schedule,
@@ -91,6 +92,7 @@ def load_single_file(
             )
     except (SingleFileComponentError, *LOAD_ERRORS) as error:
         raise InputError(f"{path}: does not fit SDXL's layout: {_reason(error)}") from error
+    place_projection(path, pipe.text_encoder_2, shapes)
     for part in ("unet", "text_encoder", "text_encoder_2"):
         check_loaded(path, getattr(pipe, part))
     apply_scales(path, pipe, shapes)
@@ -122,6 +124,26 @@ def declared_schedule(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
     if "ztsnr" in shapes:  # the noise schedule ends at zero SNR
         options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return options
+
+
+def place_projection(path: Path, encoder: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Put the second encoder's text projection into its layer, in place.
+
+    OpenCLIP's parameter `text_projection` is (width, projected), a linear layer's `text_projection.weight`, as other
+    programs save it, (projected, width). Where the two differ, the shape tells; diffusers knows the parameter only.
+    """
+    names = [name for name in (PROJECTION, PROJECTION + ".weight") if name in shapes]
+    if not names:
+        return
+    layer = encoder.text_projection
+    value = read_tensor(path, names[-1])
+    wanted = (layer.out_features, layer.in_features)
+    as_linear = names[-1].endswith(".weight") if wanted[0] == wanted[1] else tuple(value.shape) == wanted
+    value = value if as_linear else value.T
+    if tuple(value.shape) != wanted:
+        raise InputError(f"{path}: {names[-1]}: {tuple(value.shape)}; expected {wanted}")
+    dtype = encoder.text_model.final_layer_norm.weight.dtype
+    layer.weight = nn.Parameter(value.to(dtype).contiguous(), requires_grad=layer.weight.requires_grad)
 
 
 def check_unet_names(path: Path, unet: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -95,6 +95,14 @@ def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     return {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Return one tensor of a file that `tensor_shapes` has read."""
+    if content(path) == "safetensors":
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+    return load_pickle(path)[name]
+
+
 @contextmanager
 def with_suffix(path: Path) -> Iterator[Path]:
     """Yield a name for a file that loaders which go by the suffix read as what it is."""

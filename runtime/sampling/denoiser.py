@@ -22,7 +22,8 @@ class Denoiser(Protocol):
     """SDXL's UNet in PyTorch or on an engine.
 
     device, dtype: what it computes on and in. latent_channels: of its input. control_channels: of the control at each
-    level. profile: the sizes it was built for, None for any. whole_steps: see `capabilities.Capabilities`.
+    level. profile: the sizes it was built for, None for any. most_tokens: of a prompt, None for any number.
+    whole_steps: see `capabilities.Capabilities`.
     """
 
     device: torch.device
@@ -30,6 +31,7 @@ class Denoiser(Protocol):
     latent_channels: int
     control_channels: Sequence[int]
     profile: Any
+    most_tokens: int | None
     whole_steps: str | None
 
     def prepare(
@@ -54,6 +56,7 @@ class TorchDenoiser:
     """SDXL's UNet in PyTorch."""
 
     profile = None
+    most_tokens = None
     whole_steps = None
 
     def __init__(self, unet: UNet, device: torch.device | None = None):

@@ -20,15 +20,22 @@ from runtime.sampling.request import guided_steps
 def make_noise(
     shape: tuple[int, int, int, int], generators: Sequence[torch.Generator], latents: Tensor | None = None
 ) -> Tensor:
-    """N(0, 1) noise, (B, C, h, w) float32 on the CPU, an image from each generator: the same in every batch.
+    """Return N(0, 1) noise, (B, C, h, w) float32, an image from each generator: the same in every batch.
 
+    One generator for several images draws them all at once, as diffusers' pipelines do. A generator's noise comes from
+    its own device.
     latents: noise to take instead. Raises InputError where it has another shape.
     """
     if latents is None:
-        return randn_tensor(shape, generator=list(generators), dtype=torch.float32)
+        return randn_tensor(shape, _shared(generators), generators[0].device, torch.float32)
     if tuple(latents.shape) != shape:
         raise InputError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
     return latents
+
+
+def _shared(generators: Sequence[torch.Generator]) -> torch.Generator | list[torch.Generator]:
+    """Return them as diffusers takes them: a list is one for each image."""
+    return generators[0] if len(generators) == 1 else list(generators)
 
 
 def denoise(
@@ -45,7 +52,7 @@ def denoise(
 
     guidance, guidance_range: see `request.guided_steps`; a guided step takes a batch of 2B, negative rows first.
     rescale: how far the guided prediction is brought to the spread of the prompt's own, 0 to 1 (arXiv 2305.08891).
-    generators: one for each image, for schedulers that draw noise: an image does not depend on its batch.
+    generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its batch.
     progress: called with (steps done, steps) after every step.
     """
     latents = noise.float() * scheduler.init_noise_sigma
@@ -99,7 +106,7 @@ class SchedulerStepper:
     ):
         self.scheduler, self.guidance, self.rescale = scheduler, guidance, rescale
         takes = inspect.signature(scheduler.step).parameters
-        self.options = {"generator": list(generators)} if "generator" in takes else {}
+        self.options = {"generator": _shared(generators)} if "generator" in takes else {}
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
         return self.scheduler.scale_model_input(latents, self.scheduler.timesteps[i])

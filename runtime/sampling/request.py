@@ -16,10 +16,12 @@ from runtime.control.levels import picture_side
 from runtime.control.masks import RESIZES
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
+from runtime.sampling.prompts import SYNTAXES, check_prompt
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+OUTPUTS = ("pil", "np", "pt", "latent")  # as diffusers' pipelines name them
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1000  # of one prompt
 MAX_STEPS = 1000  # the noise levels that SDXL's schedule has
@@ -35,7 +37,7 @@ class Request:
 
     prompt: str | Sequence[str]
     regions: Sequence[Region] = ()
-    negative_prompt: str = ""
+    negative_prompt: str | Sequence[str] = ""
     height: int | None = None
     width: int | None = None
     steps: int = 30
@@ -48,12 +50,21 @@ class Request:
     guidance_range: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     cache_interval: int = 1
+    prompt_syntax: str = "plain"
+    clip_skip: int = 0
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    output_type: str = "pil"
 
     def __post_init__(self) -> None:
         self.prompts = _texts(self.prompt)
-        if not isinstance(self.negative_prompt, str):
-            raise InputError(f"negative_prompt {self.negative_prompt!r}: expected a text")
-        _check_text(self.negative_prompt, "negative_prompt")
+        self.negatives = _negatives(self.negative_prompt, len(self.prompts))
+        for name, known in (("prompt_syntax", SYNTAXES), ("output_type", OUTPUTS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(known)}")
+        for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
+            for text in dict.fromkeys(texts):
+                check_prompt(text, self.prompt_syntax, name)
+        self.clip_skip = whole_number(self.clip_skip or 0, "clip_skip", 0)
         for name in ("images_per_prompt", "cache_interval"):
             most = MAX_IMAGES if name == "images_per_prompt" else None
             setattr(self, name, whole_number(getattr(self, name), name, most=most))
@@ -75,6 +86,7 @@ class Request:
 
             check_scheduler(self.scheduler)
         self.latents = _noise(self.latents)
+        self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
@@ -105,12 +117,40 @@ def guided_steps(guidance: float, guidance_range: tuple[float, float], count: in
     return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
 
 
-def _texts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+def _negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """Return a negative prompt for each of `count` prompts."""
+    texts = _texts(negative, "negative_prompt")
+    if isinstance(negative, str):
+        return texts * count
+    if len(texts) != count:
+        raise InputError(
+            f"negative_prompt: {len(texts)} texts for {count} prompts; expected one, or one for each"
+        )
+    return texts
+
+
+def _generators(given, seed: int | None, images: int) -> tuple[torch.Generator, ...] | None:
+    """Return the generators that were given: one for all pictures, or one for each."""
+    if given is None:
+        return None
+    found = (given,) if isinstance(given, torch.Generator) else given
+    if not isinstance(found, (list, tuple)) or not all(isinstance(g, torch.Generator) for g in found):
+        raise InputError(
+            f"generator: a {type(given).__name__}; expected a torch.Generator, or a list of them"
+        )
+    if seed is not None:
+        raise InputError("generator: given beside a seed; expected one of the two")
+    if len(found) not in (1, images):
+        raise InputError(f"generator: {len(found)} for {images} pictures; expected one, or one for each")
+    return tuple(found)
+
+
+def _texts(prompt: str | Sequence[str], name: str = "prompt") -> tuple[str, ...]:
     prompts = (prompt,) if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError(f"prompt {prompt!r}: expected a text, or a list of texts")
+        raise InputError(f"{name} {prompt!r}: expected a text, or a list of texts")
     for text in prompts:
-        _check_text(text, "prompt")
+        _check_text(text, name)
     return tuple(prompts)
 
 

@@ -5,41 +5,73 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from runtime.errors import InputError
 from runtime.loading.load import Model
+from runtime.sampling.prompts import MOST_CHUNKS, Chunk, cut, parse
 
 # A call sets the padding of the tokenizer's Rust half, which refuses two threads; pipelines may share one.
 _TOKENIZING = threading.Lock()
 
 
-def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are read.
+
+    syntax: one of `prompts.SYNTAXES`. clip_skip: how many more of the encoders' last layers are left out, beside the
+    one that SDXL leaves out. most_tokens: that the denoiser takes; None for any number.
+    """
+
+    syntax: str = "plain"
+    clip_skip: int = 0
+    most_tokens: int | None = None
+
+
+def encode_prompts(
+    model: Model, prompts: Sequence[str], reading: Reading = Reading()
+) -> tuple[Tensor, Tensor]:
     """Return the text conditioning of each prompt, as SDXL's UNet takes it.
 
     Returns the hidden states before both encoders' last layer, side by side, (B, S, D), and the second encoder's
-    pooled embedding, (B, P). Warns (UserWarning) where a prompt is longer than the encoders take, quoting what is cut.
+    pooled embedding, (B, P). A prompt that is longer than the encoders take is encoded in chunks, whose states follow
+    each other; its pooled embedding is the first one's. S is that of the longest prompt: the others end with the
+    states of empty ones. A token's weight multiplies its states, of which the mean is then what it was
+    (stable-diffusion-webui's "original" emphasis).
+
+    Warns (UserWarning) where a prompt is longer than `most_tokens`, quoting what is cut. Raises InputError where it has
+    more than MOST_CHUNKS chunks, or the encoders fewer layers than `clip_skip`.
     """
     states, pooled = [], None
     device = model.text_encoders[0].device
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
-        ids = _tokenize(tokenizer, prompts, warn=not states)
-        hidden, pooled = encode_ids(encoder, ids.to(device))  # the second encoder's pooled embedding is kept
-        states.append(hidden)
-    return torch.cat(states, dim=-1), pooled
+        chunks = _chunks(tokenizer, prompts, reading, warn=not states)
+        most = max(map(len, chunks))
+        rows = [chunk for own in chunks for chunk in (*own, *[Chunk([], [])] * (most - len(own)))]
+        hidden, pooled = encode_ids(encoder, _ids(tokenizer, rows).to(device), reading.clip_skip)
+        hidden = _weighted(hidden, rows)
+        states.append(hidden.reshape(len(prompts), -1, hidden.shape[-1]))
+    return torch.cat(states, dim=-1), pooled[::most]  # the second encoder's, of each prompt's first chunk
 
 
-def encode_ids(encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+def encode_ids(encoder: CLIPTextModel, ids: Tensor, clip_skip: int = 0) -> tuple[Tensor, Tensor]:
     """Return the hidden states before the last layer (B, S, D) of token ids (B, S), and a projecting encoder's pooled
-    embedding (B, P)."""
+    embedding (B, P). clip_skip: see `Reading`."""
     output = encoder(ids, output_hidden_states=True)
-    return output.hidden_states[-2], output[0]
+    layers = len(output.hidden_states)  # and the embeddings, which are no layer's
+    if clip_skip > layers - 2:
+        raise InputError(
+            f"clip_skip {clip_skip}: a text encoder gives the states of {layers - 1}; expected at most {layers - 2}"
+        )
+    return output.hidden_states[-2 - clip_skip], output[0]
 
 
 def encode_guidance(
-    model: Model, prompts: Sequence[str], negative: Sequence[str], guided: bool
+    model: Model, prompts: Sequence[str], negative: Sequence[str], guided: bool, reading: Reading = Reading()
 ) -> tuple[Tensor, Tensor]:
     """Return the conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
 
@@ -50,31 +82,62 @@ def encode_guidance(
     wanted = [*negative, *prompts] if guided and not zeros else prompts
     different = list(dict.fromkeys(wanted))
     rows = [different.index(prompt) for prompt in wanted]
-    text, pooled = (torch.stack([x[row] for row in rows]) for x in encode_prompts(model, different))
+    text, pooled = (torch.stack([x[row] for row in rows]) for x in encode_prompts(model, different, reading))
     if zeros:
         text, pooled = (torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
     return text, pooled
 
 
-def _tokenize(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
-    """Return (B, S) token ids, padded and cut to the tokenizer's length."""
-    with _TOKENIZING:
-        return _tokens(tokenizer, prompts, warn)
-
-
-def _tokens(tokenizer, prompts: Sequence[str], warn: bool) -> Tensor:
+def _chunks(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], reading: Reading, warn: bool
+) -> list[list[Chunk]]:
+    """Return each prompt's chunks; warn: of what is cut."""
     length = tokenizer.model_max_length
-    tokens = tokenizer(
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    room = length - 2  # the start and end tokens
+    parsed = [parse(prompt, reading.syntax) for prompt in prompts]
+    texts = [fragment.text for fragments in parsed for fragment in fragments if fragment.text is not None]
+    with _TOKENIZING:
+        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+    comma = tokenizer.convert_tokens_to_ids(",</w>") if reading.syntax == "a1111" else None
+    most = MOST_CHUNKS if reading.most_tokens is None else reading.most_tokens // length
+    found = []
+    for fragments in parsed:
+        ids = [(None if text is None else next(tokens), weight) for text, weight in fragments]
+        chunks = cut(ids, room, comma)
+        if len(chunks) > most:
+            count = sum(len(chunk.ids) for chunk in chunks)
+            if reading.most_tokens is None:
+                raise InputError(f"prompt: {count + 2} tokens; expected at most {most * room + 2}")
+            if warn:
+                _warn_of_cut(tokenizer, chunks[most:], count + 2, reading.most_tokens)
+        found.append(chunks[:most])
+    return found
+
+
+def _warn_of_cut(tokenizer, left: Sequence[Chunk], count: int, most: int) -> None:
+    with _TOKENIZING:
+        text = tokenizer.decode([token for chunk in left for token in chunk.ids]).strip()
+    warnings.warn(
+        f"prompt: {count} tokens, expected at most {most}; this part is ignored: {text!r}", stacklevel=5
     )
-    full = tokens.attention_mask.all(dim=1).tolist()
-    for prompt in (prompt for prompt, is_full in zip(prompts, full, strict=True) if warn and is_full):
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        room = length - 2  # the start and end tokens
-        if len(ids) > room:
-            cut = tokenizer.decode(ids[room:]).strip()
-            warnings.warn(
-                f"prompt: {len(ids) + 2} tokens, expected at most {length}; this part is ignored: {cut!r}",
-                stacklevel=2,
-            )
-    return tokens.input_ids
+
+
+def _ids(tokenizer, chunks: Sequence[Chunk]) -> Tensor:
+    """Return (B, S) token ids, each chunk between start and end and padded to the tokenizer's length."""
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    length = tokenizer.model_max_length
+    return torch.tensor([[start, *c.ids, end, *[pad] * (length - 2 - len(c.ids))] for c in chunks])
+
+
+def _weighted(states: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+    """Return states (B, S, D) times their tokens' weights, with each chunk's mean as it was."""
+    if all(weight == 1 for chunk in chunks for weight in chunk.weights):
+        return states
+    length = states.shape[1]
+    rows = [[1.0, *c.weights, *[1.0] * (length - 1 - len(c.weights))] for c in chunks]
+    weights = torch.tensor(rows, device=states.device)[..., None]
+    whole = states.float()
+    weighted = whole * weights
+    means = (x.mean(dim=(1, 2), keepdim=True) for x in (whole, weighted))
+    before, after = means
+    return (weighted * (before / after)).to(states.dtype)

@@ -12,7 +12,7 @@ from runtime.sampling.request import Request
 from tests.support import engines
 
 PROFILE = Profile(images=(1, 1, 2), height=(32, 64, 96), width=(32, 64, 96), guidance="always")
-ENGINE = Capabilities({"canny"}, side=64, profile=PROFILE, whole_steps="a compiled UNet")
+ENGINE = Capabilities({"canny"}, side=64, profile=PROFILE, whole_steps="a compiled UNet", fixed_text=True)
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,13 @@ ENGINE = Capabilities({"canny"}, side=64, profile=PROFILE, whole_steps="a compil
     [
         ({"regions": [Region(torch.ones(8, 8), adapter="depth")]}, "region 1: adapter 'depth' is unknown"),
         ({"cache_interval": 2}, "cache_interval 2: a compiled UNet computes every step whole; expected 1"),
+        ({"clip_skip": 1}, "clip_skip 1: the compiled text encoders have one layer's states; expected 0"),
         ({"height": 128}, "height 128: the engines were built for 32 to 96"),
         ({"images_per_prompt": 3}, "rows of the UNet .* 6: the engines were built for 2 to 4"),
         ({"guidance": 1}, "rows of the UNet .* 1: the engines were built for"),
         ({"guidance_range": (0, 0.6)}, "rows of the UNet .* 1: the engines were built for"),
     ],
-    ids=["adapter", "cache", "size", "images", "no guidance", "guidance at times"],
+    ids=["adapter", "cache", "layers", "size", "images", "no guidance", "guidance at times"],
 )
 def test_what_an_engine_cannot_draw_is_named(asked, message):
     ENGINE.check(Request("x", steps=10))

@@ -315,3 +315,66 @@ def test_bf16_is_close_to_fp32():
     options = {"steps": 4, "seed": 3}
     half = local(PROMPT, [Region(condition())], **options).latents
     assert relative_rms(half, latents(Region(condition()))) < 2e-2
+
+
+LONG = "a red circle and a blue star at night, " * 20
+
+
+def test_a_generator_draws_as_diffusers_do():
+    def theirs(generator, count):
+        return diffusers_pipe()(
+            PROMPT,
+            image=condition(),
+            num_inference_steps=4,
+            generator=generator,
+            num_images_per_prompt=count,
+            output_type="latent",
+        ).images
+
+    def ours(generator, count):
+        return latents(Region(condition()), seed=None, generator=generator, images_per_prompt=count)
+
+    def make(seed):
+        return torch.Generator().manual_seed(seed)
+
+    assert relative_rms(ours(make(5), 2), theirs(make(5), 2)) < 1e-5
+    lists = [[make(5), make(6)] for _ in range(2)]
+    assert relative_rms(ours(lists[0], 2), theirs(lists[1], 2)) < 1e-5
+    result = pipe()(PROMPT, steps=1, generator=make(5))
+    assert result.seed == 5
+
+
+def test_each_prompt_may_have_its_negative_prompt():
+    start, texts, negatives = noise(2), ["a red circle", "a blue star"], ["at night", ""]
+    both = pipe()(texts, negative_prompt=negatives, latents=start, steps=4).latents
+    for i in range(2):
+        one = pipe()(
+            texts[i], negative_prompt=[negatives[i] or " "], latents=start[i : i + 1], steps=4
+        ).latents
+        assert relative_rms(both[i : i + 1], one) < 1e-5
+
+
+def test_pictures_come_in_the_types_of_diffusers():
+    results = {
+        kind: pipe()(PROMPT, steps=2, seed=1, output_type=kind) for kind in ("pil", "np", "pt", "latent")
+    }
+    pixels = results["pt"].images
+    assert pixels.shape == (1, 3, 64, 64) and pixels.dtype == torch.float32
+    assert np.array_equal(results["np"].images[0], pixels[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(
+        np.asarray(results["pil"].images[0]), (pixels[0] * 255).round().byte().movedim(0, 2).numpy()
+    )
+    assert len(results["latent"].images) == 0 and "decode" not in results["latent"].timings
+    assert all(torch.equal(r.latents, results["pil"].latents) for r in results.values())
+
+
+def test_a_long_prompt_counts_to_its_end():
+    ends = [pipe()(LONG + end, steps=2, seed=1).latents for end in ("a green ring", "a purple square")]
+    assert relative_rms(*ends) > 1e-4
+
+
+def test_a_compiled_unet_takes_prompts_of_any_length():
+    own = LocalControlPipeline.from_diffusers(make_pipeline()).compile(compiler="eager")
+    for prompt in (PROMPT, LONG, PROMPT):
+        expected = pipe()(prompt, steps=2, seed=1).latents
+        assert relative_rms(own(prompt, steps=2, seed=1).latents, expected) < 1e-5

@@ -9,7 +9,7 @@ import torch
 from runtime.errors import InputError
 from runtime.loading.load import Model
 from runtime.machine.arithmetic import name_of
-from runtime.sampling.text import encode_prompts
+from runtime.sampling.text import Reading, encode_prompts
 from training.config import TrainConfig
 from training.data.stores import CACHE_DTYPES, Stores, text_key
 
@@ -23,6 +23,8 @@ class Encoder:
     def __init__(self, model: Model, stores: Stores, config: TrainConfig, device: torch.device):
         self.model, self.stores, self.device = model, stores, device
         self.dtype = CACHE_DTYPES[config.cache_dtype]
+        # batches are of one length: a long caption is cut, with a warning
+        self.reading = Reading(most_tokens=model.tokenizers[0].model_max_length)
         self.images: dict[tuple, list[dict]] = defaultdict(list)
         self.captions: dict[str, None] = {}
         self._want_text("")
@@ -76,7 +78,9 @@ class Encoder:
     def _encode_captions(self) -> None:
         captions, self.captions = list(self.captions), {}
         if captions:
-            text, pooled = (self._rounded(x, "text") for x in encode_prompts(self.model, captions))
+            text, pooled = (
+                self._rounded(x, "text") for x in encode_prompts(self.model, captions, self.reading)
+            )
             for caption, states, vector in zip(captions, text, pooled, strict=True):
                 self.stores.text.add(text_key(caption), {"states": states, "pooled": vector})
 

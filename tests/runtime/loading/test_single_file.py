@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from diffusers.loaders import single_file_utils
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.errors import InputError
@@ -18,6 +19,7 @@ from runtime.loading.single_file import (
     load_single_file,
     load_tokenizers,
     load_vae_file,
+    place_projection,
 )
 from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
@@ -350,3 +352,33 @@ def test_full_size_single_file_maps_onto_every_weight(full_size):
     for converted, model in ((unet, own), (vae, full_size["vae"]), (pooled, full_size["text_encoder_2"])):
         expected = {name: value.shape for name, value in model.state_dict().items()}
         assert {name: value.shape for name, value in converted.items()} == expected
+
+
+PROJECTION = "conditioner.embedders.1.model.text_projection"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "as_linear"),
+    [(PROJECTION, False), (PROJECTION + ".weight", True), (PROJECTION + ".weight", False)],
+)
+def test_the_text_projections_shape_tells_its_orientation(tmp_path, spelling, as_linear):
+    """Where it is not square: this model's is (24, 16) as OpenCLIP's parameter."""
+
+    def respell(tensors):
+        value = tensors.pop(PROJECTION)
+        tensors[spelling] = (value.T if as_linear else value).contiguous()
+
+    assert_same(load(edit_tensors(saved_model.single_file(), respell, tmp_path / "m.safetensors")))
+
+
+@pytest.mark.parametrize("spelling", [PROJECTION, PROJECTION + ".weight"])
+def test_a_square_text_projections_name_tells_its_orientation(tmp_path, spelling):
+    value = torch.randn(16, 16)
+    save_file({spelling: value}, tmp_path / "m.safetensors")
+    encoder = nn.Module()
+    encoder.text_projection = nn.Linear(16, 16, bias=False)
+    encoder.text_model = nn.Module()
+    encoder.text_model.final_layer_norm = nn.LayerNorm(16)
+    place_projection(tmp_path / "m.safetensors", encoder, {spelling: (16, 16)})
+    expected = value if spelling.endswith(".weight") else value.T
+    assert torch.equal(encoder.text_projection.weight, expected)

@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch
 
+from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
-from runtime.sampling.text import encode_guidance, encode_prompts
+from runtime.sampling.text import Reading, encode_guidance, encode_prompts
 from tests.support.tiny import make_pipeline
+from tests.support.tolerances import assert_close
 
 PIPE = make_pipeline()
 MODEL = from_diffusers(PIPE)
@@ -44,7 +46,7 @@ def test_guidance_rows_equal_diffusers(negative):
 def test_each_text_is_encoded_once(monkeypatch):
     seen = []
 
-    def encode(model, texts):
+    def encode(model, texts, reading):
         seen.append(texts)
         lengths = torch.tensor([[float(len(text))] for text in texts])
         return lengths[:, None], lengths
@@ -72,10 +74,10 @@ def test_without_guidance_there_are_only_the_prompts():
 
 
 @torch.no_grad()
-def test_a_long_prompt_warns_once_and_quotes_what_is_cut():
+def test_what_a_denoiser_does_not_take_is_cut_and_quoted_once():
     long = " ".join(["red"] * 75 + ["purple", "star"])
     with pytest.warns(UserWarning, match=r"79 tokens, expected at most 77; .*'purple star'") as caught:
-        text, _ = encode_prompts(MODEL, [long])
+        text, _ = encode_prompts(MODEL, [long], Reading(most_tokens=77))
     assert len(caught) == 1
     assert torch.equal(text, encode_prompts(MODEL, [" ".join(["red"] * 75)])[0])
 
@@ -85,3 +87,60 @@ def test_a_prompt_that_just_fits_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_prompts(MODEL, [" ".join(["red"] * 75)])
+
+
+WORDS = ["red", "circle", "blue", "star", "green"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [76, 150, 151, 200])
+def test_a_long_prompt_is_encoded_in_chunks_of_75_tokens(count):
+    """As compel does with truncate_long_prompts=False (2.3.1, equal to the bit when this was written)."""
+    words = (WORDS * 60)[:count]
+    text, pooled = encode_prompts(MODEL, [" ".join(words), "red"])
+    parts = [encode_prompts(MODEL, [" ".join(words[i : i + 75])]) for i in range(0, count, 75)]
+    assert_close("states", text[:1], torch.cat([part for part, _ in parts], dim=1))
+    assert_close("states", pooled[:1], parts[0][1])
+    short, empty = (encode_prompts(MODEL, [x])[0] for x in ("red", ""))
+    assert_close("states", text[1:], torch.cat([short, *[empty] * (len(parts) - 1)], dim=1))
+
+
+@torch.no_grad()
+def test_weights_multiply_states_and_keep_their_mean():
+    """stable-diffusion-webui's EmphasisOriginal, spelled out for each encoder."""
+    plain, pooled = encode_prompts(MODEL, ["a red circle"])
+    ours, our_pooled = encode_prompts(MODEL, ["a (red:1.5) circle"], Reading("a1111"))
+    weights = torch.ones(77)
+    weights[2] = 1.5  # start, a, red
+    expected = []
+    for z in plain.split([e.config.hidden_size for e in MODEL.text_encoders], dim=-1):
+        weighted = z * weights[:, None]
+        expected.append(weighted * (z.mean() / weighted.mean()))
+    assert_close("states", ours, torch.cat(expected, dim=-1))
+    assert torch.equal(our_pooled, pooled)
+
+
+@torch.no_grad()
+def test_brackets_without_weights_change_nothing():
+    for a, b in zip(
+        encode_prompts(MODEL, [r"a \(red\) circle"], Reading("a1111")), encode_prompts(MODEL, ["a (red) circle"]),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_clip_skip_is_diffusers():
+    ours = encode_prompts(MODEL, PROMPTS, Reading(clip_skip=1))
+    text, _, pooled, _ = PIPE.encode_prompt(
+        PROMPTS, do_classifier_free_guidance=False, device="cpu", clip_skip=1
+    )
+    assert torch.equal(ours[0], text) and torch.equal(ours[1], pooled)
+    with pytest.raises(InputError, match="clip_skip 9: a text encoder gives the states of"):
+        encode_prompts(MODEL, PROMPTS, Reading(clip_skip=9))
+
+
+@torch.no_grad()
+def test_a_prompt_without_end_is_refused():
+    with pytest.raises(InputError, match="prompt: 5002 tokens; expected at most 2402"):
+        encode_prompts(MODEL, ["red " * 5000])

@@ -250,6 +250,7 @@ def test_entries_are_the_samples_in_the_sources_order(run, folder):
 
 
 class Unreadable:
+    unused = ()
     """A source that must not be read."""
 
     def __init__(self, like):

@@ -1,0 +1,138 @@
+"""How a prompt is written: plain words, or AUTOMATIC1111's syntax of weights; and how it is cut for CLIP's encoders."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from runtime.errors import InputError
+
+SYNTAXES = ("plain", "a1111")
+STEP = 1.1  # weight of (a pair of brackets), and of [one] its inverse
+BACKTRACK = 20  # tokens: a comma so near to a chunk's end is where a1111 ends it
+MOST_CHUNKS = 32
+TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:")
+BREAK = re.compile(r"\s*\bBREAK\b\s*", re.DOTALL)
+WEIGHTED = re.compile(r"\([^()]+:\s*[+-]?[.\d]+\s*\)|\bBREAK\b|\(\(|\[\[")
+UNREAD = {  # of a1111's syntax: what takes more than other numbers for the same words
+    re.compile(r"\bAND\b"): "pictures composed of several prompts",
+    re.compile(r"<\w+:[^<>]*>"): "extra networks; give --lora FILE=WEIGHT",
+    re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]"): "prompts that change from step to step",
+}
+
+
+class Fragment(NamedTuple):
+    """Some words and their weight; `text` None is BREAK: what follows begins a chunk."""
+
+    text: str | None
+    weight: float = 1.0
+
+
+class Chunk(NamedTuple):
+    """What an encoder takes at a time: token ids without their start and end, and each one's weight."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def check_prompt(text: str, syntax: str, name: str = "prompt") -> None:
+    """Raise InputError where a prompt has what its syntax does not; warn where it seems to be of the other one."""
+    if syntax == "a1111":
+        for pattern, what in UNREAD.items():
+            if found := pattern.search(text):
+                raise InputError(f"{name}: {found[0]!r} is not read: {what}")
+        for fragment in parse(text, syntax):
+            if not -10 <= fragment.weight <= 10:
+                raise InputError(f"{name}: a weight of {fragment.weight:g}; expected -10 to 10")
+    elif found := WEIGHTED.search(text):
+        warnings.warn(
+            f"{name}: {found[0]!r} is read as words; prompt syntax a1111 reads it as weights", stacklevel=4
+        )
+
+
+def may_be_long(text: str) -> bool:
+    """Return whether a prompt may have more tokens than one chunk, judged by its words and length."""
+    return len(text) > 300 or len(re.findall(r"\w+|[^\w\s]", text)) > 40
+
+
+def parse(text: str, syntax: str) -> list[Fragment]:
+    r"""Return a prompt's words with their weights.
+
+    a1111: (words) 1.1, [words] 1 / 1.1, (words:1.3) 1.3, nested ones multiply, \( is a bracket, BREAK ends a chunk. A
+    bracket that is not closed ends with the text. The numbers are those of stable-diffusion-webui's
+    `parse_prompt_attention`.
+    """
+    if syntax == "plain":
+        return [Fragment(text)]
+    found: list[Fragment] = []
+    round_, square = [], []  # where the open brackets' words begin
+
+    def multiply(start: int, by: float) -> None:
+        found[start:] = [Fragment(t, w * by) for t, w in found[start:]]
+
+    for match in TOKEN.finditer(text):
+        token, weight = match[0], match[1]
+        if token == "(":
+            round_.append(len(found))
+        elif token == "[":
+            square.append(len(found))
+        elif weight is not None and round_:
+            multiply(round_.pop(), float(weight))
+        elif token == ")" and round_:
+            multiply(round_.pop(), STEP)
+        elif token == "]" and square:
+            multiply(square.pop(), 1 / STEP)
+        else:
+            words = token[1:] if len(token) == 2 and token[0] == "\\" else token
+            for i, part in enumerate(BREAK.split(words)):
+                found += [Fragment(None)] * (i > 0) + [Fragment(part)]
+    for start, by in [(p, STEP) for p in round_] + [(p, 1 / STEP) for p in square]:
+        multiply(start, by)
+    return _merged(found) or [Fragment("")]
+
+
+def _merged(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """Return neighbours of one weight as one: words are tokenized together."""
+    merged: list[Fragment] = []
+    for fragment in fragments:
+        last = merged[-1] if merged else None
+        if last and None not in (last.text, fragment.text) and last.weight == fragment.weight:
+            merged[-1] = Fragment(last.text + fragment.text, last.weight)
+        else:
+            merged.append(fragment)
+    return merged
+
+
+def cut(fragments: Sequence[tuple[Sequence[int] | None, float]], room: int, comma: int | None) -> list[Chunk]:
+    """Return the chunks of at most `room` tokens of fragments, (ids, weight) each, or (None, ...) for BREAK.
+
+    comma: the id of ",": a chunk that is full ends after its last one, if that is within BACKTRACK tokens; None: where
+    it is full.
+    """
+    chunks, ids, weights, last_comma = [], [], [], None
+
+    def end(at: int) -> None:
+        nonlocal ids, weights, last_comma
+        chunks.append(Chunk(ids[:at], weights[:at]))
+        ids, weights, last_comma = ids[at:], weights[at:], None
+
+    for tokens, weight in fragments:
+        if tokens is None:
+            end(len(ids))
+            continue
+        for token in tokens:
+            full = len(ids) == room
+            if token == comma:
+                last_comma = len(ids)
+            elif full and last_comma is not None and len(ids) - last_comma <= BACKTRACK:
+                end(last_comma + 1)
+                full = len(ids) == room
+            if full:
+                end(room)
+            ids.append(token)
+            weights.append(weight)
+    if ids or not chunks:
+        end(len(ids))
+    return chunks
