@@ -17,7 +17,6 @@ REQUIREMENTS = [
     "diffusers>=0.41",
     "huggingface_hub>=1.32",
     "numpy>=2.2",
-    "filelock>=3.20",
     "opencv-python-headless>=4.10",
     "peft>=0.21",
     "pillow>=12",

@@ -22,7 +22,7 @@ from export.onnx_export import export_onnx
 from export.progress import stage
 from export.sizes import make_profile
 from export.stages import Stages
-from export.targets.compile import GIB, MEMORY, compile_engine
+from export.targets.compile import MEMORY, compile_engine
 from export.targets.options import CompileOptions
 from runtime.control.adapters import check_adapter
 from runtime.control.levels import SIZE_MULTIPLE
@@ -45,6 +45,7 @@ from runtime.loading.adapter import embedded_adapters, load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.loading.weights import weights_digest
 from runtime.machine.arithmetic import DTYPES
+from runtime.machine.files import size_of
 from runtime.machine.report import versions
 from runtime.model.vae import vae_factor
 
@@ -107,7 +108,7 @@ def _build(
         write_manifest(manifest, stages.work)
         stages.publish(folder, keep=[*manifest.files])
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    say(f"saved {folder} ({size / GIB:.2f} GiB, {len(manifest.engines)} engines)")
+    say(f"saved {folder} ({size_of(size)}, {len(manifest.engines)} engines)")
     return manifest
 
 
@@ -243,11 +244,11 @@ def check_room(settings: BuildSettings, plan: Plan, stages: Stages, force: bool,
     # the model's own memory is free again by then
     free = psutil.virtual_memory().available + sum(plan.bytes.values())
     room = shutil.disk_usage(stages.work).free
-    say(f"about {disk / GIB:.1f} GiB on disk and {memory / GIB:.1f} GiB of memory are needed")
+    say(f"about {size_of(disk)} on disk and {size_of(memory)} of memory are needed")
     for what, needed, left in (("disk", disk, room), ("memory", memory, free)):
         if needed > left and not force:
             raise InputError(
-                f"--out {stages.work.parent}: about {needed / GIB:.1f} GiB of {what} needed, {left / GIB:.1f} GiB "
+                f"--out {stages.work.parent}: about {size_of(needed)} of {what} needed, {size_of(left)} "
                 "free; free some, take a smaller precision, or --force"
             )
 

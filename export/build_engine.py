@@ -6,6 +6,10 @@ strengths, prompts, sizes and adapters at run time and no rebuild. --help lists 
 
 from __future__ import annotations
 
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
 import argparse
 import os
 import shlex

@@ -7,16 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from runtime.engines.manifest import NAME, file_entry
 from runtime.errors import InputError
 from runtime.machine.files import replacing, sync
-
-try:
-    import fcntl
-except ImportError:  # Windows: two builds of one folder at a time are not noticed
-    fcntl = None
+from runtime.machine.lock import locked
 
 STATE, LOCK = "stages.json", "lock"
 
@@ -30,7 +27,7 @@ class Stages:
         self.work = folder.with_name(f".{folder.name}.part")
         text = json.dumps(settings, sort_keys=True, default=str)
         self.state = {"settings": hashlib.sha256(text.encode()).hexdigest(), "stages": {}}
-        self._lock = None
+        self._held = ExitStack()
         self._resume = resume
         self._checked: set[str] = set()  # the stages whose files were hashed
 
@@ -38,20 +35,14 @@ class Stages:
         self._check_own()
         try:
             self.work.mkdir(exist_ok=True)
-            self._lock = (self.work / LOCK).open("w")
+            self._held.enter_context(locked(self.work / LOCK, f"--out: another build is writing {self.work}"))
         except OSError as error:
             raise InputError(f"--out: cannot write {self.work}: {error.strerror}") from error
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"--out: another build is writing {self.work}") from error
         found = self._read()
         if not self._resume:
             self._clear()
         elif found is not None and found["settings"] != self.state["settings"]:
-            self._lock.close()
+            self._held.close()
             raise InputError(
                 f"--resume: {self.work} is of a build with other options; expected the same command"
             )
@@ -62,7 +53,7 @@ class Stages:
     def __exit__(self, *_) -> None:
         if not self.state["stages"]:  # nothing to go on with
             shutil.rmtree(self.work, ignore_errors=True)
-        self._lock.close()
+        self._held.close()
 
     def done(self, name: str) -> dict | None:
         """Return what a stage left, where it is whole and its files are as it wrote them."""

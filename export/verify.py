@@ -7,6 +7,10 @@ The outcome is noted in the folder: what opens it on this kind of machine goes b
 
 from __future__ import annotations
 
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
 import argparse
 import os
 import sys

@@ -11,6 +11,10 @@ Engines that draw something else than PyTorch does are refused.
 
 from __future__ import annotations
 
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
 import argparse
 import hashlib
 import json
@@ -20,7 +24,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +40,7 @@ from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
 from runtime.machine.files import expand, write_json
+from runtime.machine.lock import locked
 from runtime.machine.report import device_name
 from runtime.sampling.prompts import may_be_long
 
@@ -79,21 +84,38 @@ def run(options: argparse.Namespace) -> None:
     for folder in options.engine:
         loads[folder] = partial(LocalControlPipeline.from_engine, folder, adapters)
     times = measure(loads, LIMITS[dtype])
-    try:
-        table = [entry for entry in read_table() if entry["engine"] not in map(absolute, options.engine)]
-    except InputError as error:
-        warnings.warn(f"{error}; it is written anew", stacklevel=2)
-        table = []
-    for folder in options.engine:
-        what = {"engine": absolute(folder), "manifest": manifest_digest(folder)}
-        what |= identity(options.model, adapters, dtype)
-        table.append({**what, "times": times[folder], "torch_times": times["torch"]})
-    write_json(table, cache / TABLE, "table")
     for name, found in sorted(times.items(), key=lambda item: item[1]["picture_ms"]):
         say(
             f"{found['picture_ms']:9.1f} ms a picture, {found['first_ms']:9.1f} ms loading and the first one: {name}"
         )
+    own = identity(options.model, adapters, dtype)
+    remember(
+        {
+            "engine": absolute(folder),
+            "manifest": manifest_digest(folder),
+            **own,
+            "times": times[folder],
+            "torch_times": times["torch"],
+        }
+        for folder in options.engine
+    )
     say(f"saved {cache / TABLE}")
+
+
+def remember(entries: Iterable[dict]) -> None:
+    """Put entries into the table, in place of those of the same engines; one process at a time.
+
+    Raises InputError where it cannot be written. A table that is broken is written anew, with a warning.
+    """
+    cache, entries = cache_folder(), list(entries)
+    with locked(cache / ".lock", f"table {cache / TABLE}: in use", wait=60):
+        try:
+            known = read_table()
+        except InputError as error:
+            warnings.warn(f"{error}; it is written anew", stacklevel=2)
+            known = []
+        others = [entry for entry in known if entry["engine"] not in {new["engine"] for new in entries}]
+        write_json([*others, *entries], cache / TABLE, "table")
 
 
 def measure(

@@ -5,9 +5,16 @@ Text-to-image with controls that act only inside painted regions. --help lists t
 
 from __future__ import annotations
 
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
 import argparse
 import contextlib
+import getpass
 import json
+import os
+import re
 import sys
 import time
 import warnings
@@ -175,8 +182,7 @@ def save(
     start, paths = time.perf_counter(), picture_paths(options)
     for i, (path, image) in enumerate(zip(paths, result.images, strict=True)):
         own = settings | {"seed": result.seed + i}
-        text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in own.items()}
-        save_png(image, path, text)
+        save_png(image, path, png_text(own, options.metadata))
         say(f"saved {path} (seed {own['seed']})")
     if options.sheet:
         width, height = result.images[0].size
@@ -195,10 +201,46 @@ def save(
             "device": device_name(pipe.device),
             "versions": versions(),
             "images": [str(path) for path in paths],
+            "region_steps": [list(steps) for steps in result.region_steps],
             "settings": settings,
         }
         write_json(report, options.report)
         say(f"saved {options.report}")
+
+
+def png_text(settings: dict, metadata: str) -> dict[str, str]:
+    """Return what a PNG says of its making; metadata: one of --metadata's choices."""
+    if metadata == "none":
+        return {}
+    shown = settings if metadata == "full" else {k: _plain(k, v) for k, v in settings.items()}
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in shown.items()}
+
+
+def _plain(key: str, value):
+    """Return a setting without absolute paths and the user's name, which tell of a person and a machine."""
+    if key in ("prompt", "negative_prompt") or not value:
+        return value
+    if isinstance(value, dict):
+        return {name: _plain(name, own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain("", own) for own in value]
+    if not isinstance(value, str):
+        return value
+    name, equals, path = value.rpartition("=")  # NAME=PATH of an adapter; FILE=WEIGHT of a LoRA
+    if equals and not ("/" in name or "\\" in name):
+        return f"{name}={_plain('', path)}"
+    parts = [part for part in re.split(r"[/\\]", value) if part]
+    personal = (
+        os.path.isabs(value) or value[0] == "~" or re.match(r"[A-Za-z]:[/\\]", value) or _user() in parts
+    )
+    return parts[-1] if personal and parts else value
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's process may be nobody
+        return ""
 
 
 def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:

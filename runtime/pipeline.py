@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels import ops
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
-from runtime.control.features import Control
+from runtime.control.features import Control, activity
 from runtime.control.region import Region
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
@@ -55,13 +55,15 @@ class Result:
 
     images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
     or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter, denoise,
-    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own.
+    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own. region_steps: the
+    steps, from 0, in which each region acts.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     latents: Tensor
     timings: dict[str, float]
     seed: int
+    region_steps: list[list[int]] = field(default_factory=list)
 
 
 class LocalControlPipeline:
@@ -336,7 +338,8 @@ class LocalControlPipeline:
             if request.output_type != "latent":
                 with timed(timings, "decode", self.device), self._at_work("decode"):
                     images = OUTPUT[request.output_type](decode(self.model.vae, result))
-        return Result(images, result, timings, seed)
+        acting = activity(request.regions, len(timesteps))
+        return Result(images, result, timings, seed, [rows.nonzero()[:, 0].tolist() for rows in acting.T])
 
     @property
     def capabilities(self) -> Capabilities:

@@ -5,6 +5,10 @@ Fine-tunes a T2I-Adapter for control inside masks; runs under `accelerate launch
 
 from __future__ import annotations
 
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
 import argparse
 import dataclasses
 import importlib.util
@@ -28,7 +32,7 @@ from runtime.errors import InputError
 from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
-from runtime.machine.files import expand
+from runtime.machine.files import expand, size_of
 from runtime.machine.lock import locked
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data.prepare import prepare
@@ -180,9 +184,7 @@ def check_disk(out: Path, adapter: T2IAdapter) -> None:
     needed = 4 * sum(p.numel() * 4 for p in adapter.parameters())
     free = shutil.disk_usage(out).free
     if free < 2 * needed:
-        raise InputError(
-            f"out {out}: {free / 1e9:.1f} GB free; expected {2 * needed / 1e9:.1f} GB for checkpoints"
-        )
+        raise InputError(f"out {out}: {size_of(free)} free; expected {size_of(2 * needed)} for checkpoints")
 
 
 def make_parser() -> argparse.ArgumentParser:

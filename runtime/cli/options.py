@@ -206,6 +206,12 @@ def _add_output(group) -> None:
     group.add_argument(
         "--sheet", metavar="FILE.png", help="condition, mask, result and its edges in one picture"
     )
+    group.add_argument(
+        "--metadata",
+        choices=("full", "plain", "none"),
+        default="plain",
+        help="the settings that a PNG's text has: full, plain (no absolute path or user name), or none (default plain)",
+    )
     group.add_argument("--report", metavar="FILE.json", help="timings, memory, versions, seed and settings")
 
 

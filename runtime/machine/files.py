@@ -7,12 +7,18 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import InputError, first_line
 
+ABANDONED = (
+    3600.0  # seconds after which a dead process' file is nobody's: another container may have its number
+)
 CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -29,12 +35,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name once the block has ended and all is on the disk.
 
     An exception, KeyboardInterrupt included, leaves the file that was there before, or none. A symbolic link
-    keeps pointing at its target. Raises OSError where the file cannot be written.
+    keeps pointing at its target, and a file that is replaced its permissions. Raises OSError where the file cannot be
+    written.
     """
     target = expand(path).resolve()
-    partial = target.with_name(f".{secrets.token_hex(8)}{target.suffix}.part")
+    partial = _partial(target)
     try:
         yield partial
+        with suppress(OSError):  # there is none to replace, or it is somebody else's
+            os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)
@@ -52,7 +61,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     be written.
     """
     target = expand(path).resolve()
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    partial = _partial(target)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -63,6 +72,45 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _partial(target: Path) -> Path:
+    """Return a path beside `target` for what is not yet whole, once what killed processes left there is removed.
+
+    Its name is short, whatever the target's is, and says whose it is: host and process.
+    """
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    for left in target.parent.glob(f".{host}-*.part"):
+        process, age = left.name.split("-")[1], 0.0
+        with suppress(OSError):
+            age = time.time() - left.stat().st_mtime
+        if age > ABANDONED and process.isdecimal() and not _is_alive(int(process)):
+            remove(left)
+    return target.with_name(f".{host}-{os.getpid()}-{secrets.token_hex(8)}{target.suffix[:8]}.part")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or a number that no process has
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def size_of(number: float) -> str:
+    """Return bytes in words: "3.5 GB", "120 MB"."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def sync(path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -240,6 +241,36 @@ def test_measuring_again_replaces(measured):
     command = ["--engine", str(folder), "--model", model, "--adapter", f"canny={adapters['canny']}"]
     assert fastest.main([*command, "--dtype", "fp32"]) == 0
     assert len(fastest.read_table()) == 1
+
+
+def test_a_table_that_cannot_be_written_loses_no_time_that_was_measured(measured, cache, capsys):
+    folder, model, adapters = measured
+    (cache / fastest.TABLE).unlink()
+    (cache / fastest.TABLE).mkdir()
+    command = ["--engine", str(folder), "--model", model, "--adapter", f"canny={adapters['canny']}"]
+    assert fastest.main([*command, "--dtype", "fp32"]) == 2
+    said = capsys.readouterr().err
+    assert "10.0 ms a picture" in said and "100.0 ms a picture" in said and "cannot write" in said
+
+
+def test_two_that_measure_at_once_lose_nothing(measured, monkeypatch):
+    (known,) = fastest.read_table()
+    right = fastest.read_table
+
+    def slow():
+        found = right()
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(fastest, "read_table", slow)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: fastest.remember([{**known, "engine": f"engine {i}"}]), range(8)))
+    assert {entry["engine"] for entry in right()} == {known["engine"], *(f"engine {i}" for i in range(8))}
+
+
+def test_a_prompt_that_may_be_longer_than_an_engines_is_left_to_pytorch(measured):
+    _, *what = measured
+    assert fastest.choose(*what, "fp32", Request("a red car, " * 30, steps=30)) is None
 
 
 def test_the_command_line_takes_it_unless_an_option_needs_pytorch(measured, command, tmp_path, capsys):

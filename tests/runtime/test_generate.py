@@ -89,7 +89,7 @@ def test_writes_picture_sheet_and_report(run, files, capsys):
 
 def test_the_metadata_repeats_the_run(run, adapter):
     region = "condition=picture.png,preprocess=canny,mask=mask.png,end=0.5,levels=1:1:0.5:0"
-    assert run("--region", region, "--scheduler", "ddim", "--guidance", "3") == 0
+    assert run("--region", region, "--scheduler", "ddim", "--guidance", "3", "--metadata", "full") == 0
     text = Image.open("out.png").text
     Path("regions.json").write_text(text["regions"])
     again = ["--prompt", text["prompt"], "--seed", text["seed"], "--steps", text["steps"]]
@@ -106,6 +106,36 @@ def test_the_metadata_repeats_the_run(run, adapter):
     assert np.array_equal(np.array(Image.open("again.png")), np.array(Image.open("out.png")))
     run("--out", "free.png")
     assert not np.array_equal(np.array(Image.open("free.png")), np.array(Image.open("out.png")))
+
+
+def test_the_metadata_tells_of_no_person_and_no_machine_unless_asked(run, files, adapter, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "somebody")
+    (files / "somebody").mkdir()
+    (files / "mask.png").rename(files / "somebody" / "mask.png")
+    region = f"condition={files / 'picture.png'},preprocess=canny,mask=somebody/mask.png"
+    for kind in ("plain", "full", "none"):
+        assert run("--region", region, "--metadata", kind, "--out", f"{kind}.png") == 0
+    plain, full, none = (Image.open(f"{kind}.png").text for kind in ("plain", "full", "none"))
+    assert none == {} and plain.keys() == full.keys()
+    assert json.loads(plain["regions"])[0]["condition"] == "picture.png"
+    assert json.loads(plain["regions"])[0]["mask"] == "mask.png"
+    assert json.loads(plain["adapters"]) == [f"canny={adapter.name}"]
+    assert not any(str(files.parent) in value or "somebody" in value for value in plain.values())
+    assert str(files / "picture.png") in full["regions"] and str(adapter) in full["adapters"]
+
+
+def test_the_report_says_in_which_steps_each_region_acts(run):
+    region = "condition=picture.png,preprocess=canny"
+    options = [
+        "--region",
+        f"{region},end=0.5",
+        "--region",
+        f"{region},start=0.9",
+        "--region",
+        f"{region},end=0",
+    ]
+    assert run(*options, "--steps", "4", "--report", "r.json") == 0
+    assert json.loads(Path("r.json").read_text())["region_steps"] == [[0, 1], [3], []]
 
 
 def test_the_metadata_of_a_regions_file_is_seen_from_the_working_folder(run, files):
@@ -272,15 +302,15 @@ def test_warnings_are_one_line_each(run, capsys):
     assert warned[0].startswith("warning: region mask: all zero")
 
 
-def test_a_mask_of_another_shape_and_a_long_prompt_are_warned_of_once(run, capsys):
+def test_a_mask_of_another_shape_and_weights_in_plain_words_are_warned_of_once(run, capsys):
     Image.new("L", (64, 32), 255).save("wide.png")
-    words = "red\n" * 90 + "zebra"
+    words = "red\n" * 90 + "(zebra:1.3)"
     assert run("--prompt", words, "--condition", "picture.png", "--mask", "wide.png", "--sheet", "s.png") == 0
     said = capsys.readouterr().err.splitlines()
     warned = [line for line in said if line.startswith("warning: ")]
     assert len(warned) == 2, warned
-    assert re.search("region mask: 64 x 32 px is stretched", warned[0])
-    assert re.search("prompt: .* tokens, expected at most 77; .* ignored", warned[1])
+    assert re.search(r"prompt: '\(zebra:1.3\)' is read as words; prompt syntax a1111", warned[0])
+    assert re.search("region mask: 64 x 32 px is stretched", warned[1])
     assert not any("stacklevel" in line or "UserWarning" in line for line in said)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.machine.files import new_folder, replacing, sha256
+from runtime.machine.files import new_folder, remove, replacing, sha256
 from runtime.machine.report import commit, versions
 from training.config import TrainConfig
 from training.loop.learner import Learned
@@ -115,7 +115,7 @@ def _files(folder: Path) -> list[str]:
 def clear_partial(out: str | Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (*checkpoints(out).glob(".*.part"), *Path(out).glob(".*.part")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove(path)
 
 
 def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:

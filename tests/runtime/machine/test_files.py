@@ -2,11 +2,12 @@
 
 import json
 import os
+import stat
 
 import pytest
 
 from runtime.errors import InputError
-from runtime.machine.files import replacing, write_json
+from runtime.machine.files import new_folder, replacing, size_of, write_json
 
 
 def test_takes_the_place_of_the_old_file(tmp_path):
@@ -69,3 +70,43 @@ def test_an_interruption_keeps_the_old_report(tmp_path, monkeypatch, failure):
 def test_a_folder_that_is_not_there_is_bad_input(tmp_path):
     with pytest.raises(InputError, match="report: cannot write"):
         write_json({}, tmp_path / "no" / "r.json")
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_name_as_long_as_the_file_system_takes(tmp_path):
+    for name in ("a" * 251 + ".png", "b" * 255):
+        with replacing(tmp_path / name) as partial:
+            partial.write_text("x")
+        with new_folder(tmp_path / ("f" + name[1:])) as partial:
+            (partial / "x").write_text("x")
+        assert (tmp_path / name).read_text() == (tmp_path / ("f" + name[1:]) / "x").read_text()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, monkeypatch):
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("a")
+        host = partial.name.split("-")[0]
+        assert partial.name.split("-")[1] == str(os.getpid())
+    dead, alive, fresh = (tmp_path / f"{host}-{n}-ab.txt.part" for n in (2**22 + 1, os.getpid(), 2**22 + 2))
+    folder, other = tmp_path / f"{host}-{2**22 + 1}-ab.part", tmp_path / ".01234567-1-ab.part"
+    folder.mkdir()
+    for path in (dead, alive, fresh, folder / "x", other):
+        path.write_text("half")
+    for path in (dead, alive, folder, other):
+        os.utime(path, (1, 1))
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("b")
+    assert not dead.exists() and not folder.exists()
+    assert alive.exists() and fresh.exists() and other.exists()
+
+
+def test_sizes_are_in_the_unit_that_they_have():
+    assert [size_of(n) for n in (2e6, 999e6, 3.5e9)] == ["2 MB", "999 MB", "3.5 GB"]

@@ -101,7 +101,7 @@ def test_one_run_at_a_time_trains_in_a_folder(scenes, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     with locked(tmp_path / ".lock", "busy"):
         assert train(scenes, tmp_path) == 2
-    said = f"out {tmp_path}: in use by process {os.getpid()} on {socket.gethostname()}; wait for its end"
+    said = f"out {tmp_path}: in use (process {os.getpid()} on {socket.gethostname()}); wait for its end"
     assert said in capsys.readouterr().err
     assert not newest(tmp_path)
 
