@@ -36,6 +36,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --durations 10
 
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --count 20000
+
 test-versions:
 	$(PYTHON) tests/versions.py
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from runtime.control.adapters import check_name
-from runtime.engines.manifest import Manifest, adapter_names
+from runtime.engines.manifest import NAME, Manifest, adapter_names
 from runtime.engines.ports import SAMPLE, Profile
 from runtime.errors import InputError
 from runtime.sampling.request import Request
@@ -50,11 +50,19 @@ class Capabilities:
 
 
 def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilities:
-    """Return what the engines of a folder can draw. adapters: more of them, which are loaded beside the engines."""
+    """Return what the engines of a folder can draw. adapters: more of them, which are loaded beside the engines.
+
+    Raises InputError where the manifest does not say the model's size.
+    """
     side = None
     if "unet" in manifest.engines:
         sample = next(port for port in manifest.engines["unet"].inputs if port.name == SAMPLE)
-        side = manifest.model["sample_size"] * sample.shape[2].divisor
+        size = manifest.model.get("sample_size")
+        if type(size) is not int:
+            raise InputError(
+                f"{NAME}: the model's sample_size is {size!r}; expected a whole number; {manifest.rebuild}"
+            )
+        side = size * sample.shape[2].divisor
     adapters = [*adapter_names(manifest), *adapters]
     fixed_text = "text_encoder" in manifest.engines
     return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from runtime.control.conditions import names as condition_names
 from runtime.control.masks import RESIZES
 from runtime.errors import InputError
+from runtime.machine.files import read_json
 
 MASK_SHAPES = ("box", "square", "circle", "strokes")
 PAPER_BOX = 10_000 / 512**2  # the original's smallest box, as a share of the image
@@ -133,11 +133,14 @@ class TrainConfig:
     def read(cls, path: Path) -> TrainConfig:
         """Read a run's training.json. Raises InputError where it is not one."""
         try:
-            values = json.loads(path.read_text("utf-8"))["config"]
-            known = {f.name for f in fields(cls)}
+            values = read_json(path)["config"]
             values["mask_shapes"] = tuple(values["mask_shapes"])
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            known = {f.name: f.default for f in fields(cls) if f.name in values}
+            for name, default in known.items():
+                if not _is_of_kind(values[name], default):
+                    raise TypeError(f"{name} is {values[name]!r}, expected one such as {default!r}")
+            return cls(**{name: values[name] for name in known})
+        except (InputError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a run's configuration: {error}") from error
 
     def changed(self, other: TrainConfig) -> list[str]:
@@ -149,6 +152,13 @@ class TrainConfig:
         names = [f.name for f in fields(self) if f.name not in live]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name} {ours!r}, was {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def _is_of_kind(value: object, default: object) -> bool:
+    """Return whether a value may stand where the default stands: of its type, a whole number for another one."""
+    if default is None:
+        return value is None or isinstance(value, str)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 # What a resumed run may change: where things lie, how fast they go, what is reported. What they come to, the samples

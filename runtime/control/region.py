@@ -214,7 +214,7 @@ def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _number(value, name: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several numbers
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name} {value!r}; expected a finite number")

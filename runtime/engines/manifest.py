@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from runtime.engines.ports import Axis, Port, Profile
-from runtime.errors import InputError
+from runtime.engines.ports import GUIDANCE, SAMPLE, Axis, Port, Profile
+from runtime.errors import InputError, first_line
 from runtime.machine.files import expand, read_json, sha256, write_json
 
 NAME = "manifest.json"
@@ -109,11 +109,12 @@ def read_manifest(folder: str | Path) -> Manifest:
         given["profile"] = parse_profile(given["profile"])
         given["engines"] = {name: parse_spec(spec) for name, spec in given["engines"].items()}
         given["compute_capabilities"] = tuple(given["compute_capabilities"])
+        _check_unet(given["engines"])
         return Manifest(**given)
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]} is missing; expected an unedited manifest") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a manifest: {error}") from error
+        raise InputError(f"{path}: not a manifest: {first_line(error)}") from error
 
 
 def adapter_names(manifest: Manifest) -> list[str]:
@@ -179,6 +180,8 @@ def parse_profile(data: Mapping) -> Profile:
     for key, value in ranges.items():
         if [type(size) for size in value] != [int] * 3:
             raise ValueError(f"{key} {list(value)}, expected three sizes")
+    if data.get("guidance", "both") not in tuple(GUIDANCE):
+        raise ValueError(f"guidance {data['guidance']!r}, expected {', '.join(GUIDANCE)}")
     return Profile(**{**data, **ranges})
 
 
@@ -187,6 +190,17 @@ def parse_spec(data: Mapping) -> EngineSpec:
     ports = {side: tuple(_port(port) for port in data[side]) for side in ("inputs", "outputs")}
     rest = {field.name: data[field.name] for field in fields(EngineSpec) if field.name not in ports}
     return EngineSpec(**{**rest, **ports, "files": tuple(data["files"]), "dtype": _dtype(data["dtype"])})
+
+
+def _check_unet(engines: Mapping[str, EngineSpec]) -> None:
+    """Raise ValueError unless a UNet has a sample whose height follows the picture's."""
+    if "unet" not in engines:
+        return
+    shape = next((port.shape for port in engines["unet"].inputs if port.name == SAMPLE), ())
+    if len(shape) != 4 or not isinstance(shape[2], Axis) or shape[2].divisor < 1:
+        raise ValueError(
+            f"the UNet's {SAMPLE} is of shape {shape}, expected rows, channels, height and width"
+        )
 
 
 def _port(data: Mapping) -> Port:

@@ -63,6 +63,8 @@ def load_adapter(
         adapter = T2IAdapter(**config)
     _check_shapes(adapter, shapes, label)
     weights = _diffusers_names(_read(path))
+    if other := [key for key in shapes if not weights[key].is_floating_point()]:
+        raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
     adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
     check_finite_weights({"adapter": adapter}, label)
     with quiet():
@@ -142,8 +144,8 @@ def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
     if "adapter.body.0.out_conv.weight" in shapes:
         raise InputError(f"{label}: its type is light_adapter, expected {TYPE} (a T2I-Adapter for SDXL)")
     first = "adapter.body.{}.resnets.0.block1.weight"
-    channels = [shapes.get(first.format(level), (0,))[0] for level in range(COUNT)]
-    unshuffled = shapes.get("adapter.conv_in.weight", (0, 0))[1]
+    channels = [(shapes.get(first.format(level)) or (0,))[0] for level in range(COUNT)]
+    unshuffled = (*shapes.get("adapter.conv_in.weight", ()), 0, 0)[1]
     if not unshuffled or not all(channels):
         raise InputError(
             f"{label}: no T2I-Adapter's tensors, first {next(iter(shapes), 'none')}; expected {TYPE}"

@@ -100,7 +100,7 @@ def check_folder(folder: Path) -> None:
 
 def check_index(index: Mapping, folder: Path) -> None:
     """Raise InputError, saying what the pipeline is, unless model_index.json lists SDXL's parts."""
-    parts = {part: (index.get(part) or [None, None])[1] for part in (*MODELS, *TOKENIZERS, "scheduler")}
+    parts = {part: _listed(index, part, folder) for part in (*MODELS, *TOKENIZERS, "scheduler")}
     absent = [part for part, class_name in parts.items() if class_name is None]
     if absent:
         refiner = absent == ["text_encoder", "tokenizer"]
@@ -111,6 +111,14 @@ def check_index(index: Mapping, folder: Path) -> None:
             raise InputError(f"{folder}: its {part} is a {parts[part]}, expected {model_class.__name__}")
 
 
+def _listed(index: Mapping, part: str, folder: Path) -> str | None:
+    """Return the class that model_index.json lists for a part, None for none."""
+    listed = index.get(part) or [None, None]
+    if not isinstance(listed, list) or len(listed) != 2 or not isinstance(listed[1], (str, type(None))):
+        raise InputError(f"{folder}: model_index.json: {part} is {listed!r}; expected [library, class]")
+    return listed[1]
+
+
 def check_configs(
     source: object, unet: Mapping, vae: Mapping, text_encoder: Mapping, text_encoder_2: Mapping
 ) -> None:
@@ -119,8 +127,14 @@ def check_configs(
         config = UNetConfig.from_diffusers(unet)
     except InputError as error:
         raise InputError(f"{source}: {error}; {EXPECTED}") from error
-    check_channels(source, config.in_channels, vae.get("latent_channels", 4))
-    texts = [CLIPTextConfig(**text_encoder), CLIPTextConfig(**text_encoder_2)]
+    latent = vae.get("latent_channels", 4)
+    if type(latent) is not int:
+        raise InputError(f"{source}: the VAE's latent_channels is {latent!r}; expected a whole number")
+    check_channels(source, config.in_channels, latent)
+    texts = [
+        _text_config(source, name, given)
+        for name, given in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2))
+    ]
     width = sum(text.hidden_size for text in texts)
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     if config.cross_attention_dim != width or pooled != texts[1].projection_dim:
@@ -128,6 +142,13 @@ def check_configs(
             f"{source}: the UNet expects {config.cross_attention_dim} text features and {pooled} pooled, "
             f"the text encoders give {width} and {texts[1].projection_dim}; {EXPECTED}"
         )
+
+
+def _text_config(source: object, name: str, given: Mapping) -> CLIPTextConfig:
+    try:
+        return CLIPTextConfig(**given)
+    except Exception as error:  # its checks raise a dozen types
+        raise InputError(f"{source}: {name}'s config: {' '.join(str(error).split())}; {EXPECTED}") from error
 
 
 def check_channels(source: object, channels: int, latent: int) -> None:

@@ -108,7 +108,7 @@ def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
         layer, config = parts[part].get_submodule(path), lora.configs.get(part, lora.configs.get("", {}))
         try:
             changed += _changes(layer, matrices, _scale(config, path, matrices), lora.weight)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
             raise InputError(
                 f"{lora.path}: a LoRA that does not fit this model: {name}: shape or kind: {first_line(error)}"
             ) from error
@@ -186,6 +186,9 @@ def _check_config(config: Mapping, path: Path) -> None:
     for name in REFUSED:
         if config.get(name):
             raise InputError(f"{path}: its configuration has {name}, which is not read")
+    for name in ("rank_pattern", "alpha_pattern", "auto_mapping"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise InputError(f"{path}: its configuration's {name} is {config[name]!r}; expected an object")
     alphas = {f"alpha_pattern of {key}": value for key, value in (config.get("alpha_pattern") or {}).items()}
     if "lora_alpha" in config:
         alphas["lora_alpha"] = config["lora_alpha"]

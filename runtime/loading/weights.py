@@ -83,7 +83,9 @@ def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Read a file of plain tensors by name, nothing else in it being run. Raises InputError where it holds none."""
     try:
         tensors = torch.load(path, map_location=device, weights_only=True)
-    except (*LOAD_ERRORS, EOFError) as error:
+    except (
+        Exception
+    ) as error:  # on damaged data the unpickler raises a dozen types, IndexError to struct.error
         if "weights_only" in str(error):  # PyTorch advises to run whatever is in it
             raise InputError(f"{path}: it holds more than tensors; expected plain tensors") from error
         raise InputError(f"{path}: not a whole file of plain tensors: {first_line(error)}") from error

@@ -46,6 +46,13 @@ BLOCK_TYPES = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+WHOLE = (
+    "in_channels",
+    "out_channels",
+    "norm_num_groups",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
 PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
 
 
@@ -109,14 +116,16 @@ def _per_level(values: dict) -> dict:
         _expect(key, values[key], fits, f"{levels} whole numbers")
         values[key] = spelled
     for key, types in BLOCK_TYPES.items():
-        fits = len(values[key]) == levels and set(values[key]) <= set(types)
+        fits = isinstance(values[key], (list, tuple)) and len(values[key]) == levels
+        fits = fits and all(entry in types for entry in values[key])
         _expect(key, values[key], fits, f"{levels} of {' or '.join(types)}")
         values[key] = tuple(values[key])
     text = values["cross_attention_dim"]
     _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
     values["cross_attention_dim"] = text[0]
-    for key in ("norm_num_groups", "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-        _expect(key, values[key], isinstance(values[key], int), "a whole number")
+    for key in WHOLE:
+        _expect(key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0")
+    _expect("norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
     return values
 
 

@@ -1,0 +1,1 @@
+"""Strangers' files and arguments, made up: see README.md in tests/."""
