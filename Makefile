@@ -8,11 +8,12 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo test fuzz test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
 	@echo "make test   run the tests, a worker on each core"
+	@echo "make fuzz   give 20,000 made-up files and arguments to whatever reads strangers' (15 minutes)"
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
 	@echo "make machine  print what this machine is and which versions are installed"
 	@echo "make lint   check style and formatting"
