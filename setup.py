@@ -26,7 +26,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "train": ["datasets>=4", "tensorboard>=2.19", "tokenizers>=0.23", "braceexpand>=0.1.7"],
+    "train": ["braceexpand>=0.1.7", "datasets>=4", "pyarrow>=21", "tensorboard>=2.19", "tokenizers>=0.23"],
     "export": ["onnx>=1.19", "onnx-ir>=1.1", "onnxruntime>=1.23", "onnxscript>=0.7", "psutil>=7"],
     "tensorrt": ["tensorrt>=10.14"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.5"],
@@ -49,6 +49,7 @@ EXTRAS = {
         "openvino>=2025.4",
         "packaging",
         "psutil>=7",
+        "pyarrow>=21",
         "pytest>=9",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
