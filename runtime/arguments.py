@@ -28,13 +28,17 @@ def real_number(value: Any, name: str) -> float:
     """Return a finite number as a float. Raises InputError, naming `name`, where it is not one (text is not)."""
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
         value = value.item()
-    try:
-        number = float(value) if isinstance(value, Real) and not _is_truth(value) else math.nan
-    except OverflowError:
-        number = math.nan
-    if not math.isfinite(number):
+    if not is_finite_number(value):
         raise InputError(f"{name} {value!r}: expected a finite number")
-    return number
+    return float(value)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return whether it is a real number that a float can hold; text and truth values are not."""
+    try:
+        return isinstance(value, Real) and not _is_truth(value) and math.isfinite(value)
+    except OverflowError:  # of a long int
+        return False
 
 
 def fractions(value: Any, name: str) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from runtime.arguments import is_finite_number
 from runtime.errors import InputError, first_line
 from runtime.loading.lora_layers import new_weight
 from runtime.loading.lora_names import PARTS, Layers, split_name
@@ -154,6 +155,8 @@ def _scale(config: Mapping, path: str, matrices: Mapping[str, Tensor]) -> float 
     patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(patterns.keys(), path), config["lora_alpha"])
     rank = len(matrices["down"])
+    if not rank:
+        raise ValueError("its rank is 0")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -193,7 +196,7 @@ def _check_config(config: Mapping, path: Path) -> None:
     if "lora_alpha" in config:
         alphas["lora_alpha"] = config["lora_alpha"]
     for name, value in alphas.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise InputError(f"{path}: its configuration's {name} is {value!r}; expected a number")
     if config.get("fan_in_fan_out"):
         raise InputError(f"{path}: its configuration has fan_in_fan_out, which no layer of SDXL has")

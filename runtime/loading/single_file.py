@@ -17,11 +17,10 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from runtime.errors import InputError, first_line
+from runtime.loading.accounting import check_names
 from runtime.loading.folder import EXPECTED, TOKENIZERS, check_channels, has_vocabulary
 from runtime.loading.hub import fetch_files
-from runtime.loading.lora_names import original_names
-from runtime.loading.scaled import FORMAT, LEFT, MARKER, SCALES, apply_scales, check_quantised
-from runtime.loading.scaled import UNET as UNET_PREFIX
+from runtime.loading.scaled import apply_scales, check_quantised
 from runtime.loading.weights import LOAD_ERRORS, content, read_tensor, tensor_shapes, with_suffix
 from runtime.machine.files import read_json
 
@@ -96,7 +95,7 @@ def load_single_file(
     for part in ("unet", "text_encoder", "text_encoder_2"):
         check_loaded(path, getattr(pipe, part))
     apply_scales(path, pipe, shapes)
-    check_unet_names(path, pipe.unet, shapes)
+    check_names(path, pipe, shapes)
     pipe.scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, **declared_schedule(path, shapes)
     )
@@ -144,18 +143,6 @@ def place_projection(path: Path, encoder: nn.Module, shapes: Mapping[str, tuple[
         raise InputError(f"{path}: {names[-1]}: {tuple(value.shape)}; expected {wanted}")
     dtype = encoder.text_model.final_layer_norm.weight.dtype
     layer.weight = nn.Parameter(value.to(dtype).contiguous(), requires_grad=layer.weight.requires_grad)
-
-
-def check_unet_names(path: Path, unet: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError where the file has a tensor of the UNet that no layer has taken."""
-    known = {name for name, _ in original_names(unet)}
-    kinds = (".weight", ".bias", *SCALES, *LEFT, FORMAT)
-    for name in shapes:
-        if not name.startswith(UNET_PREFIX) or name == UNET_PREFIX + MARKER:
-            continue
-        layer = next((name.removesuffix(kind) for kind in kinds if name.endswith(kind)), name)
-        if layer.removeprefix(UNET_PREFIX) not in known:
-            raise InputError(f"{path}: {name}: a tensor that SDXL's UNet does not have")
 
 
 def load_vae_file(path: Path, config: Path, allow_pickle: bool = False) -> AutoencoderKL:

@@ -125,6 +125,19 @@ def test_float8_weights_are_multiplied_by_their_scales(tmp_path, spelling, per_o
             "model.diffusion_model.nothing.weight",
             "nothing.weight: a tensor that SDXL's UNet does not",
         ),
+        (
+            "conditioner.embedders.0.transformer.text_model.encoder.layers.2.mlp.fc1.weight",
+            "first text encoder",
+        ),
+        (
+            "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc3.bias",
+            "first text encoder",
+        ),
+        (
+            "conditioner.embedders.1.model.transformer.resblocks.2.ln_1.weight",
+            "second text encoder does not have",
+        ),
+        ("conditioner.embedders.1.model.visual.proj", "second text encoder does not have"),
         ("conditioner.embedders.1.model.x.scale_weight", "the scale of a layer that is not known here"),
         ("model.diffusion_model.out.2.weight.absmax", "a bitsandbytes model"),
         ("model.diffusion_model.out.2.qweight", "a GPTQ, AWQ or nunchaku model"),
@@ -136,6 +149,32 @@ def test_a_tensor_that_nothing_takes_is_named(tmp_path, name, message):
     )
     with pytest.raises(InputError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_ema.decay", "alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "betas", "denoiser.sigmas",
+        "first_stage_model.loss.logvar", "conditioner.embedders.1.model.attn_mask",
+        "conditioner.embedders.0.transformer.logit_scale",
+    ],
+)  # fmt: skip
+def test_what_checkpoints_carry_beside_is_passed_over(tmp_path, name, recwarn):
+    path = edit_tensors(
+        saved_model.single_file(), lambda t: t.update({name: torch.ones(1)}), tmp_path / "model.safetensors"
+    )
+    assert_same(load(path))
+    assert not [w for w in recwarn if "not read" in str(w.message)]
+
+
+def test_tensors_of_no_part_are_warned_of(tmp_path):
+    path = edit_tensors(
+        saved_model.single_file(),
+        lambda t: t.update({"hyper.x": torch.ones(1)}),
+        tmp_path / "model.safetensors",
+    )
+    with pytest.warns(UserWarning, match="1 tensors of no part of SDXL are not read, first hyper.x"):
+        assert_same(load(path))
 
 
 @pytest.mark.parametrize("name", ["model.SAFETENSORS", "model", "model.ckpt"])
