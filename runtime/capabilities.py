@@ -19,7 +19,8 @@ class Capabilities:
     adapters: the names that regions may ask for; None where they are not known yet. side: in pixels, of a picture whose
     size is not asked for; None where it is not known yet. profile: the sizes that the UNet was built for, None for any.
     whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
-    fixed_text: whether the text encoders give the states of one layer only.
+    fixed_text: whether the text encoders give the states of one layer only. encodes: whether a run can start from a
+    picture.
     """
 
     adapters: Collection[str] | None = None
@@ -27,6 +28,7 @@ class Capabilities:
     profile: Profile | None = None
     whole_steps: str | None = None
     fixed_text: bool = False
+    encodes: bool = True
 
     def check(self, request: Request) -> None:
         """Raise InputError, naming the field, where the request asks for what cannot be drawn here."""
@@ -41,11 +43,15 @@ class Capabilities:
             raise InputError(
                 f"clip_skip {request.clip_skip}: the compiled text encoders have one layer's states; expected 0"
             )
+        if request.image is not None and not self.encodes:
+            raise InputError(
+                "image: the engines have no vae_encoder; rebuild them with it, or leave the image out"
+            )
         if self.profile is None:
             return
         sides = {"height": request.height or self.side, "width": request.width or self.side}
         self.profile.check({name: side for name, side in sides.items() if side is not None})
-        for guided in set(request.guided_steps(request.steps)):
+        for guided in set(request.guided_steps(request.run_steps)):
             self.profile.check({"rows": request.images * (1 + guided)})
 
 
@@ -65,4 +71,5 @@ def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilit
         side = size * sample.shape[2].divisor
     adapters = [*adapter_names(manifest), *adapters]
     fixed_text = "text_encoder" in manifest.engines
-    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text)
+    encodes = "vae_decoder" not in manifest.engines or "vae_encoder" in manifest.engines
+    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text, encodes)

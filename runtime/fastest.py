@@ -205,7 +205,7 @@ def expect(times: Mapping[str, float], request: Request) -> float:
     side = times["pixels"] ** 0.5
     area = (request.height or side) * (request.width or side) / times["pixels"]
     rows = request.images * (1 + (request.guidance > 1))
-    return times["first_ms"] + (area * rows / 2 * request.steps / STEPS - 1) * times["picture_ms"]
+    return times["first_ms"] + (area * rows / 2 * request.run_steps / STEPS - 1) * times["picture_ms"]
 
 
 def identity(model: str, adapters: Mapping[str, str], dtype: str) -> dict[str, object]:

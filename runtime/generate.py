@@ -58,8 +58,11 @@ def generate(options: argparse.Namespace) -> None:
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
     pipe, result = draw_fastest(options, request, seconds) or draw(options, request, seconds)
-    for stage in ("text", "adapter", "denoise", "decode"):
-        _say_stage(stage, result.timings[stage], f"{request.steps} steps" if stage == "denoise" else "")
+    for stage in ("encode", "text", "adapter", "denoise", "decode"):
+        if stage in result.timings:
+            _say_stage(
+                stage, result.timings[stage], f"{request.run_steps} steps" if stage == "denoise" else ""
+            )
     settings = describe(pipe, result, fields, options)
     save(pipe, result, request, settings, options, {**seconds, **result.timings})
 
@@ -257,6 +260,8 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "regions": [
             {**given, **region_paths(Region.from_dict(given, name, folder))} for name, given, folder in fields
         ],
+        "image": options.image,
+        "strength": options.strength,
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,

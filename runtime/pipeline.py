@@ -18,6 +18,7 @@ from kernels import ops
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
 from runtime.control.features import Control, activity
+from runtime.control.images import fit, to_tensor
 from runtime.control.region import Region
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
@@ -37,6 +38,7 @@ from runtime.optimize.offload import Offload, check_offload
 from runtime.optimize.specialize import specialize
 from runtime.sampling.decode import decode, to_images
 from runtime.sampling.denoiser import Denoiser, Step, TorchDenoiser
+from runtime.sampling.encode import encode
 from runtime.sampling.loop import denoise, make_noise
 from runtime.sampling.request import MAX_SEED, Request
 from runtime.sampling.schedulers import make_scheduler, set_timesteps
@@ -223,9 +225,10 @@ class LocalControlPipeline:
         if request is None:
             request = Request("", height=height, width=width, images_per_prompt=images, **settings)
         kinds = sorted(
-            set(request.guided_steps(request.steps)), reverse=True
+            set(request.guided_steps(request.run_steps)), reverse=True
         )  # a step with guidance, one without
         once = {"steps": len(kinds), "guidance_range": (0.0, sum(kinds) / len(kinds)), "scheduler": "euler"}
+        once |= {"image": None, "strength": 1.0, "generator": None}
         self.draw(replace(request, **once, regions=(), latents=None, seed=0, cache_interval=1))
 
     def __call__(
@@ -250,6 +253,8 @@ class LocalControlPipeline:
         clip_skip: int = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
+        image=None,
+        strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Generate.
@@ -268,6 +273,8 @@ class LocalControlPipeline:
         prompt_syntax: "plain", or "a1111" for weights such as (word:1.3), see `prompts.parse`; long prompts are encoded
         in chunks in either. clip_skip: how many more of the text encoders' last layers to leave out. generator: instead
         of a seed, one for all images or one for each. output_type: "pil", "np", "pt", or "latent" to decode nothing.
+        image: a picture to start from (what `Region` takes), resized to height and width, by default its own rounded
+        down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
         progress: called with (steps done, steps) after every step.
 
         May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,
@@ -293,6 +300,8 @@ class LocalControlPipeline:
             clip_skip,
             generator,
             output_type,
+            image,
+            strength,
         )
         return self.draw(request, progress)
 
@@ -304,13 +313,14 @@ class LocalControlPipeline:
         seed, generators = _randomness(request)
         sides = height // self.vae_factor, width // self.vae_factor
         shape = (request.images, self.denoiser.latent_channels, *sides)
-        noise = make_noise(shape, generators, request.latents).to(self.device)
         scheduler = make_scheduler(request.scheduler, self.model.scheduler)
-        timesteps = set_timesteps(scheduler, request.steps, self.device)
+        timesteps = set_timesteps(scheduler, request.steps, self.device, request.left)
         packed = request.pack(height, width)
 
         timings: dict[str, float] = {}
         with ops.use_backend(self.backend), timed(timings, "total", self.device):
+            start = self._start(request, generators, (height, width), timings)
+            noise = make_noise(shape, generators, request.latents).to(self.device)
             with timed(timings, "text", self.device), self._at_work("text"):
                 reading = Reading(request.prompt_syntax, request.clip_skip, self.denoiser.most_tokens)
                 guided = request.guidance > 1
@@ -332,6 +342,8 @@ class LocalControlPipeline:
                         progress,
                         request.guidance_range,
                         request.guidance_rescale,
+                        timesteps,
+                        start,
                     )
                 check_finite(result, "denoise", self.dtype)
             images = []
@@ -361,6 +373,20 @@ class LocalControlPipeline:
         """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
         with self._at_work("decode"):
             return decode(self.model.vae, latents).cpu()
+
+    def _start(
+        self,
+        request: Request,
+        generators: Sequence[torch.Generator],
+        size: tuple[int, int],
+        timings: dict[str, float],
+    ) -> Tensor | None:
+        """Return the latents of the picture that the run starts from, (B, C, h, w); None without one."""
+        if request.image is None:
+            return None
+        pixels = fit(to_tensor(request.image), *size, "image").to(self.device)
+        with timed(timings, "encode", self.device), self._at_work("decode"):
+            return encode(self.model.vae, pixels, generators, request.images)
 
     def _at_work(self, stage: str) -> AbstractContextManager[None]:
         return nullcontext() if self.offload is None else self.offload.at_work(stage)

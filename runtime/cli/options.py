@@ -47,6 +47,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_picture(group) -> None:
     group.add_argument("--prompt", required=True, help="what to draw")
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to keep away from")
+    group.add_argument("--image", metavar="FILE", help="start from this picture, at its own size by default")
+    group.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="the share of the steps that are run on --image: the less, the more of it stays (default 1)",
+    )
     group.add_argument(
         "--prompt-syntax",
         choices=("plain", "a1111"),

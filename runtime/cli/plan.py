@@ -63,12 +63,13 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
     from runtime.sampling.request import Request
 
     regions = [Region.from_dict(given, name, folder) for name, given, folder in fields]
-    for region in regions:
-        for key, path in region_paths(region).items():
-            if (written := outputs.get(Path(path).resolve())) is not None:
-                raise InputError(
-                    f"{region.label} {key}: {path} would be overwritten by {written}; expected another file"
-                )
+    named = [
+        (f"{region.label} {key}", path) for region in regions for key, path in region_paths(region).items()
+    ]
+    named += [("--image", options.image)] if options.image else []
+    for name, path in named:
+        if (written := outputs.get(Path(path).resolve())) is not None:
+            raise InputError(f"{name}: {path} would be overwritten by {written}; expected another file")
     return Request(
         options.prompt,
         regions,
@@ -85,6 +86,8 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
         cache_interval=options.cache_interval,
         prompt_syntax=options.prompt_syntax,
         clip_skip=options.clip_skip,
+        image=options.image,
+        strength=options.strength,
     )
 
 

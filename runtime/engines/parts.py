@@ -10,6 +10,8 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
@@ -18,7 +20,7 @@ from runtime.control.adapters import TYPE
 from runtime.engines.base import Engine, check_folder, open_engine
 from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import ADAPTER, MODEL_FILES, Manifest, adapter_names, read_manifest
-from runtime.engines.ports import CONDITION, IDS, LATENTS, PIXELS, POOLED, STATES
+from runtime.engines.ports import CONDITION, IDS, LATENTS, MOMENTS, PIXELS, POOLED, STATES
 from runtime.engines.targets import TARGETS
 from runtime.engines.unet_once import load_once_per_image
 from runtime.engines.verified import check_verified
@@ -60,12 +62,22 @@ class EngineTextEncoder:
 
 
 class EngineVAE:
-    """A VAE's decoder, called as diffusers' AutoencoderKL is."""
+    """A VAE's decoder, and its encoder where that was compiled, called as diffusers' AutoencoderKL is."""
 
     dtype = torch.float32  # of its inputs; what it computes in is the engine's own affair
 
-    def __init__(self, engine: Engine, config: FrozenDict):
-        self.engine, self.config = engine, config
+    def __init__(self, engine: Engine, config: FrozenDict, encoder: Engine | None = None):
+        self.engine, self.config, self.encoder = engine, config, encoder
+
+    def encode(self, pixels: Tensor) -> AutoencoderKLOutput:
+        """Return the posterior of one picture's latents, (1, C, h, w). Raises InputError without an encoder."""
+        if self.encoder is None:
+            raise InputError(
+                "image: the engines have no vae_encoder; rebuild them with it, or leave the image out"
+            )
+        height, width = pixels.shape[2:]
+        moments = self.encoder({PIXELS: pixels}, items=1, height=height, width=width)[MOMENTS]
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         height, width = (vae_factor(self) * side for side in latents.shape[2:])
@@ -135,9 +147,9 @@ def load_engines(
         for i, name in enumerate(("text_encoder", "text_encoder_2"))
     ]
     if "vae_decoder" in manifest.engines:
-        vae = EngineVAE(
-            engine("vae_decoder"), FrozenDict(AutoencoderKL.load_config(folder / MODEL_FILES / "vae"))
-        )
+        config = FrozenDict(AutoencoderKL.load_config(folder / MODEL_FILES / "vae"))
+        encoder = engine("vae_encoder") if "vae_encoder" in manifest.engines else None
+        vae = EngineVAE(engine("vae_decoder"), config, encoder)
     else:
         vae = torch_model.vae
     model = _model(manifest, folder / MODEL_FILES, tuple(encoders), vae)

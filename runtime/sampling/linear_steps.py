@@ -33,24 +33,31 @@ class LinearSteps:
         return torch.cat([weights, self.numbers], dim=1).float().to(device)
 
 
-def linear_steps(scheduler: SchedulerMixin) -> LinearSteps | None:
+def linear_steps(scheduler: SchedulerMixin, timesteps: Tensor | None = None) -> LinearSteps | None:
     """Return the numbers of a scheduler whose timesteps are set; None where its step is not of that kind.
+
+    timesteps: those to run, the last of the scheduler's; all by default.
 
     Asking takes as long as the steps themselves, so the answers of the last KEPT schedules are kept.
     """
     if not _is_linear(scheduler):
         return None
     with _asking:
-        found = _answer(scheduler)
+        found = _answer(scheduler, scheduler.timesteps if timesteps is None else timesteps)
     return found if found.numbers.isfinite().all() else None
 
 
-def _answer(scheduler: SchedulerMixin) -> LinearSteps:
-    key = type(scheduler), repr(sorted(scheduler.config.items())), tuple(scheduler.timesteps.tolist())
+def _answer(scheduler: SchedulerMixin, timesteps: Tensor) -> LinearSteps:
+    key = (
+        type(scheduler),
+        repr(sorted(scheduler.config.items())),
+        tuple(scheduler.timesteps.tolist()),
+        len(timesteps),
+    )
     if key not in _known:
         if len(_known) == KEPT:
             del _known[next(iter(_known))]
-        _known[key] = _ask(copy.deepcopy(scheduler))
+        _known[key] = _ask(copy.deepcopy(scheduler), len(timesteps))
     return _known[key]
 
 
@@ -59,10 +66,10 @@ _known: dict[tuple, LinearSteps] = {}
 _asking = threading.Lock()  # `_known` is the process's
 
 
-def _ask(scheduler: SchedulerMixin) -> LinearSteps:
+def _ask(scheduler: SchedulerMixin, count: int) -> LinearSteps:
     scheduler.timesteps = scheduler.timesteps.cpu()
     scales, numbers, before = [], [], torch.zeros(4).double()
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(scheduler.timesteps[-count:]):
         # Of four values, this step's sample and output are two, those of the step before the other two.
         own, past = slice(2 * (i % 2), 2 * (i % 2) + 2), slice(2 - 2 * (i % 2), 4 - 2 * (i % 2))
         sample, output = torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1)

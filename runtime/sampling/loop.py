@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels import ops, reference
 from runtime.errors import InputError
 from runtime.sampling.denoiser import Step
+from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
 
@@ -47,21 +48,28 @@ def denoise(
     progress: Callable[[int, int], None] | None = None,
     guidance_range: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
+    timesteps: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Run the scheduler over its timesteps: noise (B, C, h, w) N(0, 1) -> latents (B, C, h, w), float32.
 
     guidance, guidance_range: see `request.guided_steps`; a guided step takes a batch of 2B, negative rows first.
     rescale: how far the guided prediction is brought to the spread of the prompt's own, 0 to 1 (arXiv 2305.08891).
     generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its batch.
-    progress: called with (steps done, steps) after every step.
+    progress: called with (steps done, steps) after every step. timesteps: the last ones of the scheduler's, all by
+    default. start: latents (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep.
     """
-    latents = noise.float() * scheduler.init_noise_sigma
-    linear = linear_steps(scheduler)
+    timesteps = scheduler.timesteps if timesteps is None else timesteps
+    if start is None:
+        latents = noise.float() * scheduler.init_noise_sigma
+    else:
+        latents = noised(start, noise.float(), scheduler, timesteps)
+    linear = linear_steps(scheduler, timesteps)
     if linear is not None:
         stepper = LinearStepper(linear, guidance, latents.device, rescale)
     else:
-        stepper = SchedulerStepper(scheduler, guidance, generators, rescale)
-    count = len(scheduler.timesteps)
+        stepper = SchedulerStepper(scheduler, guidance, generators, rescale, timesteps)
+    count = len(timesteps)
     for i, guided in enumerate(guided_steps(guidance, guidance_range, count)):
         sample = stepper.scale(latents, i)
         if guided:
@@ -103,16 +111,18 @@ class SchedulerStepper:
         guidance: float,
         generators: Sequence[torch.Generator],
         rescale: float = 0.0,
+        timesteps: Tensor | None = None,
     ):
         self.scheduler, self.guidance, self.rescale = scheduler, guidance, rescale
+        self.timesteps = scheduler.timesteps if timesteps is None else timesteps
         takes = inspect.signature(scheduler.step).parameters
         self.options = {"generator": _shared(generators)} if "generator" in takes else {}
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
-        return self.scheduler.scale_model_input(latents, self.scheduler.timesteps[i])
+        return self.scheduler.scale_model_input(latents, self.timesteps[i])
 
     def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
         if len(output) > len(latents):
             output = reference.guide(output, self.guidance, self.rescale)
-        t = self.scheduler.timesteps[i]
+        t = self.timesteps[i]
         return self.scheduler.step(output, t, latents, **self.options, return_dict=False)[0]

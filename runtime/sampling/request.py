@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.arguments import fractions, real_number, whole_number
-from runtime.control.levels import picture_side
+from runtime.control.images import load_image
+from runtime.control.levels import SIZE_MULTIPLE, picture_side
 from runtime.control.masks import RESIZES
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
@@ -54,6 +55,8 @@ class Request:
     clip_skip: int = 0
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     output_type: str = "pil"
+    image: Any = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         self.prompts = _texts(self.prompt)
@@ -85,11 +88,41 @@ class Request:
             from runtime.sampling.schedulers import check_scheduler  # it imports diffusers
 
             check_scheduler(self.scheduler)
+        self._check_start()
         self.latents = _noise(self.latents)
         self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
+
+    def _check_start(self) -> None:
+        """Read the picture to start from, and take its size where none is asked for."""
+        self.strength = real_number(self.strength, "strength")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"strength {self.strength:g}: expected a number above 0, up to 1")
+        if self.image is None:
+            if self.strength != 1:
+                raise InputError(f"strength {self.strength:g} without an image to start from; expected 1")
+            return
+        self.image = load_image(self.image, "image").convert("RGB")
+        if self.left == 0:
+            needed = 1 / self.steps
+            raise InputError(
+                f"strength {self.strength:g}: none of {self.steps} steps is left; expected at least {needed:.3g}"
+            )
+        for name, side in zip(("width", "height"), self.image.size, strict=True):
+            own = max(SIZE_MULTIPLE, side // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            setattr(self, name, getattr(self, name) or picture_side(own, f"image: {name}"))
+
+    @property
+    def left(self) -> int | None:
+        """Return how many of the steps are run from the image, as diffusers count them; None without one."""
+        return None if self.image is None else min(int(self.steps * self.strength), self.steps)
+
+    @property
+    def run_steps(self) -> int:
+        """Return how many steps are run."""
+        return self.steps if self.left is None else self.left
 
     @property
     def images(self) -> int:

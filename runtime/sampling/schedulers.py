@@ -96,8 +96,14 @@ def _check_kind(scheduler_class: type[SchedulerMixin], choice: str) -> None:
 def _no_step(self): ...
 
 
-def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> Tensor:
-    """Set and return the timesteps of the run, (T,): `steps`, or what the scheduler makes of it (Heun: 2 steps - 1)."""
+def set_timesteps(
+    scheduler: SchedulerMixin, steps: int, device: torch.device, left: int | None = None
+) -> Tensor:
+    """Set the timesteps and return those of the run, (T,): `steps`, or what the scheduler makes of it.
+
+    (Heun makes 2 steps - 1.) left: how many of the steps, the last ones, are run from a picture (see `Request.left`);
+    None is a run from noise.
+    """
     try:
         scheduler.set_timesteps(steps, device=device)
     except ValueError as error:
@@ -105,4 +111,9 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
         if "broadcast" in reason:  # numpy's words say nothing to a user
             reason = "too few for its kind of steps"
         raise InputError(f"steps {steps}: {name} refuses it: {reason}") from error
-    return scheduler.timesteps
+    if left is None:
+        return scheduler.timesteps
+    begin = (steps - left) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:]
