@@ -183,11 +183,11 @@ def _texts(prompt: str | Sequence[str], name: str = "prompt") -> tuple[str, ...]
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"{name} {prompt!r}: expected a text, or a list of texts")
     for text in prompts:
-        _check_text(text, name)
+        check_text(text, name)
     return tuple(prompts)
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
     """Raise InputError for a text that is not Unicode, such as what a shell makes of broken UTF-8."""
     try:
         text.encode("utf-8")

@@ -30,7 +30,7 @@ def digest(*parts: bytes | str) -> str:
     """32 hex digits of the parts' SHA-256, each with its length, so that no two lists of parts run together."""
     sha = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()[:32]

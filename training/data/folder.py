@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from runtime.errors import InputError
 from runtime.machine.files import expand
 from training.config import TrainConfig
 from training.data.cache import digest
-from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter
+from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter, stat_line
 from training.data.tables import is_table, read_table
 
 TEXTS = (".txt", ".caption")  # beside an image
@@ -20,12 +22,14 @@ CONDITIONS = "conditioning_images"  # diffusers' examples: a folder beside "imag
 
 @dataclass
 class Row:
-    """One sample's files. error: why it cannot be used."""
+    """One sample's files. name: within the data. text: where its caption lies. error: why it cannot be used."""
 
-    image: Path
+    name: str
+    image: Path | None = None
     caption: str | None = None
     condition: Path | None = None
     mask: Path | None = None
+    text: Path | None = None
     error: str | None = None
 
 
@@ -41,7 +45,7 @@ class FolderSource:
         self.folder, self.config, self.unused = folder, config, []
         train = folder / "train"
         self.root = train if train.is_dir() and self.has_images(train) else folder
-        files = self._files(expand(config.out).resolve())
+        files = self._files([expand(path).resolve() for path in (config.out, config.cache) if path])
         tables = [p for p in files if is_table(p)]
         given = {
             w: self._place(f)
@@ -62,7 +66,8 @@ class FolderSource:
             self._match(what, place)
         self._note_unused(files, tables, folders.values())
         named = [p for r in self.rows for p in (r.image, r.condition, r.mask) if p is not None]
-        self.fingerprint = digest(*map(_stat, named), *(str(r.caption) for r in self.rows), *self.unused)
+        rows = (f"{r.name} {r.caption} {r.error}" for r in self.rows)
+        self.fingerprint = digest(*map(stat_line, named), *rows)
 
     @staticmethod
     def has_images(folder: Path) -> bool:
@@ -74,7 +79,7 @@ class FolderSource:
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         for i in range(part, len(self.rows), parts):
             row = self.rows[i]
-            name = str(row.image.relative_to(self.folder))
+            name = row.name
             try:
                 if row.error:
                     raise InputError(row.error)
@@ -86,13 +91,13 @@ class FolderSource:
             else:
                 yield i, Sample(name, image, row.caption, condition, mask)
 
-    def _files(self, out: Path) -> list[Path]:
-        """Return the folder's files, without litter and what a run in it draws."""
+    def _files(self, written: list[Path]) -> list[Path]:
+        """Return the folder's files, without litter and what a run writes into it."""
         found = sorted(
             p for p in self.folder.rglob("*") if not is_litter(p.relative_to(self.folder)) and p.is_file()
         )
-        inside = self.folder.resolve() in out.parents
-        return [p for p in found if not (inside and out in p.resolve().parents)]
+        inside = [path for path in written if self.folder.resolve() in path.parents]
+        return [p for p in found if not _within(p, inside)]
 
     def _place(self, given: str) -> Path | str:
         """Return the folder that an option names, from here or within the data, or the name of a table's column."""
@@ -102,22 +107,28 @@ class FolderSource:
         return given
 
     def _rows(self, tables: list[Path], pictures: list[Path], columns: dict[str, str]) -> list[Row]:
-        rows, named = [], set()
-        for table in tables:
-            rows += self._table_rows(table, columns, named)
-        listed = {row.image for row in rows}
-        within = [p for p in pictures if self.root in p.parents]
-        for picture in within:
-            apart = picture in named or CONDITIONS in picture.relative_to(self.root).parts[:-1]
-            if picture not in listed and not apart:
-                covered = any(table.parent in picture.parents for table in tables)
-                rows.append(Row(picture) if covered else _with_text_beside(picture))
         if columns and not tables:
             raise InputError(
                 f"{next(iter(columns.values()))}: no such folder; expected one of files named as the images in "
                 f"{self.folder}"
             )
-        return sorted(rows, key=lambda row: row.image)
+        if twice := [p for p in tables if sum(other.parent == p.parent for other in tables) > 1]:
+            raise InputError(f"{twice[0].parent}: {twice[0].name} and {twice[1].name}; expected one table")
+        rows, named = [], set()
+        for table in tables:
+            rows += self._table_rows(table, columns, named)
+        listed = {row.image for row in rows}
+        for picture in (p for p in pictures if self.root in p.parents):
+            apart = picture in named or CONDITIONS in picture.relative_to(self.root).parts[:-1]
+            if picture in listed or apart:
+                continue
+            row = Row(str(picture.relative_to(self.folder)), picture)
+            if not any(table.parent in picture.parents for table in tables):
+                _add_text_beside(row)
+            if columns:
+                row.error = f"no {next(iter(columns))}: no table names the image"
+            rows.append(row)
+        return sorted(rows, key=lambda row: row.name)
 
     def _table_rows(self, table: Path, columns: dict[str, str], named: set[Path]) -> Iterator[Row]:
         """Yield the samples of a table that lie in the root. named: gets all files that its rows name."""
@@ -131,27 +142,38 @@ class FolderSource:
             if absent := [column for what, column in columns.items() if files[what] is None]:
                 has = ", ".join(fields)
                 raise InputError(f"{table}: {place}: no column {absent[0]!r}; it has {has}")
-            paths = {what: self._path(table, name) for what, name in {"image": image, **files}.items()}
             others = (v for v in fields.values() if isinstance(v, str) and v.lower().endswith(IMAGES))
-            named.update(self._path(table, v)[0] for v in others)
-            named.update(path for path, _ in paths.values())
-            row = Row(paths["image"][0], fields.get(column_named(key, fields)))
-            row.error = next((error for _, error in paths.values() if error), None)
-            row.condition, row.mask = (paths.get(what, (None,))[0] for what in ("condition", "mask"))
-            if self.root == self.folder or self.root in row.image.parents:
+            for other in others:
+                with suppress(InputError):
+                    named.add(self._path(table, other))
+            row = Row(image, caption=fields.get(column_named(key, fields)))
+            try:
+                row.image = self._path(table, image)
+                row.name = str(row.image.relative_to(self.folder))
+                paths = {what: self._path(table, name) for what, name in files.items()}
+                row.condition, row.mask = (paths.get(what) for what in ("condition", "mask"))
+            except InputError as error:
+                row.error = str(error)
+            if self.root == self.folder or row.image is None or self.root in row.image.parents:
                 yield row
 
-    def _path(self, table: Path, name: str) -> tuple[Path, str | None]:
-        """Return the file that a table names, and what is wrong with it."""
-        path = table.parent / name
+    def _path(self, table: Path, name: object) -> Path:
+        """Return the file that a table names, by its place in the data.
+
+        Raises InputError where it is not there, or its name leads out of the data; links in the data are followed.
+        """
+        base = os.path.abspath(self.folder)
+        path = os.path.normpath(os.path.join(os.path.abspath(table.parent), str(name)))
+        if not path.startswith(base + os.sep):
+            raise InputError(f"{table.name} names {name}, which is not in the data's folder")
         try:
-            if not path.resolve().is_relative_to(self.folder.resolve()):
-                return self.folder / Path(
-                    name
-                ).name, f"{table.name} names {name}, which is not in the data's folder"
-            return path, None if path.is_file() else f"{table.name} names {name}: no such file"
-        except (OSError, ValueError):  # a name that no file can have
-            return self.folder / "?", f"{table.name} names {name!r}: no such file"
+            found = os.path.isfile(path)
+        except ValueError:  # a name that no file can have
+            found = False
+        if not found or not isinstance(name, str):
+            shown = name if isinstance(name, str) and name.isprintable() else repr(name)
+            raise InputError(f"{table.name} names {shown}: no such file")
+        return self.folder / os.path.relpath(path, base)
 
     def _match(self, what: str, folder: Path) -> None:
         """Give every row the file of its image's name in the folder, whatever its ending."""
@@ -175,8 +197,8 @@ class FolderSource:
             raise InputError(f"{what}s in {folder}: {len(absent)} of {len(rows)} images have none: {listed}")
 
     def _note_unused(self, files: list[Path], tables: list[Path], folders) -> None:
-        used = {p for row in self.rows for p in (row.image, row.condition, row.mask)} | set(tables)
-        for parent in sorted({row.image.parent for row in self.rows} - {self.folder}):
+        used = {p for row in self.rows for p in (row.image, row.condition, row.mask, row.text)} | set(tables)
+        for parent in sorted({row.image.parent for row in self.rows if row.image} - {self.folder}):
             if re.match(r"\d+_", parent.name):
                 name = parent.relative_to(self.folder)
                 self.unused.append(f"{name}/: the repeats in its name (kohya's); each image counts once")
@@ -190,10 +212,6 @@ class FolderSource:
                 self.unused.append(
                     f"{name}: a condition or mask that no option names (--condition-from, --mask-from)"
                 )
-            elif (
-                suffix in TEXTS and any(path.with_suffix(e) in used for e in _any_case(IMAGES)) and not tables
-            ):
-                continue
             else:
                 self.unused.append(f"{name}: no image, caption or table that is read here")
 
@@ -205,16 +223,16 @@ def _file_field(fields: dict, column: str) -> object:
     return value.get("path") if isinstance(value, dict) else value
 
 
-def _with_text_beside(image: Path) -> Row:
-    for text in (image.with_suffix(ending) for ending in TEXTS):
+def _add_text_beside(row: Row) -> None:
+    for text in (row.image.with_suffix(ending) for ending in TEXTS):
         try:
             if text.is_file():
-                return Row(image, decode_text(_read(text)).strip())
+                row.text, row.caption = text, decode_text(_read(text)).strip()
+                return
         except OSError as error:
-            return Row(image, error=f"{text.name}: {error.strerror or error}")
+            row.error = f"{text.name}: {error.strerror or error}"
         except InputError as error:
-            return Row(image, error=f"{text.name}: {error}")
-    return Row(image)
+            row.error = f"{text.name}: {error}"
 
 
 def _read(path: Path) -> bytes:
@@ -227,16 +245,3 @@ def _read(path: Path) -> bytes:
 
 def _within(path: Path, folders) -> bool:
     return any(folder.resolve() in path.resolve().parents for folder in folders)
-
-
-def _any_case(endings: tuple[str, ...]) -> tuple[str, ...]:
-    return (*endings, *(ending.upper() for ending in endings))
-
-
-def _stat(path: Path) -> str:
-    try:
-        s = path.stat()
-    except OSError:
-        return f"{path} gone"
-    # the time of the change of status cannot be set back, as the other can
-    return f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"

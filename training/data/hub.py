@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from training.config import TrainConfig
 from training.data.cache import digest
-from training.data.sample import Sample, column_named
+from training.data.sample import Sample, column_named, stat_line
 
 
 class HubSource:
     """A Hugging Face dataset: PATH[@SPLIT], of the hub, in parquet files, or as `save_to_disk` left it."""
 
-    def __init__(self, config: TrainConfig, path: str):
-        self.unused = []
+    def __init__(self, config: TrainConfig, path: str, split: str, folder: Path | None = None):
+        """folder: of files that were found and not named as a dataset; nothing outside of it is opened."""
+        self.unused, self.folder = [], folder
         try:
             import datasets
         except ImportError as error:
             raise InputError("data hf:...: needs the package datasets; pip install datasets") from error
         try:
-            table, version = _open_table(config, path)
+            table, version = _open_table(config, path, split)
         except Exception as error:  # whatever the many formats raise
             raise InputError(f"data {config.data}: {error}") from error
         table = table if table.features else table._resolve_features()
@@ -53,19 +55,17 @@ class HubSource:
             caption = caption[0] if isinstance(caption, (list, tuple)) and caption else caption
             columns = ((what, column) for what, column in self.columns.items() if what != "caption")
             try:
-                files = {what: _bytes(row[column]) for what, column in columns}
-            except OSError as error:
-                yield i, Sample(f"row {i}", error=str(error))
+                files = {what: _bytes(row[column], self.folder) for what, column in columns}
+            except Exception as error:  # whatever the many file systems raise
+                yield i, Sample(f"row {i}", error=first_line(error))
             else:
                 yield i, Sample(f"row {i}", caption=caption if isinstance(caption, str) else None, **files)
 
 
-def _open_table(config: TrainConfig, path: str) -> tuple[Any, str]:
-    """Return the dataset or stream of PATH[@SPLIT], and what changes when its data does."""
+def _open_table(config: TrainConfig, path: str, split: str) -> tuple[Any, str]:
+    """Return a dataset or stream, and what changes when its data does."""
     import datasets
 
-    path, _, split = path.partition("@")
-    split = split or "train"
     if path.endswith(".parquet"):
         files = {"path": "parquet", "data_files": path}
     else:
@@ -78,17 +78,28 @@ def _open_table(config: TrainConfig, path: str) -> tuple[Any, str]:
             table = table[split]
     elif config.streaming:
         builder = datasets.load_dataset_builder(**files)
-        return builder.as_streaming_dataset(split), builder.hash
+        return builder.as_streaming_dataset(split), digest(builder.hash, *map(stat_line, _local_files(path)))
     else:
         table = datasets.load_dataset(**files, split=split)
     return table, table._fingerprint
 
 
-def _bytes(value: dict | None) -> bytes:
+def _local_files(path: str) -> list[Path]:
+    """Return the files of a dataset that lies here; none of one of the hub."""
+    local = Path(path)
+    return [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.is_file())
+
+
+def _bytes(value: dict | None, folder: Path | None) -> bytes:
     if value is None:
         return b""
     if value["bytes"] is not None:
         return value["bytes"]
+    if folder is not None:
+        path = os.path.normpath(os.path.join(os.path.abspath(folder), value["path"]))
+        if "://" in value["path"] or not path.startswith(os.path.abspath(folder) + os.sep):
+            raise InputError(f"names {value['path']}, which is not in the data's folder")
+        return Path(path).read_bytes()
     from datasets.utils.file_utils import xopen  # a stream's files may lie on the hub, or in an archive
 
     with xopen(value["path"], "rb") as file:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -37,6 +37,8 @@ def prepare(
     than `max_skipped`, where there is no sample left, and where something is missing that `require_cache` forbids to
     compute.
     """
+    # of the first process: another may see other times of the same files
+    source.fingerprint = broadcast_object_list([source.fingerprint])[0]
     index = folder / f"index-{_index_key(source, stores, config)}.json"
     known = _read_index(index)
     lacking = ["the list of samples"] if known is None else stores.lacking(known, config.crops)
@@ -50,7 +52,7 @@ def prepare(
         known = _pass(source, stores, model, config, accelerator)
         if accelerator.is_main_process:
             write_json([asdict(e) for e in known], index, "cache")
-    else:
+    elif source.unused is not None:
         _report_unused(source.unused, config, accelerator)
     return known
 
@@ -79,7 +81,9 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
     for store in stores.all():
         store.refresh()
     found, skipped, unused = (sorted(gather_object(rows)) for rows in (found, skipped, unused))
-    _report_unused([*source.unused, *(f"{name}: {why}" for _, name, why in unused)], config, accelerator)
+    _report_unused(
+        [*(source.unused or ()), *(f"{name}: {why}" for _, name, why in unused)], config, accelerator
+    )
     _report_skipped(found, skipped, config, accelerator)
     return [Entry(*fields) for _, fields in found]
 

@@ -16,6 +16,7 @@ from runtime.control.conditions import preprocess
 from runtime.control.images import ASPECT_TOLERANCE, decode, load_image
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
+from runtime.sampling.request import check_text
 from training.config import TrainConfig
 from training.data.cache import digest
 from training.data.crops import Crop, bucket_sizes, make_crop, nearest_bucket
@@ -58,6 +59,7 @@ class Reader(IterableDataset):
             raise InputError(sample.error)
         if not isinstance(sample.caption, str) or not sample.caption.strip():
             raise InputError("no caption")
+        check_text(sample.caption, "caption")
         key = digest(sample.image, sample.condition or b"", sample.mask or b"")
         image = _decode(sample.image, "image")
         if min(image.size) < 16:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from runtime.errors import InputError
@@ -48,11 +48,11 @@ class Sample:
 class Source(Protocol):
     """fingerprint: changes when the data does, as far as can be told without reading it all.
 
-    unused: what lies there and is not used, "path: why" each.
+    unused: what lies there and is not used, "path: why" each; None where only reading tells.
     """
 
     fingerprint: str
-    unused: list[str]
+    unused: list[str] | None
 
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         """Samples part, part + parts, part + 2 parts, ... with their numbers."""
@@ -83,3 +83,13 @@ def decode_text(data: bytes) -> str:
 def column_named(option: str, columns: Collection[str]) -> str:
     """Return the column that an option names; where it has its default, the first known spelling that is there."""
     return next((name for name in SPELLINGS.get(option, ()) if name in columns), option)
+
+
+def stat_line(path: Path) -> str:
+    """Return what changes with a file, without reading it: where it is, its size and times."""
+    try:
+        s = path.stat()
+    except OSError:
+        return f"{path} gone"
+    # the time of the change of status cannot be set back, as the other can
+    return f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"

@@ -15,6 +15,7 @@ from training.data.hub import HubSource
 from training.data.sample import Source
 from training.data.tars import TarSource
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(pipe|file):")
 EXPECTED = "expected an image folder, WebDataset tars, a .parquet file, or hf:PATH[@SPLIT]"
 
 
@@ -26,16 +27,17 @@ def open_source(config: TrainConfig) -> Source:
     if not data:
         raise InputError(f"data: not given; {EXPECTED}")
     if data.startswith("hf:"):
-        return HubSource(config, data.removeprefix("hf:"))
-    if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", data):
-        raise InputError(f"data {data}: {scheme[0]} is not read; download it first; {EXPECTED}")
-    if data.endswith((".tar", ".tar.gz", ".tgz")):
+        path, _, split = data.removeprefix("hf:").partition("@")
+        return HubSource(config, path, split or "train")
+    if URL.match(data):
+        raise InputError(f"data {data}: {URL.match(data)[0]} is not read; download it first; {EXPECTED}")
+    if data.endswith(".tar"):
         return TarSource(config)
     path = expand(data)
     if data.endswith(".parquet") and path.is_file():
-        return HubSource(config, str(path))
+        return HubSource(config, str(path), "train", path.parent)
     if not path.is_dir():
         raise InputError(f"data {data}: no such folder; {EXPECTED}")
     if not FolderSource.has_images(path) and next(path.rglob("*.parquet"), None):
-        return HubSource(config, str(path))
+        return HubSource(config, str(path), "train", path)
     return FolderSource(path, config)

@@ -12,12 +12,12 @@ from runtime.errors import InputError, first_line
 from training.data.sample import decode_text
 
 NAMES = ("metadata", "train")
-ENDINGS = (".jsonl", ".csv", ".parquet")
+ENDINGS = (".jsonl", ".csv")
 
 
 def is_table(path: Path) -> bool:
     """Return whether a file's name is that of a table."""
-    return path.stem in NAMES and path.suffix in ENDINGS
+    return path.name == "metadata.parquet" or (path.stem in NAMES and path.suffix in ENDINGS)
 
 
 def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict]]:

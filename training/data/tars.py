@@ -34,7 +34,7 @@ class Member(tarfile.TarInfo):
     """A member whose header is not believed before its size was looked at."""
 
     def _proc_member(self, tar: tarfile.TarFile):
-        if self.type in HEADERS and self.size > LARGEST_HEADER:
+        if self.size < 0 or (self.type in HEADERS and self.size > LARGEST_HEADER):
             raise tarfile.ReadError(f"a header of {self.size:,} bytes at {self.offset:,}")
         return super()._proc_member(tar)
 
@@ -43,12 +43,12 @@ class TarSource:
     """Each sample has an image, and its caption in .txt, .caption, or under a key of .json."""
 
     def __init__(self, config: TrainConfig):
-        self.config, self.unused = config, []
+        self.config, self.unused = config, None
         self.tars = [expand(path) for path in _expanded(config.data)]
         for path in self.tars:
             if not path.is_file():
                 raise InputError(f"data {config.data}: no such file: {path}")
-            if path.suffix == ".tar" and not _is_whole(path):
+            if not _is_whole(path):
                 raise InputError(f"data {config.data}: {path} is cut off; expected a tar with its end")
         stats = ((p, p.stat()) for p in self.tars)
         self.fingerprint = digest(*(f"{p} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for p, s in stats))
@@ -57,7 +57,7 @@ class TarSource:
         number = 0
         for path in self.tars:
             try:
-                with tarfile.open(path, "r:" if path.suffix == ".tar" else "r:gz", tarinfo=Member) as tar:
+                with tarfile.open(path, "r:", tarinfo=Member) as tar:
                     members = (m for m in tar if _is_data(m))
                     for name, group in groupby(members, key=lambda m: _split(m.name)[0]):
                         found = list(group)
@@ -102,6 +102,8 @@ def _expanded(data: str) -> list[str]:
 
 def _is_data(member: tarfile.TarInfo) -> bool:
     """Return whether it is a file; folders are implied by their files' names, and links are not followed."""
+    if member.size < 0:  # as an extended header may say: tarfile would go back to where it was
+        raise tarfile.ReadError(f"{member.name}: {member.size} bytes")
     return member.isfile() and not is_litter(member.name.removeprefix("./"))
 
 
@@ -140,7 +142,7 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> None:
         raise InputError(
             f"{member.name}: {member.size / 2**20:,.0f} MiB; expected at most {LARGEST_FILE >> 20}"
         )
-    if path.suffix == ".tar" and member.offset_data + member.size > path.stat().st_size:
+    if member.offset_data + member.size > path.stat().st_size:
         raise tarfile.ReadError(f"unexpected end of data in {member.name}")
 
 

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
+import time
 
 import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from runtime.errors import InputError
 from tests.training.data.test_sources import picture, pictures_in, samples
@@ -107,6 +111,7 @@ def test_of_a_folder_with_train_in_it_only_that_is_trained_on(data):
     for path in data.rglob("*.png"):
         path.with_suffix(".txt").write_text("a")
     assert [s.name for s in samples(data)] == ["train/0.png"]
+    assert [s.image for s in samples(data)] == [(data / "train/0.png").read_bytes()]
     assert unused(data) == [
         f"{name}: not in train/" for name in ("2.png", "2.txt", "test/1.png", "test/1.txt")
     ]
@@ -134,6 +139,77 @@ def test_what_a_table_names_and_is_not_there_is_a_sample_with_an_error(data):
     assert None in found and "metadata.jsonl names gone.png: no such file" in found
     assert "metadata.jsonl names ../secret.png, which is not in the data's folder" in found
     assert all(s.image != picture(1) for s in samples(data))
+
+
+def test_pictures_may_be_links_as_in_hugging_faces_cache(data):
+    blobs = data.parent / "blobs"
+    pictures_in(blobs, ["abc.png"])
+    (data / "0.png").symlink_to(blobs / "abc.png")
+    write_rows(data / "metadata.jsonl", [{"file_name": "0.png", "text": "a"}])
+    assert [s.image for s in samples(data)] == [(blobs / "abc.png").read_bytes()]
+
+
+def test_an_absolute_name_within_the_data(data, monkeypatch):
+    pictures_in(data, ["0.png"])
+    write_rows(data / "metadata.jsonl", [{"file_name": str(data / "0.png"), "text": "a"}])
+    monkeypatch.chdir(data.parent)
+    (data.parent / "link").symlink_to(data)
+    for given in (data, "data"):
+        assert [(s.name, s.caption, s.error) for s in samples(given)] == [("0.png", "a", None)]
+
+
+def test_an_odd_name_of_a_picture_counts_once(data):
+    pictures_in(data, ["images/a.png"])
+    write_rows(data / "images/metadata.jsonl", [{"file_name": "../images/a.png", "text": "a"}])
+    assert [(s.name, s.caption) for s in samples(data)] == [("images/a.png", "a")]
+
+
+def test_a_name_outside_does_not_hide_a_picture(data):
+    pictures_in(data, ["a.png"])
+    rows = [{"file_name": "../../x/a.png", "text": "a"}, {"file_name": "a.png", "text": "b"}]
+    write_rows(data / "metadata.jsonl", rows)
+    assert [(s.caption, s.error is None) for s in samples(data)] == [(None, False), ("b", True)]
+
+
+def test_two_tables_of_one_folder_are_refused(data):
+    pictures_in(data, ["a.png"])
+    for ending in (".csv", ".jsonl"):
+        write_rows(data / f"metadata{ending}", [{"file_name": "a.png", "text": "a"}])
+    with pytest.raises(InputError, match=r"metadata.csv and metadata.jsonl; expected one table"):
+        open_source(TrainConfig(data=str(data)))
+
+
+def test_a_table_covers_its_own_folder_only(data):
+    pictures_in(data, ["one/a.png", "two/b.png"])
+    write_rows(data / "one/metadata.jsonl", [{"file_name": "a.png", "text": "a", "edges": "a.png"}])
+    (data / "two/b.txt").write_text("b")
+    assert [s.caption for s in samples(data)] == ["a", "b"] and unused(data) == []
+    found = samples(data, condition_from="edges")
+    assert [s.error for s in found] == [None, "no condition: no table names the image"]
+
+
+def test_what_lies_beside_does_not_change_the_fingerprint(data):
+    pictures_in(data, ["a.png"])
+    (data / "a.txt").write_text("a")
+    options = {"cache": str(data / "cache"), "out": str(data / "out")}
+    before = open_source(TrainConfig(data=str(data), **options)).fingerprint
+    (data / "notes.md").write_text("x")
+    (data / "cache").mkdir()
+    (data / "cache/x.safetensors").write_bytes(b"x")
+    source = open_source(TrainConfig(data=str(data), **options))
+    assert source.fingerprint == before and len(source.unused) == 1
+
+
+def test_an_edit_that_keeps_size_and_time_is_noticed(data):
+    pictures_in(data, ["a.png"])
+    (data / "a.txt").write_text("a")
+    before, times = open_source(TrainConfig(data=str(data))).fingerprint, (data / "a.png").stat()
+    time.sleep(0.02)
+    changed = bytearray((data / "a.png").read_bytes())
+    changed[-1] ^= 1
+    (data / "a.png").write_bytes(changed)
+    os.utime(data / "a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert open_source(TrainConfig(data=str(data))).fingerprint != before
 
 
 def test_nobodys_files_are_passed_over(data):
@@ -182,6 +258,18 @@ def test_a_damaged_table_is_named(name, content, said, data):
     with pytest.raises(InputError) as caught:
         open_source(TrainConfig(data=str(data)))
     assert said in str(caught.value)
+
+
+def test_a_parquet_file_opens_nothing_outside_of_its_folder(data):
+    (data.parent / "secret.png").write_bytes(picture(9))
+    (data / "inside.bin").write_bytes(picture(3))
+    paths = ["../secret.png", str(data.parent / "secret.png"), "http://host/x.png", "foo://x", "inside.bin"]
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "text": ["a"] * len(paths)}
+    table = pa.table({"image": pa.array(rows["image"]), "text": rows["text"]})
+    parquet.write_table(table, data / "a.parquet")
+    found = samples(data)
+    assert [s.error is None for s in found] == [False, False, False, False, True]
+    assert found[-1].image == picture(3) and "not in the data's folder" in found[0].error
 
 
 def test_parquet_files_are_a_dataset(data):

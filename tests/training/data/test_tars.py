@@ -87,14 +87,30 @@ def test_two_files_of_one_ending_and_files_of_others_are_told(tmp_path):
     assert first.error == "two files of one ending" and second.unused == ("1.cls",)
 
 
-@pytest.mark.parametrize("mode", ["w:gz"])
-def test_compressed_tars_are_read(mode, tmp_path):
-    path = tmp_path / "a.tar.gz"
-    with tarfile.open(path, mode) as file:
-        add(file, "0.png", picture(0))
-        add(file, "0.txt", b"a")
-    assert [s.image for s in samples(path)] == [picture(0)]
-    path.write_bytes(path.read_bytes()[:-20])
+def header(name, size):
+    """Return a member's header of any size, with a right checksum."""
+    member = tarfile.TarInfo(name)
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (size % 256**12).to_bytes(12, "big")
+    block[124] = 0xFF if size < 0 else 0x80
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -513, -1024])
+def test_a_member_of_negative_size_does_not_lead_back(size, tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(header("0.png", size) + bytes(1024))
+    with pytest.raises(InputError, match="a broken tar"):
+        samples(path)
+
+
+@pytest.mark.parametrize("size", ["-512", "-1"])
+def test_an_extended_header_of_negative_size_does_not_lead_back(size, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        add(file, "0.png", picture(0), pax_headers={"size": size})
     with pytest.raises(InputError, match="a broken tar"):
         samples(path)
 
@@ -123,6 +139,11 @@ def test_a_local_file_may_have_any_name(prefix, tar, tmp_path, monkeypatch):
     (tmp_path / "touch ran;.tar").write_bytes(tar.read_bytes())
     assert len(samples(f"{prefix}touch ran;.tar")) == COUNT
     assert not (tmp_path / "ran").exists()
+
+
+def test_several_patterns_are_read_one_after_the_other(tar, tmp_path):
+    (tmp_path / "b.tar").write_bytes(tar.read_bytes())
+    assert len(samples(f"{tar}::{tmp_path / 'b.tar'}")) == 2 * COUNT
 
 
 def test_bad_braces_are_one_line(tmp_path):
