@@ -34,7 +34,7 @@ import torch
 from runtime.capabilities import of_manifest
 from runtime.cli.command import Parser, exit_code, say
 from runtime.cli.options import adapter_sources
-from runtime.engines.manifest import read_manifest
+from runtime.engines.manifest import MODEL_FILES, read_manifest
 from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
@@ -42,7 +42,6 @@ from runtime.machine.device import pick_device, pick_dtype
 from runtime.machine.files import expand, write_json
 from runtime.machine.lock import locked
 from runtime.machine.report import device_name
-from runtime.sampling.prompts import may_be_long
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline
@@ -108,14 +107,21 @@ def remember(entries: Iterable[dict]) -> None:
     Raises InputError where it cannot be written. A table that is broken is written anew, with a warning.
     """
     cache, entries = cache_folder(), list(entries)
-    with locked(cache / ".lock", f"table {cache / TABLE}: in use", wait=60):
-        try:
-            known = read_table()
-        except InputError as error:
-            warnings.warn(f"{error}; it is written anew", stacklevel=2)
-            known = []
-        others = [entry for entry in known if entry["engine"] not in {new["engine"] for new in entries}]
-        write_json([*others, *entries], cache / TABLE, "table")
+    try:
+        with locked(cache / ".lock", f"table {cache / TABLE}: in use", wait=60):
+            _replace(entries, cache / TABLE)
+    except OSError as error:
+        raise InputError(f"table: cannot write {cache / TABLE}: {error.strerror or error}") from error
+
+
+def _replace(entries: list[dict], path: Path) -> None:
+    try:
+        known = read_table()
+    except InputError as error:
+        warnings.warn(f"{error}; it is written anew", stacklevel=2)
+        known = []
+    others = [entry for entry in known if entry["engine"] not in {new["engine"] for new in entries}]
+    write_json([*others, *entries], path, "table")
 
 
 def measure(
@@ -173,11 +179,9 @@ def choose(
 
     Its folder, the milliseconds it is expected to take and those of PyTorch; None where PyTorch will be first, or the
     model is another than was measured. Warns of an engine that was measured and is not there as it was, or does not
-    take the request; a prompt that may be longer than an engine's is left to PyTorch. Raises InputError where the table
+    take the request; a prompt that is longer than an engine's is left to PyTorch. Raises InputError where the table
     is broken.
     """
-    if any(map(may_be_long, (*request.prompts, *request.negatives))):
-        return None
     table = read_table()
     fitting, own = (
         [],
@@ -190,6 +194,8 @@ def choose(
             if entry["manifest"] != manifest_digest(entry["engine"]):
                 raise InputError("rebuilt since it was measured; run runtime.fastest again")
             of_manifest(read_manifest(entry["engine"]), adapters).check(request)
+            if has_long_prompt(Path(entry["engine"]), request):
+                continue
         except InputError as error:
             warnings.warn(f"engine {entry['engine']}: {error}; it is left out", stacklevel=2)
             continue
@@ -197,6 +203,19 @@ def choose(
         if expected < of_torch:
             fitting.append((entry["engine"], expected, of_torch))
     return min(fitting, key=lambda found: found[1], default=None)
+
+
+def has_long_prompt(engine: Path, request: Request) -> bool:
+    """Return whether a prompt has more tokens than an engine takes, by the tokenizer that lies with it."""
+    texts = (*request.prompts, *request.negatives)
+    if all(len(text.encode()) <= 75 and "BREAK" not in text for text in texts):  # a token is a byte at least
+        return False
+    from transformers import CLIPTokenizer
+
+    from runtime.sampling.text import is_long
+
+    tokenizer = CLIPTokenizer.from_pretrained(engine / MODEL_FILES / "tokenizer")
+    return is_long(tokenizer, texts, request.prompt_syntax)
 
 
 def expect(times: Mapping[str, float], request: Request) -> float:

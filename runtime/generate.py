@@ -226,11 +226,11 @@ def _plain(key: str, value):
     if isinstance(value, dict):
         return {name: _plain(name, own) for name, own in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain("", own) for own in value]
+        return [_plain(key, own) for own in value]
     if not isinstance(value, str):
         return value
-    name, equals, path = value.rpartition("=")  # NAME=PATH of an adapter; FILE=WEIGHT of a LoRA
-    if equals and not ("/" in name or "\\" in name):
+    if key == "adapters" and "=" in value:
+        name, _, path = value.partition("=")
         return f"{name}={_plain('', path)}"
     parts = [part for part in re.split(r"[/\\]", value) if part]
     personal = (

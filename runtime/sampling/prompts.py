@@ -19,8 +19,10 @@ WEIGHTED = re.compile(r"\([^()]+:\s*[+-]?[.\d]+\s*\)|\bBREAK\b|\(\(|\[\[")
 UNREAD = {  # of a1111's syntax: what takes more than other numbers for the same words
     re.compile(r"\bAND\b"): "pictures composed of several prompts",
     re.compile(r"<\w+:[^<>]*>"): "extra networks; give --lora FILE=WEIGHT",
-    re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]"): "prompts that change from step to step",
 }
+CHANGING = re.compile(r"\[[^\[\]()]*[:|][^\[\]()]*\]")
+INNER = re.compile(r"\\.|\([^()\\]*\)")  # an escaped character, or a pair of brackets without others in it
+MOST_NESTED = 100
 
 
 class Fragment(NamedTuple):
@@ -43,7 +45,9 @@ def check_prompt(text: str, syntax: str, name: str = "prompt") -> None:
         for pattern, what in UNREAD.items():
             if found := pattern.search(text):
                 raise InputError(f"{name}: {found[0]!r} is not read: {what}")
-        for fragment in parse(text, syntax):
+        if found := CHANGING.search(_without_weights(text)):
+            raise InputError(f"{name}: {found[0]!r} is not read: prompts that change from step to step")
+        for fragment in parse(text, syntax, name):
             if not -10 <= fragment.weight <= 10:
                 raise InputError(f"{name}: a weight of {fragment.weight:g}; expected -10 to 10")
     elif found := WEIGHTED.search(text):
@@ -52,17 +56,22 @@ def check_prompt(text: str, syntax: str, name: str = "prompt") -> None:
         )
 
 
-def may_be_long(text: str) -> bool:
-    """Return whether a prompt may have more tokens than one chunk, judged by its words and length."""
-    return len(text) > 300 or len(re.findall(r"\w+|[^\w\s]", text)) > 40
+def _without_weights(text: str) -> str:
+    """Return a text without escaped characters and what stands in round brackets, in which : is a weight's."""
+    for _ in range(MOST_NESTED):
+        shorter = INNER.sub("", text)
+        if shorter == text:
+            break
+        text = shorter
+    return text
 
 
-def parse(text: str, syntax: str) -> list[Fragment]:
+def parse(text: str, syntax: str, name: str = "prompt") -> list[Fragment]:
     r"""Return a prompt's words with their weights.
 
     a1111: (words) 1.1, [words] 1 / 1.1, (words:1.3) 1.3, nested ones multiply, \( is a bracket, BREAK ends a chunk. A
     bracket that is not closed ends with the text. The numbers are those of stable-diffusion-webui's
-    `parse_prompt_attention`.
+    `parse_prompt_attention`. Raises InputError for more than MOST_NESTED brackets in each other.
     """
     if syntax == "plain":
         return [Fragment(text)]
@@ -74,6 +83,8 @@ def parse(text: str, syntax: str) -> list[Fragment]:
 
     for match in TOKEN.finditer(text):
         token, weight = match[0], match[1]
+        if len(round_) + len(square) > MOST_NESTED:
+            raise InputError(f"{name}: more than {MOST_NESTED} brackets in each other")
         if token == "(":
             round_.append(len(found))
         elif token == "[":
@@ -85,7 +96,7 @@ def parse(text: str, syntax: str) -> list[Fragment]:
         elif token == "]" and square:
             multiply(square.pop(), 1 / STEP)
         else:
-            words = token[1:] if len(token) == 2 and token[0] == "\\" else token
+            words = token[1:] if token[0] == "\\" else token
             for i, part in enumerate(BREAK.split(words)):
                 found += [Fragment(None)] * (i > 0) + [Fragment(part)]
     for start, by in [(p, STEP) for p in round_] + [(p, 1 / STEP) for p in square]:

@@ -78,14 +78,22 @@ def encode_guidance(
     An empty negative prompt is all zeros where the model was trained so (`force_zeros_for_empty_prompt`).
     Without guidance only the prompts' rows. A text that comes several times is encoded once.
     """
-    zeros = guided and model.force_zeros_for_empty_prompt and not any(negative)
-    wanted = [*negative, *prompts] if guided and not zeros else prompts
+    zero = guided and model.force_zeros_for_empty_prompt
+    wanted = [*negative, *prompts] if guided and (any(negative) or not zero) else [*prompts]
     different = list(dict.fromkeys(wanted))
     rows = [different.index(prompt) for prompt in wanted]
     text, pooled = (torch.stack([x[row] for row in rows]) for x in encode_prompts(model, different, reading))
-    if zeros:
-        text, pooled = (torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
+    if zero and not any(negative):
+        return tuple(torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
+    for row, prompt in enumerate(negative if zero else ()):
+        if not prompt:
+            text[row], pooled[row] = 0, 0
     return text, pooled
+
+
+def is_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], syntax: str) -> bool:
+    """Return whether a prompt takes more than one chunk."""
+    return any(len(chunks) > 1 for chunks in _chunks(tokenizer, prompts, Reading(syntax), warn=False))
 
 
 def _chunks(

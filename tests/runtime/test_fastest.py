@@ -268,9 +268,25 @@ def test_two_that_measure_at_once_lose_nothing(measured, monkeypatch):
     assert {entry["engine"] for entry in right()} == {known["engine"], *(f"engine {i}" for i in range(8))}
 
 
-def test_a_prompt_that_may_be_longer_than_an_engines_is_left_to_pytorch(measured):
-    _, *what = measured
-    assert fastest.choose(*what, "fp32", Request("a red car, " * 30, steps=30)) is None
+@pytest.mark.parametrize(
+    ("prompt", "syntax"),
+    [("a red car, " * 30, "plain"), ("猫" * 100, "plain"), ("7" * 80, "plain"), ("a BREAK b", "a1111")],
+)
+def test_a_prompt_that_is_longer_than_an_engines_is_left_to_pytorch(measured, prompt, syntax):
+    folder, *what = measured
+    request = Request(prompt, steps=30, prompt_syntax=syntax)
+    assert fastest.choose(*what, "fp32", request) is None
+    short = Request(
+        "a red star and a blue circle on sand, a green ring at night, and a purple square", steps=30
+    )
+    assert fastest.choose(*what, "fp32", short)[0] == str(folder)
+
+
+def test_a_cache_that_cannot_be_locked_is_one_line(measured, cache):
+    (cache / ".lock").unlink(missing_ok=True)
+    (cache / ".lock").mkdir()
+    with pytest.raises(InputError, match="table: cannot write"):
+        fastest.remember(fastest.read_table())
 
 
 def test_the_command_line_takes_it_unless_an_option_needs_pytorch(measured, command, tmp_path, capsys):

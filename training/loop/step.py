@@ -35,7 +35,8 @@ class LossOf:
 
     def terms(self, features: list[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weighted terms, (B,) float32 each; see `loss.training_loss`. features: per level."""
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        needed = {name: value for name, value in batch.items() if name != "condition"}
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in needed.items()}
         abar = self.abar[batch["t"]]
         noisy, _, _ = add_noise(batch["latents"], batch["noise"], abar)
         height, width = noisy.shape[2:]

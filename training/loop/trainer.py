@@ -134,7 +134,8 @@ class Trainer:
                 if part is None:
                     break
                 terms, features, gradients = part
-                torch.autograd.backward(features, gradients)
+                if not self._add(features, gradients):
+                    break
             for name, value in terms.items():
                 total[name] = total.get(name, 0) + value / len(parts)
         else:
@@ -142,6 +143,16 @@ class Trainer:
         self._free()
         self._make_room(batch)
         return self._gradients(parts)
+
+    def _add(self, features: list[Tensor], gradients: tuple[Tensor, ...]) -> bool:
+        """Add up the adapter's gradients; return whether memory sufficed. Of several processes, all wait in here."""
+        try:
+            torch.autograd.backward(features, gradients)
+        except torch.OutOfMemoryError:
+            if self.accelerator.num_processes > 1:
+                raise
+            return False
+        return True
 
     def _unet_gradients(self, batch: Mapping[str, Tensor]) -> tuple[dict, list[Tensor], tuple] | None:
         """Return the mean terms, the adapter's features and the gradients by them; None if a process lacks the memory.

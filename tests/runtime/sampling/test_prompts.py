@@ -5,7 +5,7 @@ import random
 import pytest
 
 from runtime.errors import InputError
-from runtime.sampling.prompts import BACKTRACK, Fragment, check_prompt, cut, may_be_long, parse
+from runtime.sampling.prompts import BACKTRACK, Fragment, check_prompt, cut, parse
 
 COMMA = 7
 
@@ -42,7 +42,7 @@ def test_weights_are_as_documented(text):
         ("a:b", [("a:b", 1)]),
         ("[[a]]", [("a", 1 / 1.1**2)]),
         ("()", [("", 1)]),
-        ("\\", [("\\", 1)]),
+        ("\\", [("", 1)]),  # as webui drops it
         (r"a \\ b", [("a \\ b", 1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
     ],
@@ -85,6 +85,8 @@ def test_brackets_alone_are_words(text, recwarn):
         ("<lora:x:0.8> a cat", "'<lora:x:0.8>' is not read: extra networks; give --lora"),
         ("a [cat:dog:0.5]", "'[cat:dog:0.5]' is not read: prompts that change"),
         ("a [cat|dog]", "prompts that change"),
+        ("a [cat:(dog:1.2):0.5]", "prompts that change"),
+        ("(a" * 200, "more than 100 brackets in each other"),
         ("(cat:100)", "a weight of 100; expected -10 to 10"),
     ],
 )
@@ -117,5 +119,8 @@ def test_break_ends_a_chunk():
     assert cut([([], 1.0)], 75, None) == [([], [])]
 
 
-def test_a_short_prompt_fits_one_chunk():
-    assert not may_be_long("a red car at night, oil painting") and may_be_long("car, " * 30)
+@pytest.mark.parametrize(
+    "text", ["[(cat:1.3)]", "[blurry, (bad hands:1.2)]", r"\[a:b\]", "((a)) [b]", "(a:1.2)|b"]
+)
+def test_weights_in_square_brackets_are_read(text):
+    check_prompt(text, "a1111")

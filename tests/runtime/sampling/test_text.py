@@ -9,7 +9,7 @@ from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
 from runtime.sampling.text import Reading, encode_guidance, encode_prompts
 from tests.support.tiny import make_pipeline
-from tests.support.tolerances import assert_close
+from tests.support.tolerances import assert_close, relative_rms
 
 PIPE = make_pipeline()
 MODEL = from_diffusers(PIPE)
@@ -55,6 +55,14 @@ def test_each_text_is_encoded_once(monkeypatch):
     rows, pooled = encode_guidance(MODEL, ["ab", "c", "ab"], ["", "c", ""], guided=True)
     assert seen == [["", "c", "ab"]]
     assert pooled.flatten().tolist() == rows.flatten().tolist() == [0, 1, 0, 2, 1, 2]
+
+
+@torch.no_grad()
+def test_an_empty_negative_prompt_is_zeros_whatever_the_others_are():
+    MODEL.force_zeros_for_empty_prompt = True
+    mixed = encode_guidance(MODEL, PROMPTS, ["", "a green ring"], guided=True)
+    for x, alone in zip(mixed, encode_prompts(MODEL, ["a green ring", *PROMPTS]), strict=True):
+        assert not x[0].any() and relative_rms(x[1:], alone) < 1e-6
 
 
 @torch.no_grad()
