@@ -12,16 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runtime.control.conditions import preprocess
-from runtime.errors import InputError
 from runtime.loading.adapter import EMBEDDED
 from runtime.machine.lock import locked
 from tests.support.training_runs import make_scenes, train
 from training.config import TrainConfig
-from training.data.stores import Entry
 from training.loop import checkpoint, trainer
 from training.loop.checkpoint import WEIGHTS, newest
 from training.loop.step import LossOf
-from training.loop.trainer import split
 from training.loop.validate import compare
 from training.metrics import lfmse_canny, lfmse_sobel
 
@@ -181,26 +178,6 @@ def test_a_picture_is_compared_by_its_own_condition(condition, lfmse):
     mask[:, :40] = 1
     tensors = torch.from_numpy(wanted)[None] / 255, torch.from_numpy(mask)[None]
     assert compare(image, *tensors, TrainConfig(condition=condition)) == lfmse(made, wanted, mask)
-
-
-def test_samples_held_out_do_not_depend_on_their_order():
-    entries = [Entry(f"{i}", f"key{i * 7919 % 100:02d}", "a", (128, 128)) for i in range(20)]
-    held_out, training = split(entries, 4)
-    again, _ = split(entries[::-1], 4)
-    assert {e.key for e in held_out} == {e.key for e in again} and len(held_out) == 4
-    assert len(training) == 16 and not {e.key for e in held_out} & {e.key for e in training}
-
-
-def test_copies_of_a_held_out_sample_are_not_trained_on(capsys):
-    entries = [Entry(f"{i}", "same" if i % 2 else f"z{i}", "a", (128, 128)) for i in range(10)]
-    held_out, training = split(entries, 1)
-    assert [e.key for e in held_out] == ["same"] and "same" not in {e.key for e in training}
-    assert "samples are copies of those held out for validation" in capsys.readouterr().out
-
-
-def test_too_few_samples_are_refused():
-    with pytest.raises(InputError, match="validation_samples 1: there are only 1 samples"):
-        split([Entry("a", "k", "a", (128, 128))], 1)
 
 
 def test_config_is_kept_whole(scenes, tmp_path):
