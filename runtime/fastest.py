@@ -34,12 +34,12 @@ import torch
 from runtime.capabilities import of_manifest
 from runtime.cli.command import Parser, exit_code, say
 from runtime.cli.options import adapter_sources
-from runtime.engines.manifest import MODEL_FILES, read_manifest
+from runtime.engines.manifest import MODEL_FILES, NAME, read_manifest
 from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
-from runtime.machine.files import expand, write_json
+from runtime.machine.files import expand, sha256, write_json
 from runtime.machine.lock import locked
 from runtime.machine.report import device_name
 
@@ -240,7 +240,7 @@ def identity(model: str, adapters: Mapping[str, str], dtype: str) -> dict[str, o
 def manifest_digest(engine: str) -> str:
     """Return the hash of an engine folder's manifest. Raises InputError where there is none."""
     try:
-        return hashlib.sha256((Path(engine) / "manifest.json").read_bytes()).hexdigest()
+        return sha256(Path(engine) / NAME)
     except OSError as error:
         raise InputError(f"its manifest.json cannot be read: {error.strerror}") from error
 

@@ -7,7 +7,6 @@ computed SDXL's self-attention rightly with AVX-512 and wrongly with AVX2 (see `
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -18,7 +17,7 @@ import torch
 from runtime.engines.base import package_version
 from runtime.engines.manifest import NAME, Manifest
 from runtime.errors import InputError
-from runtime.machine.files import read_json, write_json
+from runtime.machine.files import read_json, sha256, write_json
 from runtime.machine.report import device_name
 
 FILE = "verified.json"
@@ -30,7 +29,7 @@ def machine(manifest: Manifest, folder: Path, device: torch.device) -> dict[str,
     if device.type == "cpu":  # its instructions, as torch was allowed to use them
         name += f", {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "manifest": hashlib.sha256((folder / NAME).read_bytes()).hexdigest(),
+        "manifest": sha256(folder / NAME),
         "device": name,
         "versions": package_version(manifest.target),
     }

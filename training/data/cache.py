@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.machine.files import replacing
+from runtime.machine.files import replacing, sha256
 
 SHARD_BYTES = 128 * 2**20
 FORMAT = 1  # raised when what a row holds changes
@@ -132,18 +132,10 @@ class Store:
                 partial.write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _file_digest(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            sha.update(block)
-    return sha.hexdigest()
-
-
 def _checked_rows(path: Path) -> dict[str, list[str]] | None:
     """Return a shard's keys and the names of each one's tensors; None where the file is not what its name says."""
     try:
-        if _file_digest(path) != path.stem:
+        if sha256(path) != path.stem:
             return None
         rows: dict[str, list[str]] = {}
         with safe_open(path, "pt") as file:

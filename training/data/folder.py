@@ -13,7 +13,16 @@ from runtime.errors import InputError
 from runtime.machine.files import expand
 from training.config import TrainConfig
 from training.data.cache import digest
-from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter, stat_line
+from training.data.sample import (
+    IMAGES,
+    LARGEST_FILE,
+    Sample,
+    column_named,
+    decode_text,
+    inside,
+    is_litter,
+    stat_line,
+)
 from training.data.tables import is_table, read_table
 
 TEXTS = (".txt", ".caption")  # beside an image
@@ -162,9 +171,8 @@ class FolderSource:
 
         Raises InputError where it is not there, or its name leads out of the data; links in the data are followed.
         """
-        base = os.path.abspath(self.folder)
-        path = os.path.normpath(os.path.join(os.path.abspath(table.parent), str(name)))
-        if not path.startswith(base + os.sep):
+        path = inside(self.folder, table.parent, str(name))
+        if path is None:
             raise InputError(f"{table.name} names {name}, which is not in the data's folder")
         try:
             found = os.path.isfile(path)
@@ -173,7 +181,7 @@ class FolderSource:
         if not found or not isinstance(name, str):
             shown = name if isinstance(name, str) and name.isprintable() else repr(name)
             raise InputError(f"{table.name} names {shown}: no such file")
-        return self.folder / os.path.relpath(path, base)
+        return self.folder / os.path.relpath(path, self.folder)
 
     def _match(self, what: str, folder: Path) -> None:
         """Give every row the file of its image's name in the folder, whatever its ending."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from runtime.errors import InputError, first_line
 from training.config import TrainConfig
 from training.data.cache import digest
-from training.data.sample import Sample, column_named, stat_line
+from training.data.sample import Sample, column_named, inside, stat_line
 
 
 class HubSource:
@@ -96,8 +95,8 @@ def _bytes(value: dict | None, folder: Path | None) -> bytes:
     if value["bytes"] is not None:
         return value["bytes"]
     if folder is not None:
-        path = os.path.normpath(os.path.join(os.path.abspath(folder), value["path"]))
-        if "://" in value["path"] or not path.startswith(os.path.abspath(folder) + os.sep):
+        path = inside(folder, folder, value["path"])
+        if path is None or "://" in value["path"]:
             raise InputError(f"names {value['path']}, which is not in the data's folder")
         return Path(path).read_bytes()
     from datasets.utils.file_utils import xopen  # a stream's files may lie on the hub, or in an archive

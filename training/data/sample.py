@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -61,6 +62,15 @@ class Source(Protocol):
 def is_litter(path: str | PurePath) -> bool:
     """Return whether a path within a data set is nobody's data: hidden, or left behind by a program."""
     return any(part.startswith(".") or part.lower() in LITTER for part in PurePath(path).parts)
+
+
+def inside(data: Path, folder: Path, name: str) -> str | None:
+    """Return the absolute path of a name in a folder of the data, None where it leads out of the data.
+
+    By the name alone: links in the data are followed wherever they lead.
+    """
+    path = os.path.normpath(os.path.join(os.path.abspath(folder), name))
+    return path if path.startswith(os.path.abspath(data) + os.sep) else None
 
 
 def decode_text(data: bytes) -> str:

@@ -17,7 +17,7 @@ from runtime.errors import InputError, first_line
 from runtime.machine.files import expand
 from training.config import TrainConfig
 from training.data.cache import digest
-from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter
+from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter, stat_line
 
 BLOCK = tarfile.BLOCKSIZE
 HEADERS = (
@@ -50,8 +50,7 @@ class TarSource:
                 raise InputError(f"data {config.data}: no such file: {path}")
             if not _is_whole(path):
                 raise InputError(f"data {config.data}: {path} is cut off; expected a tar with its end")
-        stats = ((p, p.stat()) for p in self.tars)
-        self.fingerprint = digest(*(f"{p} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for p, s in stats))
+        self.fingerprint = digest(*map(stat_line, self.tars))
 
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         number = 0

@@ -252,8 +252,8 @@ def test_a_refresh_reads_only_what_is_new(tmp_path, monkeypatch):
     store = filled(tmp_path, {"a": 1})
     filled(tmp_path, {"b": 2})
     read = []
-    digest_of = cache._file_digest
-    monkeypatch.setattr(cache, "_file_digest", lambda path: read.append(path) or digest_of(path))
+    digest_of = cache.sha256
+    monkeypatch.setattr(cache, "sha256", lambda path: read.append(path) or digest_of(path))
     store.refresh()
     store.refresh()
     assert read == [shard_of(store, "b")]
