@@ -34,7 +34,7 @@ from runtime.cli.command import Parser, exit_code, say
 from runtime.control.conditions import preprocess
 from runtime.engines.manifest import read_manifest
 from runtime.machine.arithmetic import is_quick
-from runtime.pipeline import Result
+from runtime.sampling.drawing import Result
 from training.embedded.shapes import adherence
 from training.loop.validate import control_region
 from training.metrics import lfmse_canny

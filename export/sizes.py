@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.control.region import check_size
+from runtime.control.levels import picture_side
 from runtime.engines.ports import Profile, Range
 from runtime.errors import InputError
 
@@ -18,7 +18,7 @@ def make_profile(values: Mapping[str, str | None], guidance: str, default: int) 
     for name in ("height", "width"):
         ranges[name] = parse_range(f"--{name}", values[name] or str(default))
         for size in ranges[name]:
-            check_size(**{"height": 16, "width": 16, name: size})
+            picture_side(size, name)
     return Profile(parse_range("--batch", values["batch"]), **ranges, guidance=guidance)
 
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.control.region import Region
-    from runtime.pipeline import LocalControlPipeline, Result
+    from runtime.pipeline import LocalControlPipeline
+    from runtime.sampling.drawing import Result
 
 __all__ = ["LocalControlPipeline", "Region", "Result"]
 
 _MODULES = {
     "LocalControlPipeline": "runtime.pipeline",
     "Region": "runtime.control.region",
-    "Result": "runtime.pipeline",
+    "Result": "runtime.sampling.drawing",
 }
 
 

@@ -49,8 +49,8 @@ class Capabilities:
             )
         if self.profile is None:
             return
-        sides = {"height": request.height or self.side, "width": request.width or self.side}
-        self.profile.check({name: side for name, side in sides.items() if side is not None})
+        sides = zip(("height", "width"), request.size(self.side or 0), strict=True)
+        self.profile.check({name: side for name, side in sides if side})
         for guided in set(request.guided_steps(request.run_steps)):
             self.profile.check({"rows": request.images * (1 + guided)})
 

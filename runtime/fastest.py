@@ -221,10 +221,11 @@ def has_long_prompt(engine: Path, request: Request) -> bool:
 def expect(times: Mapping[str, float], request: Request) -> float:
     """Return the milliseconds until a request's pictures are there: as measured, its work in proportion to steps,
     pixels and rows of the UNet."""
-    side = times["pixels"] ** 0.5
-    area = (request.height or side) * (request.width or side) / times["pixels"]
+    height, width = request.size(times["pixels"] ** 0.5)
     rows = request.images * (1 + (request.guidance > 1))
-    return times["first_ms"] + (area * rows / 2 * request.run_steps / STEPS - 1) * times["picture_ms"]
+    steps = request.run_steps * (1 + request.draws_reference)
+    work = height * width / times["pixels"] * rows / 2 * steps / STEPS
+    return times["first_ms"] + (work - 1) * times["picture_ms"]
 
 
 def identity(model: str, adapters: Mapping[str, str], dtype: str) -> dict[str, object]:

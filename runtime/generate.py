@@ -58,7 +58,7 @@ def generate(options: argparse.Namespace) -> None:
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
     pipe, result = draw_fastest(options, request, seconds) or draw(options, request, seconds)
-    for stage in ("encode", "text", "adapter", "denoise", "decode"):
+    for stage in ("encode", "text", "adapter", "reference", "denoise", "decode"):
         if stage in result.timings:
             _say_stage(
                 stage, result.timings[stage], f"{request.run_steps} steps" if stage == "denoise" else ""
@@ -178,7 +178,8 @@ def save(
 ) -> None:
     """Write the pictures, the sheet and the report."""
     from runtime.control.images import save_png
-    from runtime.control.sheet import make_sheet
+    from runtime.control.region import union
+    from runtime.control.sheet import changed_outside, make_sheet
     from runtime.machine.files import write_json
     from runtime.machine.report import device_name, peak_memory, versions
 
@@ -187,11 +188,16 @@ def save(
         own = settings | {"seed": result.seed + i}
         save_png(image, path, png_text(own, options.metadata))
         say(f"saved {path} (seed {own['seed']})")
+    width, height = result.images[0].size
+    packed = request.pack(height, width)
+    references = [] if result.reference is None else result.reference.images
+    if references:
+        outside = union(packed, height, width)[0, 0].numpy()
+        changed = sum(changed_outside(*pair, outside) for pair in zip(result.images, references, strict=True))
+        say(f"outside  {changed} pixels differ from {options.image or 'the picture without control'}")
     if options.sheet:
-        width, height = result.images[0].size
-        save_png(
-            make_sheet(result.images, request.pack(height, width), options.prompt, result.seed), options.sheet
-        )
+        sheet = make_sheet(result.images, packed, options.prompt, result.seed, references)
+        save_png(sheet, options.sheet)
         say(f"saved {options.sheet}")
     if options.report:
         # without the pipeline's own total: this one is the whole run's
@@ -252,6 +258,8 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
     from runtime.machine.arithmetic import name_of
 
     width, height = result.images[0].size
+    if options.outside == "held" and options.image:  # its own size, which may be no multiple of 16
+        width, height = options.width, options.height
     return {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
@@ -262,6 +270,7 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         ],
         "image": options.image,
         "strength": options.strength,
+        "outside": options.outside,
         "seed": result.seed,
         "steps": options.steps,
         "guidance": options.guidance,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, T2IAdapter
-from PIL import Image
 from torch import Tensor
 
 from kernels import ops
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
-from runtime.control.features import Control, activity
-from runtime.control.images import fit, to_tensor
 from runtime.control.region import Region
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
@@ -28,44 +23,17 @@ from runtime.loading.adapter import embedded_adapters
 from runtime.loading.load import AdapterSource, Model
 from runtime.loading.lora import LoraSource
 from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
-from runtime.machine.finite import check_finite
-from runtime.machine.report import timed
-from runtime.model.attention import check_attention, use_attention
+from runtime.model.attention import check_attention
 from runtime.model.vae import vae_factor
 from runtime.optimize.fp8 import check_quantize
 from runtime.optimize.fused import fuse_unet, fuses_here
 from runtime.optimize.offload import Offload, check_offload
 from runtime.optimize.specialize import specialize
-from runtime.sampling.decode import decode, to_images
-from runtime.sampling.denoiser import Denoiser, Step, TorchDenoiser
-from runtime.sampling.encode import encode
-from runtime.sampling.loop import denoise, make_noise
-from runtime.sampling.request import MAX_SEED, Request
-from runtime.sampling.schedulers import make_scheduler, set_timesteps
-from runtime.sampling.text import Reading, encode_guidance
-
-OUTPUT = {
-    "pil": to_images,
-    "pt": lambda pixels: pixels.cpu(),
-    "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
-}
-
-
-@dataclass
-class Result:
-    """Pictures, and what made them.
-
-    images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
-    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter, denoise,
-    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own. region_steps: the
-    steps, from 0, in which each region acts.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    latents: Tensor
-    timings: dict[str, float]
-    seed: int
-    region_steps: list[list[int]] = field(default_factory=list)
+from runtime.sampling.decode import decode
+from runtime.sampling.denoiser import Denoiser, TorchDenoiser
+from runtime.sampling.drawing import Drawing, Progress, Result
+from runtime.sampling.held import Reference
+from runtime.sampling.request import Request
 
 
 class LocalControlPipeline:
@@ -228,7 +196,8 @@ class LocalControlPipeline:
             set(request.guided_steps(request.run_steps)), reverse=True
         )  # a step with guidance, one without
         once = {"steps": len(kinds), "guidance_range": (0.0, sum(kinds) / len(kinds)), "scheduler": "euler"}
-        once |= {"image": None, "strength": 1.0, "generator": None}
+        once |= dict(zip(("height", "width"), request.size(self.default_size), strict=True))
+        once |= {"image": None, "strength": 1.0, "generator": None, "outside": "free", "reference": None}
         self.draw(replace(request, **once, regions=(), latents=None, seed=0, cache_interval=1))
 
     def __call__(
@@ -255,7 +224,9 @@ class LocalControlPipeline:
         output_type: str = "pil",
         image=None,
         strength: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
+        outside: str = "free",
+        reference: Reference | None = None,
+        progress: Progress | None = None,
     ) -> Result:
         """Generate.
 
@@ -275,6 +246,9 @@ class LocalControlPipeline:
         of a seed, one for all images or one for each. output_type: "pil", "np", "pt", or "latent" to decode nothing.
         image: a picture to start from (what `Region` takes), resized to height and width, by default its own rounded
         down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
+        outside: "free", or "held": where no mask covers it, every pixel is that of a reference, which is `image` at its
+        own size, or without one the picture of this seed without control. reference: an earlier result's, used again
+        where nothing else has changed, so that another region takes one run and not two; without a seed its own counts.
         progress: called with (steps done, steps) after every step.
 
         May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,
@@ -302,56 +276,17 @@ class LocalControlPipeline:
             output_type,
             image,
             strength,
+            outside,
+            reference,
         )
         return self.draw(request, progress)
 
     @torch.inference_mode()
-    def draw(self, request: Request, progress: Callable[[int, int], None] | None = None) -> Result:
+    def draw(self, request: Request, progress: Progress | None = None) -> Result:
         """Generate what a request asks for; see `__call__`."""
         self.capabilities.check(request)
-        height, width = request.height or self.default_size, request.width or self.default_size
-        seed, generators = _randomness(request)
-        sides = height // self.vae_factor, width // self.vae_factor
-        shape = (request.images, self.denoiser.latent_channels, *sides)
-        scheduler = make_scheduler(request.scheduler, self.model.scheduler)
-        timesteps = set_timesteps(scheduler, request.steps, self.device, request.left)
-        packed = request.pack(height, width)
-
-        timings: dict[str, float] = {}
-        with ops.use_backend(self.backend), timed(timings, "total", self.device):
-            start = self._start(request, generators, (height, width), timings)
-            noise = make_noise(shape, generators, request.latents).to(self.device)
-            with timed(timings, "text", self.device), self._at_work("text"):
-                reading = Reading(request.prompt_syntax, request.clip_skip, self.denoiser.most_tokens)
-                guided = request.guidance > 1
-                text, pooled = encode_guidance(
-                    self.model, request.prompts, request.negatives, guided, reading
-                )
-                check_finite(text, "text", self.dtype)
-            with timed(timings, "adapter", self.device):
-                control = self._control(packed, len(timesteps), request.mask_resize)
-            with timed(timings, "denoise", self.device), self._at_work("denoise"):
-                step = self._prepare(request, timesteps, text, pooled, (height, width), control)
-                with use_attention(self.attention):
-                    result = denoise(
-                        step,
-                        scheduler,
-                        noise,
-                        request.guidance,
-                        generators,
-                        progress,
-                        request.guidance_range,
-                        request.guidance_rescale,
-                        timesteps,
-                        start,
-                    )
-                check_finite(result, "denoise", self.dtype)
-            images = []
-            if request.output_type != "latent":
-                with timed(timings, "decode", self.device), self._at_work("decode"):
-                    images = OUTPUT[request.output_type](decode(self.model.vae, result))
-        acting = activity(request.regions, len(timesteps))
-        return Result(images, result, timings, seed, [rows.nonzero()[:, 0].tolist() for rows in acting.T])
+        with ops.use_backend(self.backend):
+            return Drawing(self, request, progress).draw()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -371,59 +306,5 @@ class LocalControlPipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
-        with self._at_work("decode"):
+        with nullcontext() if self.offload is None else self.offload.at_work("decode"):
             return decode(self.model.vae, latents).cpu()
-
-    def _start(
-        self,
-        request: Request,
-        generators: Sequence[torch.Generator],
-        size: tuple[int, int],
-        timings: dict[str, float],
-    ) -> Tensor | None:
-        """Return the latents of the picture that the run starts from, (B, C, h, w); None without one."""
-        if request.image is None:
-            return None
-        pixels = fit(to_tensor(request.image), *size, "image").to(self.device)
-        with timed(timings, "encode", self.device), self._at_work("decode"):
-            return encode(self.model.vae, pixels, generators, request.images)
-
-    def _at_work(self, stage: str) -> AbstractContextManager[None]:
-        return nullcontext() if self.offload is None else self.offload.at_work(stage)
-
-    def _prepare(
-        self,
-        request: Request,
-        timesteps: Tensor,
-        text: Tensor,
-        pooled: Tensor,
-        size: tuple[int, int],
-        control: Control | None,
-    ) -> Step:
-        ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
-        ids = ids.expand(len(text), -1).to(self.dtype)
-        return self.denoiser.prepare(
-            timesteps, text, pooled, ids, control, request.images_per_prompt, request.cache_interval
-        )
-
-    def _control(self, packed, steps: int, mask_resize: str) -> Control | None:
-        control = Control.build(
-            packed,
-            self.adapters,
-            steps,
-            device=self.device,
-            dtype=self.dtype,
-            channels=self.denoiser.control_channels,
-            mode=mask_resize,
-        )
-        for feature in (f for level in (control.features if control else ()) for f in level):
-            check_finite(feature, "adapter", self.dtype)
-        return control
-
-
-def _randomness(request: Request) -> tuple[int, Sequence[torch.Generator]]:
-    """Return the first image's seed, and the generators: one for each image, or the one that was given for all."""
-    if request.generators is not None:
-        return request.generators[0].initial_seed(), request.generators
-    seed = secrets.randbits(32) if request.seed is None else request.seed
-    return seed, [torch.Generator().manual_seed((seed + i) % (MAX_SEED + 1)) for i in range(request.images)]

@@ -56,6 +56,13 @@ def _add_picture(group) -> None:
         help="the share of the steps that are run on --image: the less, the more of it stays (default 1)",
     )
     group.add_argument(
+        "--outside",
+        choices=("free", "held"),
+        default="free",
+        help="held: outside the masks every pixel stays that of --image, or of this seed's picture without control "
+        "(default free)",
+    )
+    group.add_argument(
         "--prompt-syntax",
         choices=("plain", "a1111"),
         default="plain",

@@ -88,6 +88,7 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
         clip_skip=options.clip_skip,
         image=options.image,
         strength=options.strength,
+        outside=options.outside,
     )
 
 

@@ -132,6 +132,11 @@ def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str =
     return torch.cat([F.interpolate(c, (height, width), **options) for c in channels], dim=1).clamp(0, 1)
 
 
+def pad(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Return (1, C, H, W) at a larger size: its last row and column go on to the right and below."""
+    return F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]), mode="replicate")
+
+
 def check_writable(path, name: str = "output") -> Path:
     """Return the path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
     try:

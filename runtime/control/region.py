@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control import conditions, images, masks
-from runtime.control.levels import COUNT, picture_side
+from runtime.control.levels import COUNT
 from runtime.errors import InputError
 
 
@@ -121,10 +121,29 @@ def pack(regions: Sequence[Region], height: int, width: int) -> list[PackedRegio
     Warns (UserWarning) where a picture is stretched to another aspect ratio and where a mask is all zero.
 
     Raises:
-        InputError: a size that is not a multiple of 16, unreadable or NaN pictures; says which region's.
+        InputError: unreadable or NaN pictures; says which region's.
     """
-    check_size(height, width)
     return [_pack(region, height, width) for region in labelled(regions)]
+
+
+def union(packed: Sequence[PackedRegion], height: int, width: int) -> Tensor:
+    """Return (1, 1, H, W) float32: the largest of the regions' masks at each pixel; 0 without regions."""
+    found = torch.zeros(1, 1, height, width)
+    for item in packed:
+        found = torch.ones_like(found) if item.mask is None else torch.maximum(found, item.mask)
+    return found
+
+
+def pad_regions(packed: Sequence[PackedRegion], height: int, width: int) -> list[PackedRegion]:
+    """Return regions at a larger size: to the right and below, conditions and masks go on as they end."""
+    return [
+        dataclasses.replace(
+            item,
+            condition=images.pad(item.condition, height, width),
+            mask=None if item.mask is None else images.pad(item.mask, height, width),
+        )
+        for item in packed
+    ]
 
 
 def labelled(regions: Sequence[Region]) -> list[Region]:
@@ -141,12 +160,6 @@ def labelled(regions: Sequence[Region]) -> list[Region]:
         dataclasses.replace(region, label=f"region {i + 1}") if region.label is None else region
         for i, region in enumerate(regions)
     ]
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise InputError unless both are positive multiples of 16; says the nearest that are."""
-    picture_side(height, "height")
-    picture_side(width, "width")
 
 
 def _pack(region: Region, height: int, width: int) -> PackedRegion:

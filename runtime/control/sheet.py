@@ -1,7 +1,8 @@
 """The sheet: one picture that shows what a run was asked for and what it made of it.
 
-A row for each region: its condition, its mask over the condition. Beside them a row for each result: the image, and
-its edges, in one colour inside the masks and in another outside.
+A row for each region: its condition, its mask over the condition. Beside them a row for each result: the image, its
+edges, in one colour inside the masks and in another outside, and where the outside was held the difference to what it
+was held to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from runtime.control.conditions import canny
-from runtime.control.region import PackedRegion
+from runtime.control.region import PackedRegion, union
 
 Colour = tuple[int, int, int]
 # Orange, sky blue and purple of Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -27,6 +28,7 @@ COLUMN = 240  # px, a column's width at least: room for the labels beside narrow
 MARGIN, GAP, LINE = 20, 16, 20
 TITLE, CAPTION = 15, 13  # px, the fonts' sizes
 PROMPT_LINES = 3
+DIFFERENCE = 4  # times: a difference of a few grey levels cannot be seen
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,21 @@ class Panel:
 
 
 def make_sheet(
-    images: Sequence[Image.Image], packed: Sequence[PackedRegion], prompt: str, seed: int
+    images: Sequence[Image.Image],
+    packed: Sequence[PackedRegion],
+    prompt: str,
+    seed: int,
+    references: Sequence[Image.Image] = (),
 ) -> Image.Image:
     """Return the sheet of a run: `images` are its results, image i was made with `seed` + i; `packed` are its regions,
-    all of one size with the images."""
+    all of one size with the images. references: where the outside was held, the picture each of them was held to."""
     width, height = images[0].size
-    union = np.max([_mask(item, height, width) for item in packed], axis=0) if packed else None
+    inside = union(packed, height, width)[0, 0].numpy() if packed else None
     asked = [_region_panels(item, f" {i + 1}" if len(packed) > 1 else "") for i, item in enumerate(packed)]
-    made = [_result_panels(image, union, seed + i) for i, image in enumerate(images)]
+    made = [_result_panels(image, inside, seed + i) for i, image in enumerate(images)]
+    if references:
+        for row, image, reference in zip(made, images, references, strict=True):
+            row.append(_difference_panel(image, reference, inside))
     return _lay_out([rows for rows in (asked, made) if rows], prompt)
 
 
@@ -95,6 +104,19 @@ def _result_panels(image: Image.Image, mask: np.ndarray | None, seed: int) -> li
     ]
 
 
+def _difference_panel(image: Image.Image, reference: Image.Image, mask: np.ndarray | None) -> Panel:
+    mask = np.zeros(image.size[::-1]) if mask is None else mask
+    difference = np.abs(np.array(image).astype(int) - np.array(reference)).max(axis=2)
+    shown = _show(Image.fromarray((difference * DIFFERENCE).clip(0, 255).astype(np.uint8)).convert("RGB"))
+    said = f"{changed_outside(image, reference, mask)} pixels differ outside the mask"
+    return Panel(_outlined(shown, mask), f"difference to the reference x {DIFFERENCE}", [(None, said)])
+
+
+def changed_outside(image: Image.Image, reference: Image.Image, mask: np.ndarray) -> int:
+    """Return how many pixels of two RGB pictures differ where the mask (H, W) is 0."""
+    return int((np.array(image) != np.array(reference)).any(axis=2)[mask == 0].sum())
+
+
 def _show(picture: Image.Image, shrinking: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Enlarged by a whole factor, or shrunk, until the longer side is within SMALLEST and LARGEST."""
     side = max(picture.size)
@@ -119,7 +141,7 @@ def _lay_out(groups: list[list[list[Panel]]], prompt: str) -> Image.Image:
     panels = [panel for rows in groups for row in rows for panel in row]
     column = max(COLUMN, *(panel.picture.width for panel in panels))
     row_height = max(panel.picture.height for panel in panels) + 2 * LINE
-    columns, rows = 2 * len(groups), max(map(len, groups))
+    columns, rows = sum(len(rows[0]) for rows in groups), max(map(len, groups))
     width = 2 * MARGIN + columns * column + (columns - 1) * GAP
     lines = _wrap(prompt, fonts[TITLE], width - 2 * MARGIN)
     top = MARGIN + (len(lines) * LINE + GAP if lines else 0)
@@ -127,12 +149,14 @@ def _lay_out(groups: list[list[list[Panel]]], prompt: str) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
         draw.text((MARGIN, MARGIN + i * LINE), line, INK, fonts[TITLE])
-    for g, group in enumerate(groups):
+    left = 0  # columns
+    for group in groups:
         y = top + (rows - len(group)) * (row_height + GAP) // 2
         for r, row in enumerate(group):
             for c, panel in enumerate(row):
-                x = MARGIN + (2 * g + c) * (column + GAP)
+                x = MARGIN + (left + c) * (column + GAP)
                 _draw_panel(sheet, panel, (x, y + r * (row_height + GAP)), column, fonts)
+        left += len(group[0])
     return sheet
 
 

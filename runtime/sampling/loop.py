@@ -17,6 +17,8 @@ from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
 
+AfterStep = Callable[[Tensor, int], Tensor]  # (latents after a step, its index) -> latents
+
 
 def make_noise(
     shape: tuple[int, int, int, int], generators: Sequence[torch.Generator], latents: Tensor | None = None
@@ -50,6 +52,7 @@ def denoise(
     rescale: float = 0.0,
     timesteps: Tensor | None = None,
     start: Tensor | None = None,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
     """Run the scheduler over its timesteps: noise (B, C, h, w) N(0, 1) -> latents (B, C, h, w), float32.
 
@@ -58,6 +61,7 @@ def denoise(
     generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its batch.
     progress: called with (steps done, steps) after every step. timesteps: the last ones of the scheduler's, all by
     default. start: latents (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep.
+    after_step: what makes of the latents after a step those that the next one takes.
     """
     timesteps = scheduler.timesteps if timesteps is None else timesteps
     if start is None:
@@ -75,6 +79,8 @@ def denoise(
         if guided:
             sample = torch.cat([sample, sample])
         latents = stepper.advance(latents, step(sample, i), i)
+        if after_step is not None:
+            latents = after_step(latents, i)
         if progress is not None:
             progress(i + 1, count)
     return latents

@@ -3,6 +3,7 @@ is loaded; handed on whole."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ from runtime.sampling.prompts import SYNTAXES, check_prompt
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+    from runtime.sampling.held import Reference
+
 OUTPUTS = ("pil", "np", "pt", "latent")  # as diffusers' pipelines name them
+OUTSIDES = ("free", "held")
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1000  # of one prompt
 MAX_STEPS = 1000  # the noise levels that SDXL's schedule has
@@ -57,11 +61,13 @@ class Request:
     output_type: str = "pil"
     image: Any = None
     strength: float = 1.0
+    outside: str = "free"
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         self.prompts = _texts(self.prompt)
         self.negatives = _negatives(self.negative_prompt, len(self.prompts))
-        for name, known in (("prompt_syntax", SYNTAXES), ("output_type", OUTPUTS)):
+        for name, known in (("prompt_syntax", SYNTAXES), ("output_type", OUTPUTS), ("outside", OUTSIDES)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(known)}")
         for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
@@ -93,6 +99,7 @@ class Request:
         self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
+        self._check_outside()
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
 
     def _check_start(self) -> None:
@@ -110,9 +117,50 @@ class Request:
             raise InputError(
                 f"strength {self.strength:g}: none of {self.steps} steps is left; expected at least {needed:.3g}"
             )
-        for name, side in zip(("width", "height"), self.image.size, strict=True):
-            own = max(SIZE_MULTIPLE, side // SIZE_MULTIPLE * SIZE_MULTIPLE)
-            setattr(self, name, getattr(self, name) or picture_side(own, f"image: {name}"))
+        rows, columns = self.image.height, self.image.width
+        height, width = self.size(0)
+        picture_side(height, "image: height"), picture_side(width, "image: width")
+        if (self.height or self.width) and abs(width - columns * height / rows) >= SIZE_MULTIPLE:
+            raise InputError(
+                f"image: {columns} x {rows} px, and the picture is {width} x {height}, of another aspect ratio; "
+                "crop it, or leave height and width out"
+            )
+
+    def _check_outside(self) -> None:
+        """Check what the outside is held to, and that there is one."""
+        if self.reference is not None:
+            from runtime.sampling.held import check_reference  # it imports diffusers
+
+            check_reference(self.reference, self)
+        if self.outside == "held" and self.image is not None and not self.regions:
+            raise InputError(
+                "outside held: no region, so nothing of the image may change; expected one with a mask"
+            )
+        for region in self.regions:
+            if self.outside == "held" and region.mask is None:
+                warnings.warn(
+                    f"outside held: {region.label} has no mask, so nothing is outside", stacklevel=4
+                )
+
+    def size(self, side: float) -> tuple[int, int]:
+        """Return the height and width that are computed, multiples of 16. side: of a picture whose size nothing says.
+
+        By default an image's own: rounded down, to which it is resized, or up where the outside is held, since every
+        one of its pixels is kept.
+        """
+        if self.image is not None and self.outside == "held":
+            own = [-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in self.image.size]
+        elif self.image is not None:
+            own = [max(SIZE_MULTIPLE, side // SIZE_MULTIPLE * SIZE_MULTIPLE) for side in self.image.size]
+        else:
+            own = [side, side]
+        return self.height or own[1], self.width or own[0]
+
+    def picture_size(self, side: int) -> tuple[int, int]:
+        """Return the height and width of the pictures: `size`, or those of an image of which every pixel is kept."""
+        if self.image is not None and self.outside == "held":
+            return self.height or self.image.height, self.width or self.image.width
+        return self.size(side)
 
     @property
     def left(self) -> int | None:
@@ -123,6 +171,11 @@ class Request:
     def run_steps(self) -> int:
         """Return how many steps are run."""
         return self.steps if self.left is None else self.left
+
+    @property
+    def draws_reference(self) -> bool:
+        """Return whether the picture without control is drawn too, unless it is handed in."""
+        return self.outside == "held" and self.image is None
 
     @property
     def images(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from importlib.util import find_spec
 
@@ -117,3 +118,24 @@ def set_timesteps(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return scheduler.timesteps[begin:]
+
+
+def noise_levels(scheduler: SchedulerMixin, timesteps: Tensor) -> list[tuple[float, float]]:
+    """Return alpha and sigma of a run's latents, alpha z0 + sigma eps, before each step and after the last, which
+    leaves no noise: T + 1 pairs. timesteps: the last ones of the scheduler's, (T,).
+
+    diffusers' scheduler is asked, by adding noise of 0 to 1, and of 1 to 0.
+    """
+    asked = copy.deepcopy(scheduler)
+    asked.timesteps = asked.timesteps.cpu()
+    begin, ones = (
+        len(scheduler.timesteps) - len(timesteps),
+        torch.eye(2, dtype=torch.float64).view(2, 2, 1, 1),
+    )
+    found = []
+    for i, timestep in enumerate(timesteps.cpu()):
+        if hasattr(asked, "set_begin_index"):
+            asked.set_begin_index(begin + i)  # a timestep alone may stand for two noise levels
+        alpha, sigma = asked.add_noise(ones[:, :1], ones[:, 1:], timestep.repeat(2)).flatten().tolist()
+        found.append((alpha, sigma))
+    return [*found, (1.0, 0.0)]

@@ -95,7 +95,10 @@ def test_less_strength_keeps_more_of_the_picture():
 @pytest.mark.parametrize(("size", "drawn"), [((70, 49), (64, 48)), ((10, 16), (16, 16))])
 def test_the_pictures_own_size_counts_where_none_is_asked_for(size, drawn):
     assert pipe()(PROMPT, image=PICTURE.resize(size), steps=2, seed=1).images[0].size == drawn
-    asked = pipe()(PROMPT, image=PICTURE.resize(size), steps=2, seed=1, height=32, width=48)
+
+
+def test_another_size_of_the_same_aspect_ratio_may_be_asked_for():
+    asked = pipe()(PROMPT, image=PICTURE.resize((70, 49)), steps=2, seed=1, height=32, width=48)
     assert asked.images[0].size == (48, 32)
 
 
@@ -115,6 +118,11 @@ def test_regions_act_in_fractions_of_the_steps_that_are_run():
             {"image": PICTURE, "strength": 0.01, "steps": 30},
             "none of 30 steps is left; expected at least 0.0333",
         ),
+        (
+            {"image": PICTURE, "height": 64, "width": 96},
+            "image: 64 x 64 px, and the picture is 96 x 64, of another aspect ratio; crop it, or leave height",
+        ),
+        ({"image": PICTURE, "width": 96}, "image: 64 x 64 px, and the picture is 96 x 64"),
         ({"image": "nowhere.png"}, "image: nowhere.png does not exist"),
         ({"image": [PICTURE]}, "image: a list is not an image"),
     ],

@@ -12,7 +12,7 @@ from PIL import Image
 
 from runtime.control import conditions
 from runtime.control.masks import box
-from runtime.control.region import Region, check_size, pack
+from runtime.control.region import PackedRegion, Region, pack, pad_regions
 from runtime.errors import InputError
 
 
@@ -78,30 +78,17 @@ def test_a_condition_of_the_right_size_is_unchanged(condition):
     assert torch.equal(pack([Region(condition)], 64, 64)[0].condition, condition)
 
 
-def test_pack_of_nothing_is_empty_but_checks_the_size():
+def test_pack_of_nothing_is_empty():
     assert pack([], 64, 64) == []
-    assert "height 65" in message(pack, [], 65, 64)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((1000, 1024), "height 1000: not a multiple of 16; the nearest: 992 and 1008"),
-        ((1024, 17), "width 17: not a multiple of 16; the nearest: 16 and 32"),
-        ((7, 64), "height 7: not a multiple of 16; the nearest: 16"),
-        ((0, 64), "height 0: expected pixels, a positive multiple of 16"),
-        ((64, -64), "width -64: expected pixels, a positive multiple of 16"),
-        ((64, 64.0), "width 64.0: expected pixels, a positive multiple of 16"),
-        ((True, 64), "height True"),
-        ((None, 64), "height None: expected pixels, a positive multiple of 16"),
-    ],
-)
-def test_sizes_name_the_nearest_that_fit(size, expected):
-    assert expected in message(check_size, *size)
-
-
-def test_sizes_of_any_integer_type_pass():
-    check_size(np.int64(64), 1040)
+def test_regions_are_padded_with_their_last_rows_and_columns():
+    (small,) = pack([Region(torch.rand(1, 1, 30, 20), mask=torch.rand(30, 20))], 30, 20)
+    (padded,) = pad_regions([small], 32, 32)
+    for large, own in ((padded.condition, small.condition), (padded.mask, small.mask)):
+        assert large.shape[2:] == (32, 32) and torch.equal(large[..., :30, :20], own)
+        assert (large[..., 31, :20] == own[..., 29, :]).all() and (large[..., :30, 31] == own[..., 19]).all()
+    assert pad_regions([PackedRegion(small.condition, None, small.region)], 32, 32)[0].mask is None
 
 
 def test_another_aspect_ratio_warns_for_mask_and_condition(condition):

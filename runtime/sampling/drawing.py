@@ -1,0 +1,246 @@
+"""One request on its way to pictures: text, control, denoising, decoding."""
+
+from __future__ import annotations
+
+import secrets
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+from torch import Tensor
+
+from runtime.control.features import Control, activity
+from runtime.control.images import fit, pad, to_tensor
+from runtime.control.region import PackedRegion, pad_regions, union
+from runtime.machine.finite import check_finite
+from runtime.machine.report import timed
+from runtime.model.attention import use_attention
+from runtime.sampling import held
+from runtime.sampling.decode import decode, to_images
+from runtime.sampling.encode import encode
+from runtime.sampling.loop import AfterStep, denoise, make_noise
+from runtime.sampling.request import MAX_SEED, Request
+from runtime.sampling.schedulers import make_scheduler, noise_levels, set_timesteps
+from runtime.sampling.text import Reading, encode_guidance
+
+if TYPE_CHECKING:
+    from runtime.pipeline import LocalControlPipeline
+
+OUTPUT = {
+    "pil": to_images,
+    "pt": lambda pixels: pixels.cpu(),
+    "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
+}
+Progress = Callable[[int, int], None]  # called with (steps done, steps)
+
+
+@dataclass
+class Result:
+    """Pictures, and what made them.
+
+    images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
+    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter, denoise,
+    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own. region_steps: the
+    steps, from 0, in which each region acts. reference: where the outside was held, what it was held to; the next
+    call takes it.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    latents: Tensor
+    timings: dict[str, float]
+    seed: int
+    region_steps: list[list[int]] = field(default_factory=list)
+    reference: held.Reference | None = None
+
+
+class Drawing:
+    """Draws one request on a pipeline, once."""
+
+    def __init__(self, pipe: LocalControlPipeline, request: Request, progress: Progress | None = None):
+        """progress: called after every step; those of a reference that has to be drawn count too."""
+        self.pipe, self.model, self.request, self.progress = pipe, pipe.model, request, progress
+        self.device, self.dtype = pipe.device, pipe.dtype
+        self.size, self.picture_size = (
+            request.size(pipe.default_size),
+            request.picture_size(pipe.default_size),
+        )
+        self.timings: dict[str, float] = {}
+        self.seed, self.generators = _randomness(request)
+        self.steps = len(self._schedule()[1])
+        self.held = request.outside == "held"
+        self.settings, self.reference = "", None
+        if self.held:
+            self.settings = held.settings(request, self._schedule()[0], self.size)
+            given = request.reference
+            fits = given is not None and given.fits(self.seed, self.settings, self.model)
+            self.reference = given if fits else None
+        runs = 2 if request.draws_reference and self.reference is None else 1
+        self.steps_done, self.all_steps = 0, runs * self.steps
+
+    def draw(self) -> Result:
+        """Return the pictures. Raises InputError where a stage's result is not finite, naming the stage."""
+        request = self.request
+        packed = request.pack(*self.picture_size)
+        with timed(self.timings, "total", self.device):
+            start = self._encode_image()
+            noise = self._make_noise()
+            text = self._encode_text()
+            control = self._make_control(packed)
+            inside, hold = None, None
+            if self.held:
+                self.reference = self._find_reference(text, noise, start)
+                inside = union(packed, *self.picture_size)
+                hold = held.Held(inside, self.size, self.reference)
+            with timed(self.timings, "denoise", self.device):
+                latents = self._denoise(text, noise, start, control, hold)
+            images = []
+            if request.output_type != "latent":
+                with timed(self.timings, "decode", self.device):
+                    pixels = self._decode(latents)
+                    if self.held:
+                        pixels = held.compose(pixels, self.reference.pixels, inside, self.pipe.vae_factor)
+                    images = OUTPUT[request.output_type](pixels)
+        acting = activity(request.regions, self.steps)
+        steps = [rows.nonzero()[:, 0].tolist() for rows in acting.T]
+        return Result(images, latents, self.timings, self.seed, steps, self.reference)
+
+    def _schedule(self) -> tuple[SchedulerMixin, Tensor]:
+        """Return a fresh scheduler, which remembers its run, and the timesteps of this one."""
+        scheduler = make_scheduler(self.request.scheduler, self.model.scheduler)
+        return scheduler, set_timesteps(scheduler, self.request.steps, self.device, self.request.left)
+
+    def _encode_image(self) -> Tensor | None:
+        """Return the latents of the picture that the run starts from, (B, C, h, w); None without one."""
+        request = self.request
+        if request.image is None:
+            return None
+        pixels = pad(self._given_pixels(), *self.size)
+        with timed(self.timings, "encode", self.device), self._at_work("decode"):
+            return encode(self.model.vae, pixels, self.generators, request.images)
+
+    def _given_pixels(self) -> Tensor:
+        """Return the picture that was given, (1, 3, H, W)."""
+        return fit(to_tensor(self.request.image), *self.picture_size, "image").to(self.device)
+
+    def _make_noise(self) -> Tensor:
+        sides = (side // self.pipe.vae_factor for side in self.size)
+        shape = (self.request.images, self.pipe.denoiser.latent_channels, *sides)
+        return make_noise(shape, self.generators, self.request.latents).to(self.device)
+
+    def _encode_text(self) -> tuple[Tensor, Tensor]:
+        """Return states and pooled embeddings, a row for each prompt of the guidance batch."""
+        request = self.request
+        reading = Reading(request.prompt_syntax, request.clip_skip, self.pipe.denoiser.most_tokens)
+        with timed(self.timings, "text", self.device), self._at_work("text"):
+            text, pooled = encode_guidance(
+                self.model, request.prompts, request.negatives, request.guidance > 1, reading
+            )
+            check_finite(text, "text", self.dtype)
+        return text, pooled
+
+    def _make_control(self, packed: Sequence[PackedRegion]) -> Control | None:
+        with timed(self.timings, "adapter", self.device):
+            control = Control.build(
+                pad_regions(packed, *self.size),
+                self.pipe.adapters,
+                self.steps,
+                device=self.device,
+                dtype=self.dtype,
+                channels=self.pipe.denoiser.control_channels,
+                mode=self.request.mask_resize,
+            )
+            for feature in (f for level in (control.features if control else ()) for f in level):
+                check_finite(feature, "adapter", self.dtype)
+        return control
+
+    def _find_reference(
+        self, text: tuple[Tensor, Tensor], noise: Tensor, start: Tensor | None
+    ) -> held.Reference:
+        """Return the reference that was handed in, where it fits; otherwise the given picture's, or one drawn now."""
+        request, found = self.request, self.reference
+        if found is not None and (found.pixels is not None or request.output_type == "latent"):
+            return found
+        with timed(self.timings, "reference", self.device):
+            if request.image is not None:
+                trajectory = held.image_trajectory(start, noise, noise_levels(*self._schedule()))
+                pixels = self._given_pixels().expand(request.images, -1, -1, -1)
+            else:
+                trajectory = self._draw_reference(text, noise) if found is None else found.trajectory
+                pixels = None if request.output_type == "latent" else self._decode(trajectory[-1])
+            return held.Reference(pixels, trajectory, self.seed, self.settings, weakref.ref(self.model))
+
+    def _draw_reference(self, text: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
+        """Return the latents after each step of the run without control; the generators are as before."""
+        states = [generator.get_state() for generator in self.generators]
+        trajectory: list[Tensor] = []
+
+        def keep(latents: Tensor, step: int) -> Tensor:
+            trajectory.append(latents)
+            return latents
+
+        self._denoise(text, noise, None, None, keep)
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+        return trajectory
+
+    def _denoise(
+        self,
+        text: tuple[Tensor, Tensor],
+        noise: Tensor,
+        start: Tensor | None,
+        control: Control | None,
+        after_step: AfterStep | None,
+    ) -> Tensor:
+        request, (states, pooled) = self.request, text
+        scheduler, timesteps = self._schedule()
+        ids = torch.tensor([[*self.size, 0, 0, *self.size]], device=self.device)
+        ids = ids.expand(len(states), -1).to(self.dtype)
+        with self._at_work("denoise"), use_attention(self.pipe.attention):
+            step = self.pipe.denoiser.prepare(
+                timesteps, states, pooled, ids, control, request.images_per_prompt, request.cache_interval
+            )
+            latents = denoise(
+                step,
+                scheduler,
+                noise,
+                request.guidance,
+                self.generators,
+                self._say_progress if self.progress else None,
+                request.guidance_range,
+                request.guidance_rescale,
+                timesteps,
+                start,
+                after_step,
+            )
+            check_finite(latents, "denoise", self.dtype)
+        return latents
+
+    def _say_progress(self, done: int, steps: int) -> None:
+        self.steps_done += 1
+        self.progress(self.steps_done, self.all_steps)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float32 in [0, 1], at the picture's own size."""
+        with self._at_work("decode"):
+            rows, columns = self.picture_size
+            return decode(self.model.vae, latents)[..., :rows, :columns]
+
+    def _at_work(self, stage: str) -> AbstractContextManager[None]:
+        offload = self.pipe.offload
+        return nullcontext() if offload is None else offload.at_work(stage)
+
+
+def _randomness(request: Request) -> tuple[int, Sequence[torch.Generator]]:
+    """Return the first image's seed, and the generators: one for each image, or the one that was given for all."""
+    if request.generators is not None:
+        return request.generators[0].initial_seed(), request.generators
+    seed = request.seed
+    if seed is None:
+        seed = secrets.randbits(32) if request.reference is None else request.reference.seed
+    return seed, [torch.Generator().manual_seed((seed + i) % (MAX_SEED + 1)) for i in range(request.images)]
