@@ -54,7 +54,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What to build; see `python -m export.build_engine --help`. sizes: of batch, height and width, as given there."""
+    """What to build; see `python -m export.build_engine --help`. sizes: of batch, height and width, as given there.
+
+    words: how many regions can have words of their own.
+    """
 
     model: str
     adapters: Mapping[str, str]
@@ -69,6 +72,7 @@ class BuildSettings:
     precision: str
     compiler: CompileOptions
     keep_onnx: bool = True
+    words: int = 0
 
 
 def build_folder(
@@ -152,7 +156,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
         return Plan(**known)
     with stage("load", say) as (_, cost):
         model, adapters = load(settings)
-    components = list(make_components(model, adapters, settings.components))
+    components = list(make_components(model, adapters, settings.components, settings.words))
     plan = _plan(settings, model, components)
     if known is not None and Plan(**known) != plan:
         raise InputError(

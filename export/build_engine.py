@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.arguments import whole_number
 from runtime.cli.command import Parser, add_model_sources, exit_code, say
 from runtime.cli.options import adapter_sources, lora_sources
 from runtime.engines.targets import TARGETS
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from export.build import BuildSettings
 
 SMALL = 2**28  # bytes of engines that are compared at every size
+MOST_WORDS = 16  # regions with words of their own
 COMPONENTS = ("text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder")
 EXAMPLES = """\
 examples:
@@ -79,6 +81,13 @@ def _add_sizes(group) -> None:
     group.add_argument("--height", help="pixels, multiples of 16 (default: the model's own size)")
     group.add_argument("--width", help="likewise")
     group.add_argument(
+        "--regional-prompts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="regions that can have words of their own; each costs a cross-attention in every picture (default 0)",
+    )
+    group.add_argument(
         "--guidance",
         choices=("both", "always", "never"),
         default="both",
@@ -129,6 +138,7 @@ def build(options: argparse.Namespace, command: str) -> int:
     for name in components:
         if name not in COMPONENTS:
             raise InputError(f"--components {name}: expected some of {', '.join(COMPONENTS)}")
+    words = whole_number(options.regional_prompts, "--regional-prompts", 0, MOST_WORDS)
     adapters, loras = adapter_sources(options.adapter), lora_sources(options.lora)
     _check_packages()
     from export.build import BuildSettings, build_folder
@@ -155,6 +165,7 @@ def build(options: argparse.Namespace, command: str) -> int:
         components=tuple(name for name in COMPONENTS if name in components),
         sizes={"batch": options.batch, "height": options.height, "width": options.width},
         guidance=options.guidance,
+        words=words,
         precision=options.precision,
         compiler=CompileOptions(options.target, capabilities, options.level, workspace, cache, options.refit),
         keep_onnx=not options.drop_onnx,

@@ -96,13 +96,18 @@ class VAEEncoderGraph(nn.Module):
 
 
 def make_components(
-    model: Model, adapters: Mapping[str, T2IAdapter], names: Sequence[str]
+    model: Model, adapters: Mapping[str, T2IAdapter], names: Sequence[str], words: int = 0
 ) -> Iterator[Component]:
-    """Yield the graphs of the named components; "adapter" stands for every adapter, called adapter_<its name>."""
+    """Yield the graphs of the named components; "adapter" stands for every adapter, called adapter_<its name>.
+
+    words: how many regions' words the UNet takes beside the prompt.
+    """
     for name in names:
         if name == "adapter":
             for adapter_name, adapter in adapters.items():
                 yield adapter_component(f"adapter_{adapter_name}", adapter)
+        elif name == "unet":
+            yield _unet(name, model, words)
         else:
             yield _MAKERS[name](name, model)
 
@@ -131,10 +136,10 @@ def adapter_component(name: str, adapter: T2IAdapter) -> Component:
     return Component(name, AdapterGraph(adapter), (condition, strengths, *masks), levels)
 
 
-def _unet(name: str, model: Model) -> Component:
-    graph = UNetGraph(model.unet)
+def _unet(name: str, model: Model, words: int) -> Component:
+    graph = UNetGraph(model.unet, words > 0)
     tokens, factor = model.tokenizers[0].model_max_length, vae_factor(model.vae)
-    return Component(name, graph, *unet_ports(graph, tokens, factor))
+    return Component(name, graph, *unet_ports(graph, tokens, factor, 1 + words))
 
 
 def _vae_decoder(name: str, model: Model) -> Component:
@@ -158,7 +163,6 @@ def _vae_ports(model: Model, channels: int, colours: int) -> tuple[Port, Port]:
 _MAKERS = {
     "text_encoder": _text_encoder,
     "text_encoder_2": _text_encoder,
-    "unet": _unet,
     "vae_decoder": _vae_decoder,
     "vae_encoder": _vae_encoder,
 }

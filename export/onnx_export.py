@@ -24,7 +24,7 @@ from onnxscript import opset21 as op
 from export.graphs import Component
 from export.onnx_passes import clean, name_ports, release
 from kernels import ops
-from runtime.engines.ports import KEY, LEVEL, MASK, VALUE, Axis, Port, Profile
+from runtime.engines.ports import KEY, LEVEL, MASK, SHARES, VALUE, Axis, Port, Profile
 
 OPSET = 21
 TRACED = {"rows": 2, "items": 2}  # of a dynamic batch: 1 would be taken for a constant
@@ -68,7 +68,7 @@ def trace(component: Component, profile: Profile) -> torch.export.ExportedProgra
         return torch.export.export(component.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
 
 
-VARIADIC = (KEY, VALUE, LEVEL, MASK)  # inputs that the graphs' modules take as *arguments
+VARIADIC = (KEY, VALUE, SHARES, LEVEL, MASK)  # inputs that the graphs' modules take as *arguments
 
 
 def to_onnx(component: Component, program: torch.export.ExportedProgram) -> ir.Model:

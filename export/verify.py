@@ -28,7 +28,20 @@ from runtime.engines import verified
 from runtime.engines.base import check_contents, check_folder
 from runtime.engines.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
 from runtime.engines.parts import engine_device
-from runtime.engines.ports import CONDITION, KEY, LEVEL, MASK, STRENGTHS, TIME, Axis, Port, Profile, numbered
+from runtime.engines.ports import (
+    CONDITION,
+    KEY,
+    LEVEL,
+    MASK,
+    SHARES,
+    STRENGTHS,
+    TIME,
+    Axis,
+    Port,
+    Profile,
+    most_words,
+    numbered,
+)
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, is_quick
 from runtime.machine.files import expand, write_json
@@ -205,9 +218,9 @@ def _modules(
     found = {name: manifest.adapters.get(name) or embedded_adapters()[name] for name in sources}
     adapters = {name: load_adapter(path, name=name, **how) for name, path in found.items()}
     names = dict.fromkeys("adapter" if name.startswith(ADAPTER) else name for name in graphs)
-    modules = {
-        component.name: component.module for component in make_components(model, adapters, list(names))
-    }
+    words = most_words(graphs["unet"].inputs) if "unet" in graphs else 0
+    made = make_components(model, adapters, list(names), words)
+    modules = {component.name: component.module for component in made}
     for name, spec in graphs.items():
         if weights_digest(modules[name]) != spec.weights:
             raise InputError(f"{name}: its weights are not those that were compiled; {manifest.rebuild}")
@@ -255,8 +268,9 @@ def _variants(
     generator = torch.Generator().manual_seed(seed)
     inputs = {port.name: _random(port, sizes, generator) for port in spec.inputs}
     if name == "unet":
-        times, constant = _constant_inputs(module.unet, *inputs[numbered(KEY, 0)].shape[0:3:2], generator)
+        times, constant = _constant_inputs(module.unet, inputs[numbered(KEY, 0)].shape, generator)
         inputs |= constant
+        inputs |= {name: x.softmax(1) for name, x in inputs.items() if name.startswith(SHARES)}
         for timestep, time in zip(TIMESTEPS, times, strict=True):
             inputs[TIME] = time
             yield f"timestep {timestep:.0f}", inputs
@@ -271,15 +285,17 @@ def _variants(
 
 
 @torch.inference_mode()
-def _constant_inputs(
-    unet: nn.Module, rows: int, tokens: int, generator: torch.Generator
-) -> tuple[Tensor, dict]:
-    """Return, for random prompts, what the UNet takes at each of `TIMESTEPS`, and at all."""
+def _constant_inputs(unet: nn.Module, key: Sequence[int], generator: torch.Generator) -> tuple[Tensor, dict]:
+    """Return, for random prompts, what the UNet takes at each of `TIMESTEPS`, and at all.
+
+    key: the shape of a cross-attention's, (rows, heads, tokens, D) or (rows, texts, heads, tokens, D).
+    """
     from runtime.engines.denoiser import constant_inputs
 
     config, device = unet.config, unet.conv_in.weight.device
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    text = torch.randn(rows, tokens, config.cross_attention_dim, generator=generator)
+    rows, texts, tokens = key[0], key[1:-3], key[-2]
+    text = torch.randn(rows, *texts, tokens, config.cross_attention_dim, generator=generator)
     ids = torch.tensor([[512.0, 768.0, 0.0, 16.0, 1024.0, 1024.0]]).expand(rows, -1)
     given = torch.tensor(TIMESTEPS), text, torch.randn(rows, pooled, generator=generator), ids
     times, constant = constant_inputs(unet, *(x.to(device) for x in given))

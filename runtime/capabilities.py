@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime.control.adapters import check_name
 from runtime.engines.manifest import NAME, Manifest, adapter_names
-from runtime.engines.ports import SAMPLE, Profile
+from runtime.engines.ports import SAMPLE, Profile, most_words
 from runtime.errors import InputError
 from runtime.sampling.request import Request
 
@@ -20,7 +20,7 @@ class Capabilities:
     size is not asked for; None where it is not known yet. profile: the sizes that the UNet was built for, None for any.
     whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
     fixed_text: whether the text encoders give the states of one layer only. encodes: whether a run can start from a
-    picture.
+    picture. words: of how many regions the words can take the prompt's place, None for any number.
     """
 
     adapters: Collection[str] | None = None
@@ -29,11 +29,12 @@ class Capabilities:
     whole_steps: str | None = None
     fixed_text: bool = False
     encodes: bool = True
+    words: int | None = None
 
     def check(self, request: Request) -> None:
         """Raise InputError, naming the field, where the request asks for what cannot be drawn here."""
         for region in request.regions:
-            if self.adapters is not None:
+            if self.adapters is not None and region.condition is not None:
                 check_name(region.adapter, self.adapters, f"{region.label}: adapter")
         if request.cache_interval > 1 and self.whole_steps is not None:
             raise InputError(
@@ -46,6 +47,12 @@ class Capabilities:
         if request.image is not None and not self.encodes:
             raise InputError(
                 "image: the engines have no vae_encoder; rebuild them with it, or leave the image out"
+            )
+        if self.words is not None and len(request.words) > self.words:
+            wanted = len(request.words)
+            raise InputError(
+                f"regions: {wanted} with words, and the engines take {self.words}; rebuild them with "
+                f"--regional-prompts {wanted}"
             )
         if self.profile is None:
             return
@@ -60,8 +67,9 @@ def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilit
 
     Raises InputError where the manifest does not say the model's size.
     """
-    side = None
+    side = words = None
     if "unet" in manifest.engines:
+        words = most_words(manifest.engines["unet"].inputs)
         sample = next(port for port in manifest.engines["unet"].inputs if port.name == SAMPLE)
         size = manifest.model.get("sample_size")
         if type(size) is not int:
@@ -72,4 +80,4 @@ def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilit
     adapters = [*adapter_names(manifest), *adapters]
     fixed_text = "text_encoder" in manifest.engines
     encodes = "vae_decoder" not in manifest.engines or "vae_encoder" in manifest.engines
-    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text, encodes)
+    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text, encodes, words)

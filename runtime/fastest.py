@@ -207,7 +207,7 @@ def choose(
 
 def has_long_prompt(engine: Path, request: Request) -> bool:
     """Return whether a prompt has more tokens than an engine takes, by the tokenizer that lies with it."""
-    texts = (*request.prompts, *request.negatives)
+    texts = (*request.prompts, *request.negatives, *request.words)
     if all(len(text.encode()) <= 75 and "BREAK" not in text for text in texts):  # a token is a byte at least
         return False
     from transformers import CLIPTokenizer

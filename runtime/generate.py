@@ -191,6 +191,7 @@ def save(
     width, height = result.images[0].size
     packed = request.pack(height, width)
     references = [] if result.reference is None else result.reference.images
+    changed = None
     if references:
         outside = union(packed, height, width)[0, 0].numpy()
         changed = sum(changed_outside(*pair, outside) for pair in zip(result.images, references, strict=True))
@@ -211,6 +212,7 @@ def save(
             "versions": versions(),
             "images": [str(path) for path in paths],
             "region_steps": [list(steps) for steps in result.region_steps],
+            "pixels_changed_outside": changed,
             "settings": settings,
         }
         write_json(report, options.report)

@@ -293,7 +293,10 @@ class LocalControlPipeline:
         """Return what can be asked for."""
         waits = self.offload.whole_steps if self.offload is not None else None
         whole_steps = self.denoiser.whole_steps or waits
-        return Capabilities(self.adapters.keys(), self.default_size, self.denoiser.profile, whole_steps)
+        words = self.denoiser.most_words
+        return Capabilities(
+            self.adapters.keys(), self.default_size, self.denoiser.profile, whole_steps, words=words
+        )
 
     @property
     def default_size(self) -> int:

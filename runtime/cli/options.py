@@ -118,6 +118,9 @@ def _add_region(group) -> None:
     group.add_argument(
         "--control", metavar="NAME", help="the adapter that reads it (default: the first --adapter, or canny)"
     )
+    group.add_argument(
+        "--region-prompt", metavar="TEXT", help="words that take the prompt's place inside the mask"
+    )
     group.add_argument("--scale", help="its strength (default 1)")
     group.add_argument("--start", help="the share of the steps after which it begins to act (default 0)")
     group.add_argument("--end", help="the share of the steps after which it stops (default 1)")
@@ -237,10 +240,14 @@ def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]
     names = ("condition", "preprocess", "mask", "scale", "start", "end", "levels", "mask_condition")
     single = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     found: list[tuple[str, dict, Path | None]] = []
-    if single:
-        if "condition" not in single:
+    if single or options.region_prompt is not None:
+        if "condition" not in single and options.region_prompt is None:
             given = ", ".join("--" + name.replace("_", "-") for name in single)
-            raise InputError(f"{given} without --condition; expected the picture that the control shows")
+            raise InputError(
+                f"{given} without --condition; expected the picture that the control shows, or --region-prompt"
+            )
+        if options.region_prompt is not None:
+            single["prompt"] = options.region_prompt
         found.append(("region", single, None))
     found += [(f"--region {i + 1}", parse_region(text), None) for i, text in enumerate(options.region)]
     if options.regions:

@@ -31,10 +31,7 @@ class Control:
         device: str | torch.device = "cpu",
     ):
         self.features, self.masks, self.strengths = features, masks, strengths.to(device)
-        first: dict[tuple, int] = {}
-        rows = strengths.flatten(1).tolist()
-        # for each step, the first one at which every strength is the same
-        self.segments = [first.setdefault(tuple(row), step) for step, row in enumerate(rows)]
+        self.segments = first_alike(strengths)
         self._gated: tuple[int, list[Tensor]] = (-1, [])  # segment and sums of the last call
 
     @classmethod
@@ -52,10 +49,11 @@ class Control:
         """Run every region's adapter, once for all regions that show it the same condition.
 
         channels: the features' channels that the UNet expects at each level. mode: how masks are resized, "area" or
-        "nearest". Returns None without regions.
+        "nearest". Returns None where no region has a condition.
 
         Raises InputError for an unknown adapter, or one whose channels do not fit the UNet.
         """
+        packed = [item for item in packed if item.condition is not None]
         if not packed:
             return None
         for name in dict.fromkeys(item.region.adapter for item in packed):
@@ -114,6 +112,12 @@ def strengths(regions: Sequence[Region], steps: int) -> Tensor:
     """Return each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act."""
     scales = torch.tensor([[region.scale * level for level in region.levels] for region in regions])
     return activity(regions, steps)[:, None] * scales.T
+
+
+def first_alike(settings: Tensor) -> list[int]:
+    """Return for each step the first one whose settings (steps, ...) are the same."""
+    first: dict[tuple, int] = {}
+    return [first.setdefault(tuple(row), step) for step, row in enumerate(settings.flatten(1).tolist())]
 
 
 def activity(regions: Sequence[Region], steps: int) -> Tensor:

@@ -24,10 +24,10 @@ from runtime.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One control inside one mask.
+    """One control, or words, or both, inside one mask.
 
     Attributes:
-        condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor.
+        condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor. None: words alone.
         mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere.
         adapter: name of the adapter that reads the condition.
         scale: strength; any finite number; 0 adds nothing.
@@ -35,6 +35,8 @@ class Region:
         levels: four factors on the scale, one for each level of the UNet, from the finest to the coarsest.
         mask_condition: also blank the condition where the mask is exactly 0, so that nothing of it there can
             reach the image, not even through the adapter's receptive field.
+        prompt: words that take the place of the picture's prompt inside the mask, see `words`.
+        prompt_weight: how much they do, 0 to 1: the rest is the picture's prompt.
         preprocess: the condition to compute of the picture (see `conditions`), at the size of the picture to be made,
             where its lines have the width that adapters know. "none": the picture is a condition already.
         label: what messages call the region; its number in the list by default.
@@ -43,7 +45,7 @@ class Region:
         InputError: a field outside its range; names the field and the value.
     """
 
-    condition: Any
+    condition: Any = None
     mask: Any = None
     adapter: str = "canny"
     scale: float = 1.0
@@ -51,6 +53,8 @@ class Region:
     end: float = 1.0
     levels: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
     mask_condition: bool = False
+    prompt: str | None = None
+    prompt_weight: float = 1.0
     preprocess: str = "none"
     label: str | None = dataclasses.field(default=None, repr=False)
 
@@ -82,8 +86,6 @@ class Region:
         if unknown:
             raise InputError(f"{name}: unknown key {', '.join(unknown)}; expected {', '.join(known)}")
         given = {key: value for key, value in fields.items() if not (value is None or _is_blank(value))}
-        if "condition" not in given:
-            raise InputError(f"{name}: condition is missing; expected the path of a picture")
         for key in given.keys() & {"condition", "mask"}:
             given[key] = _resolve(given[key], base)
         return cls(**given, label=name)
@@ -101,16 +103,18 @@ class Region:
             conditions.check_preprocess(self.preprocess)
         except InputError as error:
             raise InputError(f"{self.label}: {error}") from error
-        condition = _read(self.condition, f"{self.label} condition", images.load_image, opened)
+        condition = self.condition
+        if condition is not None:
+            condition = _read(condition, f"{self.label} condition", images.load_image, opened)
         mask = None if self.mask is None else _read(self.mask, f"{self.label} mask", masks.read_mask, opened)
         return dataclasses.replace(self, condition=condition, mask=mask)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRegion:
-    """A region's pictures, float32 in [0, 1]: condition (1, 1 | 3, H, W), mask (1, 1, H, W) or None."""
+    """A region's pictures, float32 in [0, 1]: condition (1, 1 | 3, H, W), mask (1, 1, H, W); each may be None."""
 
-    condition: Tensor
+    condition: Tensor | None
     mask: Tensor | None
     region: Region
 
@@ -139,8 +143,8 @@ def pad_regions(packed: Sequence[PackedRegion], height: int, width: int) -> list
     return [
         dataclasses.replace(
             item,
-            condition=images.pad(item.condition, height, width),
-            mask=None if item.mask is None else images.pad(item.mask, height, width),
+            condition=item.condition if item.condition is None else images.pad(item.condition, height, width),
+            mask=item.mask if item.mask is None else images.pad(item.mask, height, width),
         )
         for item in packed
     ]
@@ -164,20 +168,21 @@ def labelled(regions: Sequence[Region]) -> list[Region]:
 
 def _pack(region: Region, height: int, width: int) -> PackedRegion:
     name = region.label
+    painted = None if region.mask is None else masks.read_mask(region.mask, f"{name} mask")
+    mask = None if painted is None else images.fit(painted, height, width, f"{name} mask", mode="area")
+    if mask is not None and not mask.any():
+        lost = "words" if region.condition is None else "control"
+        warnings.warn(f"{name} mask: all zero (black), so the region has no {lost}", stacklevel=2)
+    if region.condition is None:
+        return PackedRegion(None, mask, region)
     if region.preprocess == "none":
         condition = images.load_pixels(region.condition, f"{name} condition")
     else:
         condition = images.to_tensor(_preprocess(region, height, width))
     _hint(region, condition)
-    if region.mask is None or not region.mask_condition:
+    if mask is None or not region.mask_condition:
         condition = images.fit(condition, height, width, f"{name} condition")
-    if region.mask is None:
-        return PackedRegion(condition, None, region)
-    painted = masks.read_mask(region.mask, f"{name} mask")
-    mask = images.fit(painted, height, width, f"{name} mask", mode="area")
-    if not mask.any():
-        warnings.warn(f"{name} mask: all zero (black), so the region has no control", stacklevel=2)
-    if region.mask_condition:
+    else:
         # At the condition's own size first: resizing mixes pixels across the mask's edge.
         condition = condition * (F.interpolate(painted, condition.shape[-2:], mode="area") > 0)
         condition = images.fit(condition, height, width, f"{name} condition")
@@ -202,8 +207,11 @@ def _hint(region: Region, condition: Tensor) -> None:
 def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the fields of a Region, converted to their types; InputError names `name`, the field and the value."""
     fields = dict(fields)
-    if fields["condition"] is None:
-        raise InputError(f"{name}: condition is None; expected a PIL image, a path, an array or a tensor")
+    if fields["condition"] is None and fields["prompt"] is None:
+        raise InputError(
+            f"{name}: condition is missing, and so is a prompt; expected a picture, words, or both"
+        )
+    _check_words(fields, name)
     try:
         conditions.check_preprocess_name(fields["preprocess"])
     except InputError as error:
@@ -222,6 +230,21 @@ def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     fields["levels"] = _levels(fields["levels"], name)
     fields["mask_condition"] = _boolean(fields["mask_condition"], f"{name}: mask_condition")
     return fields
+
+
+def _check_words(fields: dict[str, Any], name: str) -> None:
+    prompt, weight = fields["prompt"], _number(fields["prompt_weight"], f"{name}: prompt_weight")
+    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+        raise InputError(f"{name}: prompt {prompt!r}; expected words")
+    if not 0 <= weight <= 1:
+        raise InputError(f"{name}: prompt_weight {weight:g}; expected a number from 0 to 1")
+    if weight != 1 and prompt is None:
+        raise InputError(f"{name}: prompt_weight {weight:g} without a prompt; expected words")
+    if fields["condition"] is None and (
+        fields["preprocess"] != "none" or _boolean(fields["mask_condition"], name)
+    ):
+        raise InputError(f"{name}: preprocess and mask_condition without a condition; expected a picture")
+    fields["prompt_weight"] = weight
 
 
 def _number(value, name: str) -> float:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from torch import Tensor
 
 from runtime.control.conditions import canny
 from runtime.control.region import PackedRegion, union
@@ -22,7 +21,7 @@ from runtime.control.region import PackedRegion, union
 Colour = tuple[int, int, int]
 # Orange, sky blue and purple of Okabe and Ito's palette, which the colour-blind can tell apart.
 INSIDE, OUTSIDE, OUTLINE = (230, 159, 0), (86, 180, 233), (224, 110, 190)
-PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+PAPER, INK, FAINT, NOTHING = (255, 255, 255), (30, 30, 30), (110, 110, 110), (225, 225, 225)
 SMALLEST, LARGEST = 256, 512  # px, a panel's longer side
 COLUMN = 240  # px, a column's width at least: room for the labels beside narrow pictures
 MARGIN, GAP, LINE = 20, 16, 20
@@ -51,7 +50,8 @@ def make_sheet(
     all of one size with the images. references: where the outside was held, the picture each of them was held to."""
     width, height = images[0].size
     inside = union(packed, height, width)[0, 0].numpy() if packed else None
-    asked = [_region_panels(item, f" {i + 1}" if len(packed) > 1 else "") for i, item in enumerate(packed)]
+    numbers = [f" {i + 1}" if len(packed) > 1 else "" for i in range(len(packed))]
+    asked = [_region_panels(*pair, images[0].size) for pair in zip(packed, numbers, strict=True)]
     made = [_result_panels(image, inside, seed + i) for i, image in enumerate(images)]
     if references:
         for row, image, reference in zip(made, images, references, strict=True):
@@ -74,8 +74,8 @@ def tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
-def _region_panels(item: PackedRegion, number: str) -> list[Panel]:
-    region, condition = item.region, _to_image(item.condition)
+def _region_panels(item: PackedRegion, number: str, size: tuple[int, int]) -> list[Panel]:
+    region, condition = item.region, _to_image(item, size)
     mask = _mask(item, condition.height, condition.width)
     strength = f"{region.adapter}, scale {region.scale:g}"
     if tuple(region.levels) != (1, 1, 1, 1):
@@ -83,10 +83,19 @@ def _region_panels(item: PackedRegion, number: str) -> list[Panel]:
     where = "acts here" if item.mask is not None else "no mask: acts everywhere"
     if (region.start, region.end) != (0, 1):
         where += f", steps {region.start:.0%} to {region.end:.0%}"
+    legend = [] if item.condition is None else [(None, strength)]
+    if region.prompt is not None:
+        share = f" at {region.prompt_weight:.0%}" if region.prompt_weight != 1 else ""
+        legend.append((None, f'"{region.prompt}"{share}'))
+    shown = "words" if item.condition is None else "condition"
     over = _outlined(_show(tint(condition, mask)), mask)
     return [
-        Panel(_show(condition), f"condition{number}", [(None, strength)]),
-        Panel(over, f"mask{number} over the condition", [(INSIDE, where)]),
+        Panel(_show(condition), f"{shown}{number}", legend),
+        Panel(
+            over,
+            f"mask{number} over the condition" if item.condition is not None else f"mask{number}",
+            [(INSIDE, where)],
+        ),
     ]
 
 
@@ -203,7 +212,9 @@ def _mask(item: PackedRegion, height: int, width: int) -> np.ndarray:
     return np.ones((height, width), np.float32) if item.mask is None else item.mask[0, 0].numpy()
 
 
-def _to_image(condition: Tensor) -> Image.Image:
-    """Return a picture of (1, C, H, W) float32 in [0, 1], C = 1 or 3."""
-    pixels = (condition[0] * 255).round().byte().permute(1, 2, 0).numpy()
+def _to_image(item: PackedRegion, size: tuple[int, int]) -> Image.Image:
+    """Return a region's condition (1, C, H, W) in [0, 1], C = 1 or 3, as a picture; a grey one where it has none."""
+    if item.condition is None:
+        return Image.new("RGB", size, NOTHING)
+    pixels = (item.condition[0] * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

@@ -8,10 +8,22 @@ import torch
 from torch import Tensor
 
 from runtime.control.features import Control
+from runtime.control.words import Words
 from runtime.engines.base import Binding, Engine
-from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, TIME, VALUE, numbered
+from runtime.engines.ports import (
+    KEY,
+    LEVEL,
+    PREDICTION,
+    SAMPLE,
+    SHARES,
+    TIME,
+    VALUE,
+    Axis,
+    most_words,
+    numbered,
+)
 from runtime.model.unet import UNet
-from runtime.sampling.denoiser import Step, repeat_rows
+from runtime.sampling.denoiser import Step, repeat_rows, segments_of
 
 
 def constant_inputs(
@@ -36,12 +48,16 @@ class EngineDenoiser:
 
     whole_steps = "a compiled UNet"
 
-    def __init__(self, engine: Engine, unet: UNet):
-        """unet: only its `once_per_image` parameters are used, in torch; the engine has the others."""
+    def __init__(self, engine: Engine, unet: UNet, with_words: Engine | None = None):
+        """unet: only its `once_per_image` parameters are used, in torch; the engine has the others.
+
+        with_words: another engine, for pictures whose regions have words.
+        """
         self.engine, self.unet, self.device = engine, unet, engine.device
+        self.with_words = with_words or engine
         self.dtype, self.profile = unet.conv_in.weight.dtype, engine.profile
         self._ports = {port.name: port for port in engine.spec.inputs}
-        self._tokens = self._ports[numbered(KEY, 0)].shape[2]
+        self._tokens = self._ports[numbered(KEY, 0)].shape[-2]
         self._levels = [name for name in self._ports if name.startswith(LEVEL)]
 
     @property
@@ -52,6 +68,11 @@ class EngineDenoiser:
     def most_tokens(self) -> int | None:
         """Return how many tokens of a prompt it takes; None for any number."""
         return self._tokens if isinstance(self._tokens, int) else None
+
+    @property
+    def most_words(self) -> int | None:
+        """Return how many regions' words it takes; None for any number."""
+        return most_words(self.with_words.spec.inputs)
 
     @property
     def control_channels(self) -> Sequence[int]:
@@ -66,12 +87,19 @@ class EngineDenoiser:
         control: Control | None,
         repeat: int,
         cache_interval: int = 1,
+        words: Words | None = None,
     ) -> Step:
         """See `Denoiser.prepare`; cache_interval is 1."""
+        engine = self.engine if words is None else self.with_words
+        shares = {port.name: port for port in engine.spec.inputs if port.name.startswith(SHARES)}
+        if shares:
+            most = most_words(engine.spec.inputs)
+            words = words or Words.none(text, len(timesteps))
+            text = words.beside(text, None if most is None else most + 1)
         time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
         time = repeat_rows(time, repeat, dim=1)
         constant = {name: repeat_rows(tensor, repeat) for name, tensor in constant.items()}
-        segments = [0] * len(timesteps) if control is None else control.segments
+        segments = segments_of(control, words, len(timesteps))
         run = object()  # of which (run, segment) an owned binding holds the constants and the control
 
         def fill(bound: Binding, rows: int, index: int) -> None:
@@ -83,11 +111,13 @@ class EngineDenoiser:
                 levels = [torch.zeros(())] * len(self._levels) if control is None else control.gated(index)
                 for name, level in zip(self._levels, levels, strict=True):
                     bound.inputs[name].copy_(level)
+                for name in shares:
+                    fill_shares(bound.inputs[name], words, index)
             bound.owner = run, segments[index]
 
         def step(sample: Tensor, index: int) -> Tensor:
-            with self.engine.lock:
-                bound, rows = self._bind(sample, text.shape[1]), len(sample)
+            with engine.lock:
+                bound, rows = self._bind(engine, sample, text), len(sample)
                 fill(bound, rows, index)
                 bound.inputs[SAMPLE].copy_(sample)
                 bound.inputs[TIME].copy_(time[index, -rows:])
@@ -96,9 +126,21 @@ class EngineDenoiser:
 
         return step
 
-    def _bind(self, sample: Tensor, tokens: int) -> Binding:
-        """Return the engine's tensors for latents of this shape and prompts of so many tokens."""
+    def _bind(self, engine: Engine, sample: Tensor, text: Tensor) -> Binding:
+        """Return the engine's tensors for latents of this shape and prompts (..., texts, tokens, D)."""
         divisor = self._ports[SAMPLE].shape[2].divisor
         rows, _, height, width = sample.shape
-        sizes = {} if isinstance(self._tokens, int) else {self._tokens.name: tokens}
-        return self.engine.bind(rows=rows, height=height * divisor, width=width * divisor, **sizes)
+        sizes = {"rows": rows, "height": height * divisor, "width": width * divisor}
+        key = next(port for port in engine.spec.inputs if port.name == numbered(KEY, 0))
+        axes = {axis.name for axis in key.shape if isinstance(axis, Axis)}
+        sizes |= {
+            name: n for name, n in (("tokens", text.shape[-2]), ("texts", text.shape[-3])) if name in axes
+        }
+        return engine.bind(**sizes)
+
+
+def fill_shares(shares: Tensor, words: Words, step: int) -> None:
+    """Write the shares of one step into an engine's input (rows, texts, h, w), 0 for texts that are not there."""
+    rows, _, height, width = shares.shape
+    shares.zero_()
+    shares[:, : words.texts].copy_(words.shares(step, height, width, rows, shares.device, shares.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +14,15 @@ IDS, STATES, POOLED = "ids", "states", "pooled"
 CONDITION, STRENGTHS = "condition", "strengths"
 SAMPLE, TIME, PREDICTION = "sample", "time", "prediction"
 LATENTS, PIXELS, MOMENTS = "latents", "pixels", "moments"
-KEY, VALUE, LEVEL, MASK = "key_", "value_", "level_", "mask_"  # and a number: see `numbered`
+KEY, VALUE, SHARES = "key_", "value_", "shares_"  # and a number: see `numbered`
+LEVEL, MASK = "level_", "mask_"
 
 Range = tuple[int, int, int]  # smallest, usual (what the engine is tuned for), largest
 GUIDANCE = {"both": (1, 2, 2), "always": (2, 2, 2), "never": (1, 1, 1)}  # rows of the UNet for each image
 
 
 def numbered(kind: str, index: int) -> str:
-    """Return the name of one of several ports of a kind: KEY, VALUE, LEVEL or MASK."""
+    """Return the name of one of several ports of a kind: KEY, VALUE, SHARES, LEVEL or MASK."""
     return f"{kind}{index}"
 
 
@@ -29,7 +30,9 @@ def numbered(kind: str, index: int) -> str:
 class Axis:
     """A dimension that follows a call's size: ceil(size / divisor), such as a latent's height."""
 
-    name: str  # height, width, tokens (of a prompt), rows (of the UNet) or items (prompts, or pictures to decode)
+    # height, width, tokens (of a prompt), texts (of a picture), rows (of the UNet) or items (prompts, or pictures to
+    # decode)
+    name: str
     divisor: int = 1
 
     def __str__(self) -> str:
@@ -44,6 +47,12 @@ class Axis:
     def of(self, sizes: Mapping[str, int]) -> int:
         """Return its length in a call of these sizes."""
         return -(-sizes[self.name] // self.divisor)
+
+
+def most_words(ports: Sequence[Port]) -> int | None:
+    """Return how many regions' words a UNet of these ports takes; None for any number."""
+    texts = next((port.shape[1] for port in ports if port.name.startswith(SHARES)), 1)
+    return None if isinstance(texts, Axis) else texts - 1
 
 
 Shape = tuple["int | Axis", ...]

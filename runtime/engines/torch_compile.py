@@ -23,12 +23,11 @@ from runtime.engines.manifest import EngineSpec
 from runtime.engines.ports import Axis, Profile, Range
 from runtime.engines.unet_graph import UNetGraph, unet_ports
 from runtime.loading.load import Model
-from runtime.model.unet import UNet
 from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
 
 _compiling = threading.RLock()
-SIDE, IMAGES, TOKENS = 2**15, 2**15, 2**15  # larger than any
+SIDE, IMAGES, TOKENS, TEXTS = 2**15, 2**15, 2**15, 2**15  # larger than any
 
 
 def compiled_for_any_size(function: Callable, compiler: str | Callable) -> Callable:
@@ -64,8 +63,11 @@ def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool
     """Return the model's UNet as one call a step; see `LocalControlPipeline.compile`."""
     if compiler is not None:
         unpack_weights(model.unet)
-    engine = TorchEngine(model.unet, vae_factor(model.vae), compiler, cuda_graph)
-    return EngineDenoiser(engine, model.unet)
+    plain, with_words = (
+        TorchEngine(UNetGraph(model.unet, words), vae_factor(model.vae), compiler, cuda_graph)
+        for words in (False, True)
+    )
+    return EngineDenoiser(plain, model.unet, with_words)
 
 
 def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:
@@ -81,18 +83,19 @@ def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:
 
 @dataclass(frozen=True)
 class AnySize(Profile):
-    """Sizes of a graph that is built for any, the tokens of a prompt among them."""
+    """Sizes of a graph that is built for any, the tokens of a prompt and the texts of a picture among them."""
 
     tokens: Range = (1, 77, TOKENS)
+    texts: Range = (1, 2, TEXTS)
 
 
 class TorchEngine(Engine):
     """`UNetGraph`, for any size."""
 
-    def __init__(self, unet: UNet, factor: int, compiler: str | Callable | None, cuda_graph: bool):
+    def __init__(self, graph: UNetGraph, factor: int, compiler: str | Callable | None, cuda_graph: bool):
         """factor: pixels of a latent's side. compiler: torch.compile's backend, None for none."""
-        graph, weight = UNetGraph(unet), unet.conv_in.weight
-        inputs, outputs = unet_ports(graph, Axis("tokens"), factor)
+        weight = graph.unet.conv_in.weight
+        inputs, outputs = unet_ports(graph, Axis("tokens"), factor, Axis("texts"))
         spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
         profile = AnySize((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
         super().__init__(spec, profile, weight.device)

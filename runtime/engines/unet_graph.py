@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.control.levels import STRIDES
-from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, TIME, VALUE, Axis, Port, numbered
+from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, SHARES, TIME, VALUE, Axis, Port, numbered
 from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 
@@ -16,35 +16,44 @@ from runtime.model.unet import UNet
 class UNetGraph(nn.Module):
     """What a denoising step computes anew. What is known before the first one comes in: `denoiser.constant_inputs`."""
 
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: UNet, words: bool = False):
+        """words: whether regions' words come in beside the prompt, see `blocks.SharedText`."""
         super().__init__()
-        self.unet = unet
+        self.unet, self.words = unet, words
+        self.text_levels = unet.text_levels()
         self.widths = [resnet.time_emb_proj.out_features for resnet in unet.resnets()]
         self.attentions = [block.attn2 for block in unet.transformer_blocks()]
         weight = unet.conv_in.weight
         self.register_buffer("one", torch.ones(1, device=weight.device, dtype=weight.dtype), persistent=False)
 
     def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """rest: key and value of each cross-attention, then the levels of control."""
+        """rest: key and value of each cross-attention, the texts' shares where words come in, the levels of control."""
         count = 2 * len(self.attentions)
-        text = list(zip(rest[:count:2], rest[1:count:2], strict=True))
-        levels = [Injection([level], None, self.one) for level in rest[count:]]
+        text, rest = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
+        if self.words:
+            levels = sorted(set(self.text_levels))
+            shares, rest = dict(zip(levels, rest, strict=False)), rest[len(levels) :]
+            text = [(*pair, shares[level]) for pair, level in zip(text, self.text_levels, strict=True)]
+        levels = [Injection([level], None, self.one) for level in rest]
         sample = sample.to(self.unet.conv_in.weight.dtype)
         return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
 
 
 def unet_ports(
-    graph: UNetGraph, tokens: int | Axis, factor: int
+    graph: UNetGraph, tokens: int | Axis, factor: int, texts: int | Axis = 1
 ) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Return the graph's inputs and outputs. tokens: of a prompt, or the axis of any number; factor: pixels of a
-    latent's side."""
+    latent's side. texts: of a picture, the prompt and regions' words, where the graph takes those."""
     config, dtype, rows = graph.unet.config, graph.unet.conv_in.weight.dtype, Axis("rows")
     latents = pixel_axes(factor)
-    text = [(rows, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
+    several = (texts,) if graph.words else ()
+    text = [(rows, *several, m.heads, tokens, m.to_q.out_features // m.heads) for m in graph.attentions]
+    levels = sorted(set(graph.text_levels)) if graph.words else ()
     inputs = (
         Port(SAMPLE, torch.float32, (rows, config.in_channels, *latents)),
         Port(TIME, dtype, (rows, sum(graph.widths))),
         *(Port(numbered(kind, i), dtype, shape) for i, shape in enumerate(text) for kind in (KEY, VALUE)),
+        *(Port(numbered(SHARES, i), dtype, (rows, texts, *pixel_axes(factor * 2**i))) for i in levels),
         *level_ports(config.control_channels, dtype),
     )
     return inputs, (Port(PREDICTION, torch.float32, (rows, config.out_channels, *latents)),)

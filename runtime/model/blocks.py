@@ -15,6 +15,8 @@ from kernels import ops
 from runtime.model.attention import attend
 
 KeyValue = tuple[Tensor, Tensor]
+# Key and value of P texts, (B, P, heads, S, C / heads), and each text's share at every position, (B, P, h, w)
+SharedText = tuple[Tensor, Tensor, Tensor]
 
 
 class Injection(NamedTuple):
@@ -62,8 +64,15 @@ class Attention(nn.Module):
         """Return key and value of a context (B, S, D), each (B, heads, S, C / heads)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.to_out(attend(self._split(self.to_q(x)), key, value))
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, shares: Tensor | None = None) -> Tensor:
+        """Attend to one text, or to several whose results are mixed by their shares; see `SharedText`."""
+        query = self._split(self.to_q(x))
+        if shares is None:
+            return self.to_out(attend(query, key, value))
+        texts = key.shape[1]
+        query = query[:, None].expand(-1, texts, -1, -1, -1).flatten(0, 1)
+        found = attend(query, key.flatten(0, 1), value.flatten(0, 1)).unflatten(0, (-1, texts))
+        return self.to_out((found * shares.flatten(2)[..., None]).sum(1))
 
     def of_itself(self, x: Tensor) -> Tensor:
         """Self-attention."""
@@ -109,7 +118,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, text: KeyValue) -> Tensor:
+    def forward(self, x: Tensor, text: KeyValue | SharedText) -> Tensor:
         x = self.attn1.of_itself(self.norm1(x)) + x
         x = self.attn2(self.norm2(x), *text) + x
         return self.ff(self.norm3(x)) + x

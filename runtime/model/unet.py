@@ -19,6 +19,7 @@ from runtime.model.blocks import (
     KeyValue,
     MidBlock,
     Resnet,
+    SharedText,
     Transformer,
     TransformerBlock,
     UpBlock,
@@ -80,6 +81,17 @@ class UNet(nn.Module):
         transformers = [transformer for block in self._blocks() for transformer in block.attentions]
         return [block for transformer in transformers for block in transformer.transformer_blocks]
 
+    def text_levels(self) -> list[int]:
+        """Return how often the latents are halved where each transformer block is, in the order of the forward pass."""
+        deepest = len(self.down_blocks) - 1
+        levels = [*range(deepest + 1), deepest, *range(deepest, -1, -1)]
+        return [
+            level
+            for level, block in zip(levels, self._blocks(), strict=True)
+            for transformer in block.attentions
+            for _ in transformer.transformer_blocks
+        ]
+
     def _blocks(self) -> list[DownBlock | MidBlock | UpBlock]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
@@ -101,22 +113,23 @@ class UNet(nn.Module):
     def project_text(self, text: Tensor) -> list[KeyValue]:
         """Return key and value of each cross-attention, (B, heads, S, C / heads), in the order of the forward pass.
 
-        text: (B, S, D), the text encoders' hidden states.
+        text: the text encoders' hidden states, (B, S, D), or of several texts a row, (B, P, S, D).
         """
-        return [block.attn2.project(text) for block in self.transformer_blocks()]
+        found = [block.attn2.project(text.flatten(0, -3)) for block in self.transformer_blocks()]
+        return [tuple(x.unflatten(0, text.shape[:-2]) for x in pair) for pair in found]
 
     def forward(
         self,
         sample: Tensor,
         time: Sequence[Tensor],
-        text: Sequence[KeyValue],
+        text: Sequence[KeyValue | SharedText],
         control: Sequence[Injection] | None = None,
     ) -> Tensor:
         """Return the model's prediction, (B, C_out, h, w), channels_last.
 
         sample: (B, C_in, h, w), any h, w. time: `embed_time` at this step, (B, C) for each resnet.
-        text: `project_text`. control: one `Injection` for each down block and the mid block (four levels in SDXL);
-        None for no control.
+        text: `project_text`; of several texts a row with their shares, see `SharedText`. control: one `Injection` for
+        each down block and the mid block (four levels in SDXL); None for no control.
         """
         time, text = iter(time), iter(text)
         return self.finish(*self.deep_features(sample, time, text, control), time, text)

@@ -13,7 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from kernels import ops
-from runtime.model.blocks import GEGLU, KeyValue, Resnet, Transformer, TransformerBlock
+from runtime.model.blocks import GEGLU, KeyValue, Resnet, SharedText, Transformer, TransformerBlock
 from runtime.model.unet import UNet
 from runtime.optimize.exchange import exchange
 
@@ -43,7 +43,7 @@ class FusedGEGLU(GEGLU):
 class FusedTransformerBlock(TransformerBlock):
     """Each sum of the residual stream normalised as it is made. Training, which needs gradients, takes the layers."""
 
-    def forward(self, x: Tensor, text: KeyValue) -> Tensor:
+    def forward(self, x: Tensor, text: KeyValue | SharedText) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(x, text)
         _, norm = _normalized(self.norm1, x)

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from runtime.control.features import Control
-from runtime.model.blocks import Injection, KeyValue
+from runtime.model.blocks import Injection, KeyValue, SharedText
 from runtime.model.unet import UNet
 
 
 class DeepCache:
     """A UNet that computes its deep features at every `interval`-th step only (arXiv 2312.00858).
 
-    They are also computed anew where the control's strengths are others than at the step they come from, and where
-    guidance begins or ends.
+    They are also computed anew where the control's strengths or the regions' words are others than at the step they
+    come from, and where guidance begins or ends.
     """
 
-    def __init__(self, unet: UNet, interval: int, control: Control | None):
-        self.unet, self.interval = unet, interval
-        self.segments = None if control is None else control.segments
+    def __init__(self, unet: UNet, interval: int, segments: Sequence[int]):
+        """segments: for each step, the first one with the same control and words."""
+        self.unet, self.interval, self.segments = unet, interval, segments
         self.deep: Tensor | None = None
         self.computed_at = 0
 
@@ -29,7 +28,7 @@ class DeepCache:
         index: int,
         sample: Tensor,
         time: Sequence[Tensor],
-        text: Sequence[KeyValue],
+        text: Sequence[KeyValue | SharedText],
         control: Sequence[Injection] | None,
     ) -> Tensor:
         """Return the prediction of step `index`; the others: see `UNet.forward`."""
@@ -43,4 +42,4 @@ class DeepCache:
     def _fits(self, rows: int, index: int) -> bool:
         if self.deep is None or len(self.deep) != rows or index - self.computed_at >= self.interval:
             return False
-        return self.segments is None or self.segments[index] == self.segments[self.computed_at]
+        return self.segments[index] == self.segments[self.computed_at]

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from runtime.control.features import Control
-from runtime.model.blocks import Injection
+from runtime.control.features import Control, first_alike
+from runtime.control.words import Words
+from runtime.model.blocks import Injection, KeyValue, SharedText
 from runtime.model.unet import UNet
 from runtime.sampling.deep_cache import DeepCache
 
@@ -22,8 +23,8 @@ class Denoiser(Protocol):
     """SDXL's UNet in PyTorch or on an engine.
 
     device, dtype: what it computes on and in. latent_channels: of its input. control_channels: of the control at each
-    level. profile: the sizes it was built for, None for any. most_tokens: of a prompt, None for any number.
-    whole_steps: see `capabilities.Capabilities`.
+    level. profile: the sizes it was built for, None for any. most_tokens: of a prompt, most_words: regions with words,
+    None for any number. whole_steps: see `capabilities.Capabilities`.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Denoiser(Protocol):
     control_channels: Sequence[int]
     profile: Any
     most_tokens: int | None
+    most_words: int | None
     whole_steps: str | None
 
     def prepare(
@@ -43,12 +45,13 @@ class Denoiser(Protocol):
         control: Control | None,
         repeat: int,
         cache_interval: int = 1,
+        words: Words | None = None,
     ) -> Step:
         """Compute all that is the same at every step; the function returned runs one.
 
         timesteps: (T,). text (P, S, D), pooled (P, K) and time_ids (P, 6): one row for each prompt of the guidance
         batch, each of which serves `repeat` consecutive rows of the sample. cache_interval: how many steps in a row
-        use the same deep features, see `DeepCache`.
+        use the same deep features, see `DeepCache`. words: those of regions.
         """
 
 
@@ -57,6 +60,7 @@ class TorchDenoiser:
 
     profile = None
     most_tokens = None
+    most_words = None
     whole_steps = None
 
     def __init__(self, unet: UNet, device: torch.device | None = None):
@@ -82,26 +86,49 @@ class TorchDenoiser:
         control: Control | None,
         repeat: int,
         cache_interval: int = 1,
+        words: Words | None = None,
     ) -> Step:
         """See `Denoiser.prepare`."""
         dtype = self.dtype
+        text = text.to(dtype) if words is None else words.beside(text.to(dtype))
         time = [repeat_rows(t, repeat, dim=1) for t in self.unet.embed_time(timesteps, pooled, time_ids)]
         keys_values = [
-            (repeat_rows(k, repeat), repeat_rows(v, repeat))
-            for k, v in self.unet.project_text(text.to(dtype))
+            (repeat_rows(k, repeat), repeat_rows(v, repeat)) for k, v in self.unet.project_text(text)
         ]
 
-        cache = DeepCache(self.unet, cache_interval, control) if cache_interval > 1 else None
+        segments, levels_of_text = segments_of(control, words, len(timesteps)), self.unet.text_levels()
+        cache = DeepCache(self.unet, cache_interval, segments) if cache_interval > 1 else None
         one = torch.ones(1, device=self.device)
 
         def step(sample: Tensor, index: int) -> Tensor:
             gated, rows = [] if control is None else control.gated(index), len(sample)
             levels = [Injection([level], None, one) for level in gated] or None
             text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
+            if words is not None:
+                text = shared_text(text, words, index, sample, levels_of_text)
             forward = self.unet if cache is None else partial(cache, index)
             return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, levels).float()
 
         return step
+
+
+def segments_of(control: Control | None, words: Words | None, steps: int) -> list[int]:
+    """Return for each step the first one with the same control and words."""
+    given = [x.segments for x in (control, words) if x is not None]
+    return first_alike(torch.tensor(given).T) if given else [0] * steps
+
+
+def shared_text(
+    text: Sequence[KeyValue], words: Words, step: int, sample: Tensor, levels: Sequence[int]
+) -> list[SharedText]:
+    """Return keys and values with the shares of their texts in one step. levels: of each of them, see
+    `UNet.text_levels`."""
+    sizes = {level: tuple(-(-side // 2**level) for side in sample.shape[2:]) for level in set(levels)}
+    key = text[0][0]
+    shares = {
+        level: words.shares(step, *size, len(sample), key.device, key.dtype) for level, size in sizes.items()
+    }
+    return [(*pair, shares[level]) for pair, level in zip(text, levels, strict=True)]
 
 
 def repeat_rows(tensor: Tensor, times: int, dim: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime.control.features import Control, activity
 from runtime.control.images import fit, pad, to_tensor
 from runtime.control.region import PackedRegion, pad_regions, union
+from runtime.control.words import Words
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
 from runtime.model.attention import use_attention
@@ -27,7 +28,7 @@ from runtime.sampling.encode import encode
 from runtime.sampling.loop import AfterStep, denoise, make_noise
 from runtime.sampling.request import MAX_SEED, Request
 from runtime.sampling.schedulers import make_scheduler, noise_levels, set_timesteps
-from runtime.sampling.text import Reading, encode_guidance
+from runtime.sampling.text import Reading, encode_guidance, encode_words
 
 if TYPE_CHECKING:
     from runtime.pipeline import LocalControlPipeline
@@ -37,6 +38,7 @@ OUTPUT = {
     "pt": lambda pixels: pixels.cpu(),
     "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
 }
+TextRows = tuple[Tensor, Tensor]  # states (G, S, D) and pooled embeddings (G, P)
 Progress = Callable[[int, int], None]  # called with (steps done, steps)
 
 
@@ -70,45 +72,61 @@ class Drawing:
             request.size(pipe.default_size),
             request.picture_size(pipe.default_size),
         )
+        self.reading = Reading(request.prompt_syntax, request.clip_skip, pipe.denoiser.most_tokens)
         self.timings: dict[str, float] = {}
         self.seed, self.generators = _randomness(request)
         self.steps = len(self._schedule()[1])
         self.held = request.outside == "held"
-        self.settings, self.reference = "", None
+        self.packed = request.pack(*self.picture_size)
+        self.settings, self.reference, self.inside = "", None, None
         if self.held:
+            self.inside = union(self.packed, *self.picture_size)
             self.settings = held.settings(request, self._schedule()[0], self.size)
             given = request.reference
             fits = given is not None and given.fits(self.seed, self.settings, self.model)
             self.reference = given if fits else None
-        runs = 2 if request.draws_reference and self.reference is None else 1
+        self.all_held = self.held and not self.inside.any()  # the pictures are the reference's
+        runs = (request.draws_reference and self.reference is None) + (not self.all_held)
         self.steps_done, self.all_steps = 0, runs * self.steps
 
     def draw(self) -> Result:
         """Return the pictures. Raises InputError where a stage's result is not finite, naming the stage."""
-        request = self.request
-        packed = request.pack(*self.picture_size)
         with timed(self.timings, "total", self.device):
             start = self._encode_image()
             noise = self._make_noise()
-            text = self._encode_text()
-            control = self._make_control(packed)
-            inside, hold = None, None
+            text, states = self._encode_text()
             if self.held:
                 self.reference = self._find_reference(text, noise, start)
-                inside = union(packed, *self.picture_size)
-                hold = held.Held(inside, self.size, self.reference)
-            with timed(self.timings, "denoise", self.device):
-                latents = self._denoise(text, noise, start, control, hold)
-            images = []
-            if request.output_type != "latent":
-                with timed(self.timings, "decode", self.device):
-                    pixels = self._decode(latents)
-                    if self.held:
-                        pixels = held.compose(pixels, self.reference.pixels, inside, self.pipe.vae_factor)
-                    images = OUTPUT[request.output_type](pixels)
-        acting = activity(request.regions, self.steps)
+            if self.all_held:
+                latents = self.reference.trajectory[-1]
+            else:
+                latents = self._draw_regions(text, states, noise, start)
+            images = [] if self.request.output_type == "latent" else self._make_images(latents)
+        acting = activity(self.request.regions, self.steps)
         steps = [rows.nonzero()[:, 0].tolist() for rows in acting.T]
         return Result(images, latents, self.timings, self.seed, steps, self.reference)
+
+    def _draw_regions(
+        self, text: TextRows, states: Tensor | None, noise: Tensor, start: Tensor | None
+    ) -> Tensor:
+        """Return the latents of the run with control and words. states: of the words."""
+        request, packed = self.request, pad_regions(self.packed, *self.size)
+        control = self._make_control(packed)
+        words = Words.build(packed, states, self.steps, request.images)
+        hold = held.Held(self.inside, self.size, self.reference) if self.held else None
+        with timed(self.timings, "denoise", self.device):
+            return self._denoise(text, noise, start, control, words, hold)
+
+    def _make_images(self, latents: Tensor) -> list[Image.Image] | np.ndarray | Tensor:
+        with timed(self.timings, "decode", self.device):
+            if self.all_held:
+                pixels = self.reference.pixels
+            elif self.held:
+                factor = self.pipe.vae_factor
+                pixels = held.compose(self._decode(latents), self.reference.pixels, self.inside, factor)
+            else:
+                pixels = self._decode(latents)
+            return OUTPUT[self.request.output_type](pixels)
 
     def _schedule(self) -> tuple[SchedulerMixin, Tensor]:
         """Return a fresh scheduler, which remembers its run, and the timesteps of this one."""
@@ -133,21 +151,32 @@ class Drawing:
         shape = (self.request.images, self.pipe.denoiser.latent_channels, *sides)
         return make_noise(shape, self.generators, self.request.latents).to(self.device)
 
-    def _encode_text(self) -> tuple[Tensor, Tensor]:
-        """Return states and pooled embeddings, a row for each prompt of the guidance batch."""
+    def _encode_text(self) -> tuple[TextRows, Tensor | None]:
+        """Return the prompts' conditioning, and the states of the regions' words (R, S, D)."""
         request = self.request
-        reading = Reading(request.prompt_syntax, request.clip_skip, self.pipe.denoiser.most_tokens)
-        with timed(self.timings, "text", self.device), self._at_work("text"):
-            text, pooled = encode_guidance(
-                self.model, request.prompts, request.negatives, request.guidance > 1, reading
+        with timed(self.timings, "text", self.device):
+            if not request.words:
+                return self._encode_prompts(), None
+            beside = (*request.prompts, *request.negatives)
+            with self._at_work("text"):
+                words, least = encode_words(self.model, request.words, beside, self.reading)
+            check_finite(words, "text", self.dtype)
+            return self._encode_prompts(least), words
+
+    def _encode_prompts(self, least: int = 1) -> TextRows:
+        """Return a row for each prompt of the guidance batch, of at least so many chunks."""
+        request, guided = self.request, self.request.guidance > 1
+        with self._at_work("text"):
+            rows = encode_guidance(
+                self.model, request.prompts, request.negatives, guided, self.reading, least
             )
-            check_finite(text, "text", self.dtype)
-        return text, pooled
+        check_finite(rows[0], "text", self.dtype)
+        return rows
 
     def _make_control(self, packed: Sequence[PackedRegion]) -> Control | None:
         with timed(self.timings, "adapter", self.device):
             control = Control.build(
-                pad_regions(packed, *self.size),
+                packed,
                 self.pipe.adapters,
                 self.steps,
                 device=self.device,
@@ -159,9 +188,7 @@ class Drawing:
                 check_finite(feature, "adapter", self.dtype)
         return control
 
-    def _find_reference(
-        self, text: tuple[Tensor, Tensor], noise: Tensor, start: Tensor | None
-    ) -> held.Reference:
+    def _find_reference(self, text: TextRows, noise: Tensor, start: Tensor | None) -> held.Reference:
         """Return the reference that was handed in, where it fits; otherwise the given picture's, or one drawn now."""
         request, found = self.request, self.reference
         if found is not None and (found.pixels is not None or request.output_type == "latent"):
@@ -175,26 +202,29 @@ class Drawing:
                 pixels = None if request.output_type == "latent" else self._decode(trajectory[-1])
             return held.Reference(pixels, trajectory, self.seed, self.settings, weakref.ref(self.model))
 
-    def _draw_reference(self, text: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
-        """Return the latents after each step of the run without control; the generators are as before."""
+    def _draw_reference(self, text: TextRows, noise: Tensor) -> list[Tensor]:
+        """Return the latents after each step of the run without control; the next run draws the same numbers."""
         states = [generator.get_state() for generator in self.generators]
         trajectory: list[Tensor] = []
+        if self.request.words:  # which may have made the prompts' states longer
+            text = self._encode_prompts()
 
         def keep(latents: Tensor, step: int) -> Tensor:
             trajectory.append(latents)
             return latents
 
-        self._denoise(text, noise, None, None, keep)
-        for generator, state in zip(self.generators, states, strict=True):
+        self._denoise(text, noise, None, None, None, keep)
+        for generator, state in zip(self.generators, () if self.all_held else states, strict=False):
             generator.set_state(state)
         return trajectory
 
     def _denoise(
         self,
-        text: tuple[Tensor, Tensor],
+        text: TextRows,
         noise: Tensor,
         start: Tensor | None,
         control: Control | None,
+        words: Words | None,
         after_step: AfterStep | None,
     ) -> Tensor:
         request, (states, pooled) = self.request, text
@@ -203,7 +233,14 @@ class Drawing:
         ids = ids.expand(len(states), -1).to(self.dtype)
         with self._at_work("denoise"), use_attention(self.pipe.attention):
             step = self.pipe.denoiser.prepare(
-                timesteps, states, pooled, ids, control, request.images_per_prompt, request.cache_interval
+                timesteps,
+                states,
+                pooled,
+                ids,
+                control,
+                request.images_per_prompt,
+                request.cache_interval,
+                words,
             )
             latents = denoise(
                 step,

@@ -99,6 +99,11 @@ class Request:
         self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
+        self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
+        for region in self.regions:
+            if region.prompt is not None:
+                check_text(region.prompt, f"{region.label}: prompt")
+                check_prompt(region.prompt, self.prompt_syntax, f"{region.label}: prompt")
         self._check_outside()
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
 

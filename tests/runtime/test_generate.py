@@ -380,3 +380,45 @@ assert "diffusers" not in sys.modules
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_held_outside_is_said_shown_and_reported(run, capsys):
+    region = ["--condition", "picture.png", "--mask", "mask.png"]
+    held = ["--outside", "held", "--sheet", "sheet.png", "--report", "report.json"]
+    assert run(*region, *held) == 0
+    assert "outside  0 pixels differ from the picture without control" in capsys.readouterr().err
+    drawn = np.asarray(Image.open("out.png"))
+    assert run("--out", "free.png") == 0
+    free = np.asarray(Image.open("free.png"))
+    assert np.array_equal(drawn[:, 32:], free[:, 32:]) and not np.array_equal(drawn[:, :32], free[:, :32])
+    assert run(*region, "--sheet", "free-sheet.png") == 0
+    assert Image.open("sheet.png").width > Image.open("free-sheet.png").width
+    report = json.loads(Path("report.json").read_text())
+    assert report["settings"]["outside"] == "held" and report["pixels_changed_outside"] == 0
+    assert report["seconds"]["reference"] > 0
+
+
+def test_a_held_picture_keeps_its_size_and_pixels(run, capsys):
+    photo = np.random.default_rng(0).integers(0, 256, (57, 70, 3), dtype=np.uint8)
+    Image.fromarray(photo).save("photo.png")
+    region = ["--condition", "picture.png", "--mask", "mask.png", "--image", "photo.png"]
+    assert run(*region, "--outside", "held", "--strength", "0.5", "--sheet", "sheet.png") == 0
+    assert "outside  0 pixels differ from photo.png" in capsys.readouterr().err
+    drawn = Image.open("out.png")
+    assert drawn.size == (70, 57) and np.array_equal(np.asarray(drawn)[:, 36:], photo[:, 36:])
+    assert drawn.text["outside"] == "held" and drawn.text["height"] == "null"
+
+
+def test_words_of_a_region_take_the_prompts_place_inside_its_mask(run, capsys):
+    assert run("--out", "plain.png") == 0
+    assert run("--region-prompt", "a blue star", "--mask", "mask.png", "--sheet", "sheet.png") == 0
+    worded, plain = (np.asarray(Image.open(name)) for name in ("out.png", "plain.png"))
+    assert not np.array_equal(worded, plain)
+    assert json.loads(Image.open("out.png").text["regions"])[0]["prompt"] == "a blue star"
+    assert run("--region", "prompt=a blue star, at night,mask=mask.png", "--out", "night.png") == 0
+    assert json.loads(Image.open("night.png").text["regions"])[0]["prompt"] == "a blue star, at night"
+    assert run("--mask", "mask.png") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("expected the picture that the control shows, or --region-prompt")
+    assert run("--region", "mask=mask.png") == 2
+    assert "--region 1: condition is missing, and so is a prompt" in capsys.readouterr().err

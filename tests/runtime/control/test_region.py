@@ -54,7 +54,7 @@ def test_defaults_and_conversion(condition):
         ({"adapter": ""}, "region: adapter ''; expected the name of an adapter"),
         ({"adapter": None}, "region: adapter None; expected the name of an adapter"),
         ({"mask_condition": "maybe"}, "region: mask_condition 'maybe'; expected true or false"),
-        ({"condition": None}, "region: condition is None; expected a PIL image, a path"),
+        ({"condition": None}, "region: condition is missing, and so is a prompt; expected a picture, words"),
     ],
 )
 def test_bad_fields_are_named_with_their_value(fields, expected, condition):

@@ -7,7 +7,7 @@ from PIL import Image
 from runtime.control import sheet as module
 from runtime.control.masks import box
 from runtime.control.region import Region, pack
-from runtime.control.sheet import INSIDE, OUTLINE, OUTSIDE, colour_edges, make_sheet, tint
+from runtime.control.sheet import INSIDE, OUTLINE, OUTSIDE, changed_outside, colour_edges, make_sheet, tint
 
 
 def picture(size: tuple[int, int] = (128, 128)) -> Image.Image:
@@ -109,3 +109,28 @@ def test_a_long_prompt_is_wrapped():
     short, long = (sheet_of([picture()], [], "word " * n, 0) for n in (1, 60))
     assert long.size[0] == short.size[0]
     assert short.height < long.height < short.height + 100
+
+
+def test_a_held_outside_shows_the_difference_to_its_reference(monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "_draw_panel", lambda sheet, panel, *_: said.append(panel))
+    image, mask = picture(), left_half()
+    other = np.array(image)
+    other[10, 100] += 1  # outside the mask
+    packed = pack([Region(image, mask=mask)], 128, 128)
+    make_sheet([image, image], packed, "a prompt", 3, [image, Image.fromarray(other)])
+    found = [panel for panel in said if panel.title == "difference to the reference x 4"]
+    assert [panel.legend[0][1] for panel in found] == [
+        "0 pixels differ outside the mask",
+        "1 pixels differ outside the mask",
+    ]
+    assert np.array(found[1].picture)[20, 200].tolist() == [4, 4, 4]  # shown at twice its size
+    assert len(said) == 2 + 2 * 3
+
+
+def test_pixels_that_changed_are_counted_where_the_mask_is_black():
+    image, other = np.zeros((2, 4, 4, 3), np.uint8)
+    other[0, 0, 1] = other[3, 3] = 1
+    mask = np.zeros((4, 4))
+    mask[3, 3] = 0.01
+    assert changed_outside(Image.fromarray(image), Image.fromarray(other), mask) == 1

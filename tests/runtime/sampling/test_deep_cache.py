@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from runtime import LocalControlPipeline, Region
-from runtime.control.features import Control
+from runtime.control.features import first_alike
 from runtime.errors import InputError
 from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
@@ -72,8 +72,8 @@ class Counted:
 
 def computed(interval, strengths=None, rows=(2,) * 8):
     unet = Counted()
-    control = None if strengths is None else Control([], [], torch.tensor(strengths).view(-1, 1, 1))
-    cached = DeepCache(unet, interval, control)
+    segments = [0] * len(rows) if strengths is None else first_alike(torch.tensor(strengths)[:, None])
+    cached = DeepCache(unet, interval, segments)
     for i, count in enumerate(rows):
         cached(i, torch.full((count, 1, 1, 1), i), [], [], None)
     return unet.whole

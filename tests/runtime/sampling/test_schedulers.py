@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from runtime.errors import InputError
+from runtime.sampling.held import image_trajectory
 from runtime.sampling.loop import denoise
-from runtime.sampling.schedulers import SCHEDULERS, check_scheduler, make_scheduler, set_timesteps
+from runtime.sampling.schedulers import (
+    SCHEDULERS,
+    check_scheduler,
+    make_scheduler,
+    noise_levels,
+    set_timesteps,
+)
+from tests.support.tolerances import relative_rms
 
 CLASSES = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name != "SchedulerMixin")
 BASE = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -67,3 +75,51 @@ def test_what_does_not_fit_is_said(name, message):
 def test_a_scheduler_object_of_another_kind_is_refused():
     with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler' is for models of another kind"):
         make_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(), BASE)
+
+
+@pytest.mark.parametrize("left", [None, 5])
+@pytest.mark.parametrize(
+    "name",
+    ["euler", "euler_trailing", "heun", "dpm++2m", "dpm++2m_karras", "unipc", "ddim", "lms", "PNDMScheduler"],
+)
+def test_noise_levels_are_those_of_a_run_that_predicts_the_noise_exactly(name, left):
+    latents, noise = torch.randn(2, 1, 4, 4, 4)
+    found = []
+    scheduler = make_scheduler(name, BASE)
+    timesteps = set_timesteps(scheduler, 8, "cpu", left)
+    levels = noise_levels(scheduler, timesteps)
+    assert len(levels) == len(timesteps) + 1 and levels[-1] == (1, 0)
+
+    def keep(latents: torch.Tensor, step: int) -> torch.Tensor:
+        found.append(latents)
+        return latents
+
+    denoise(
+        lambda sample, _: noise,
+        scheduler,
+        noise,
+        1.0,
+        [],
+        None,
+        timesteps=timesteps,
+        start=latents,
+        after_step=keep,
+    )
+    for made, expected in zip(found[:-1], image_trajectory(latents, noise, levels), strict=False):
+        assert relative_rms(made, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_has_noise_levels(name):
+    scheduler = made_or_refusal(name, 6)
+    if not isinstance(scheduler, str):
+        levels = noise_levels(scheduler, scheduler.timesteps)
+        sigmas = [sigma / alpha for alpha, sigma in levels]
+        assert all(a >= b for a, b in zip(sigmas[::2], sigmas[2::2], strict=False)) and sigmas[-1] == 0
+
+
+def test_noise_levels_leave_the_scheduler_as_it_was():
+    scheduler = make_scheduler("euler", BASE)
+    timesteps = set_timesteps(scheduler, 4, "cpu", 2)
+    noise_levels(scheduler, timesteps)
+    assert scheduler.begin_index == 2 and scheduler.step_index is None

@@ -1,0 +1,96 @@
+"""Words of regions: inside its mask a region's words take the place of the prompt's.
+
+Every cross-attention attends to the prompt and to each region's words, and mixes the results by the masks at its size:
+o = s_0 o_0 + sum_r s_r o_r with the shares s_r = w_r / max(1, sum_r w_r), w_r = m_r * prompt_weight_r, and
+s_0 = 1 - sum_r s_r for the prompt. Where a mask is 0 exactly nothing of its words is in the result. Where masks
+overlap, they share by their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.control.features import activity, first_alike
+from runtime.control.masks import mask_pyramid
+from runtime.control.region import PackedRegion
+
+
+class Words:
+    """The words of a picture's regions, and where they take the prompt's place.
+
+    states: the text encoders', (R, S, D). masks: R of (1, 1, H, W) float32, None for everywhere. weights: (steps, R), 0
+    where a region does not act. images: how many pictures are drawn; of a guidance batch they are the last rows.
+    """
+
+    def __init__(self, states: Tensor, masks: Sequence[Tensor | None], weights: Tensor, images: int):
+        self.states, self.masks, self.weights, self.images = states, masks, weights, images
+        self.texts = 1 + len(masks)  # the prompt and the regions' words
+        self.segments = first_alike(weights)
+        self._sized: dict[tuple[int, int], list[Tensor]] = {}  # masks, by size
+        self._shares: tuple[int, dict[tuple, Tensor]] = (-1, {})  # of one segment, by size and rows
+
+    @classmethod
+    def build(cls, packed: Sequence[PackedRegion], states: Tensor, steps: int, images: int) -> Words | None:
+        """Return the words of those regions that have any, whose states are given in their order.
+
+        None where none of them acts anywhere at any step.
+        """
+        spoken = [item for item in packed if item.region.prompt is not None]
+        regions = [item.region for item in spoken]
+        weights = activity(regions, steps) * torch.tensor([region.prompt_weight for region in regions])
+        acting = [
+            i
+            for i, item in enumerate(spoken)
+            if weights[:, i].any() and (item.mask is None or item.mask.any())
+        ]
+        if not acting:
+            return None
+        return cls(states[acting], [spoken[i].mask for i in acting], weights[:, acting], images)
+
+    @classmethod
+    def none(cls, text: Tensor, steps: int) -> Words:
+        """Return those of no region, for a UNet that takes some. text: the prompts' states, (G, S, D)."""
+        return cls(text[:0], [], torch.zeros(steps, 0), 0)
+
+    def beside(self, text: Tensor, texts: int | None = None) -> Tensor:
+        """Return the prompts' states (G, S, D) and beside each the regions', (G, 1 + R, S, D).
+
+        texts: how many there are to be; those that are missing are zeros.
+        """
+        both = torch.cat([text[:, None], self.states.to(text).expand(len(text), -1, -1, -1)], dim=1)
+        return both if texts is None else F.pad(both, (0, 0, 0, 0, 0, texts - self.texts))
+
+    def shares(self, step: int, height: int, width: int, rows: int, device, dtype: torch.dtype) -> Tensor:
+        """Return what each text counts at each position in one step, (rows, 1 + R, height, width).
+
+        The rows before the pictures', which are the negative prompts', are all their own. Kept for all steps of a
+        segment.
+        """
+        segment, known = self._shares
+        if segment != self.segments[step]:
+            known = {}
+            self._shares = self.segments[step], known
+        key = height, width, rows
+        if key not in known:
+            found = self._mix(step, height, width)
+            free = torch.zeros_like(found)
+            free[0] = 1
+            both = torch.stack([free] * (rows - self.images) + [found] * self.images)
+            known[key] = both.to(device, dtype)
+        return known[key]
+
+    def _mix(self, step: int, height: int, width: int) -> Tensor:
+        """Return the shares of a picture's texts, (1 + R, height, width)."""
+        if not self.masks:
+            return torch.ones(1, height, width)
+        if (height, width) not in self._sized:
+            ones = torch.ones(1, 1, height, width)
+            sized = [ones if m is None else mask_pyramid(m, [(height, width)])[0] for m in self.masks]
+            self._sized[height, width] = [m[0, 0] for m in sized]
+        wanted = torch.stack(self._sized[height, width]) * self.weights[step][:, None, None]
+        own = wanted / wanted.sum(0).clamp_min(1)
+        return torch.cat([(1 - own.sum(0, keepdim=True)).clamp_min(0), own])
