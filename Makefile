@@ -8,10 +8,11 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test fuzz test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo demo-edit test fuzz test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
+	@echo "make demo-edit  draw into a photograph, whose outside stays as it is: out/edit.png and out/edit-sheet.png"
 	@echo "make test   run the tests, a worker on each core"
 	@echo "make fuzz   give 20,000 made-up files and arguments to whatever reads strangers' (15 minutes)"
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
@@ -33,6 +34,13 @@ demo: $(INSTALLED)
 	$(BIN)/python -m runtime.generate --prompt "a red star and a blue square on sand" \
 		--condition examples/sketch.png --preprocess sketch --mask examples/mask-left.png \
 		--seed 7 --out out/demo.png --sheet out/demo-sheet.png
+
+demo-edit: $(INSTALLED)
+	@mkdir -p out
+	$(BIN)/python -m runtime.generate --prompt "stone" --image examples/photo.jpg --height 128 --width 128 \
+		--outside held --mask examples/mask-circle.png --region-prompt "a blue circle on stone" \
+		--condition examples/sketch.png --preprocess sketch \
+		--seed 3 --out out/edit.png --sheet out/edit-sheet.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --durations 10

@@ -20,7 +20,7 @@ from runtime.engines.base import Engine
 from runtime.engines.cuda_graph import captured
 from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import EngineSpec
-from runtime.engines.ports import Axis, Profile, Range
+from runtime.engines.ports import KEY, Axis, Profile, Range, numbered
 from runtime.engines.unet_graph import UNetGraph, unet_ports
 from runtime.loading.load import Model
 from runtime.model.vae import vae_factor
@@ -101,18 +101,27 @@ class TorchEngine(Engine):
         super().__init__(spec, profile, weight.device)
         self.cuda_graph = cuda_graph
         self._pool = torch.cuda.graph_pool_handle() if cuda_graph else None
-        self._compiled = compiler is not None
-        self._forward = compiled_for_any_size(graph, compiler) if self._compiled else graph
+        self._graph, self._compiler = graph, compiler
+        self._compiled: dict[
+            int, Callable
+        ] = {}  # by the number of texts: the graph attends to one after the other
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:
-        if self._compiled:
+        forward = self._graph
+        if self._compiler is not None:
             for port in self.spec.inputs:
-                sizes = [i for i, size in enumerate(port.shape) if isinstance(size, Axis)]
+                sizes = [
+                    i for i, size in enumerate(port.shape) if isinstance(size, Axis) and size.name != "texts"
+                ]
                 torch._dynamo.mark_dynamic(inputs[port.name], sizes)
+            texts = inputs[numbered(KEY, 0)].shape[1] if self._graph.words else 1
+            if texts not in self._compiled:
+                self._compiled[texts] = compiled_for_any_size(self._graph, self._compiler)
+            forward = self._compiled[texts]
 
         @torch.inference_mode()
         def run() -> None:
-            results = self._forward(*inputs.values())
+            results = forward(*inputs.values())
             for output, result in zip(outputs.values(), results, strict=True):
                 output.copy_(result)
 

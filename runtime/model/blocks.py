@@ -69,10 +69,12 @@ class Attention(nn.Module):
         query = self._split(self.to_q(x))
         if shares is None:
             return self.to_out(attend(query, key, value))
-        texts = key.shape[1]
-        query = query[:, None].expand(-1, texts, -1, -1, -1).flatten(0, 1)
-        found = attend(query, key.flatten(0, 1), value.flatten(0, 1)).unflatten(0, (-1, texts))
-        return self.to_out((found * shares.flatten(2)[..., None]).sum(1))
+        # One by one, not as a batch: OpenVINO's attention of queries that are expanded is wrong by percents.
+        found = (attend(query, key[:, i], value[:, i]) for i in range(key.shape[1]))
+        mixed = None
+        for result, share in zip(found, shares.flatten(2)[..., None].unbind(1), strict=True):
+            mixed = result * share if mixed is None else torch.addcmul(mixed, result, share)
+        return self.to_out(mixed)
 
     def of_itself(self, x: Tensor) -> Tensor:
         """Self-attention."""
