@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from training.embedded import base as base_stage
 from training.embedded import vae as vae_stage
 from training.embedded.evaluate import control_scores, held_out_scenes, prompt_score, vae_psnr
 from training.embedded.stage import DEVICE, Stage
+from training.embedded.words import words_scores
 
 PROMPTS = 200
 CONTROLLED = 48
@@ -39,6 +41,7 @@ def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
         "prompts": PROMPTS,
         "edge_error": {name: vars(value) for name, value in control.items()},
         "edge_error_scenes": CONTROLLED,
+        "words": measure_words(pipe),
         "training_minutes": {name: run.seconds / 60 for name, run in runs.items()},
         "steps": {name: run.step for name, run in runs.items()},
         "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
@@ -52,6 +55,12 @@ def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
     )
     (folder / "measures.json").write_text(json.dumps(measures, indent=2) + "\n")
     (folder / "README.md").write_text(_text(measures))
+
+
+def measure_words(pipe: LocalControlPipeline) -> dict:
+    """Return how local regions' words are, beside one prompt that says the same; see `words.words_scores`."""
+    scores = words_scores(pipe, PROMPTS)
+    return {"pictures": PROMPTS, "scores": {name: asdict(score) for name, score in scores.items()}}
 
 
 def sheet(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
@@ -86,6 +95,10 @@ def _text(m: Mapping) -> str:
             ("everywhere", "control everywhere"),
             ("masked", "control in the left half only"),
         )
+    )
+    words = "\n".join(
+        f"| {name} | {score['inside']:.1%} | {score['kept_out']:.1%} | {score['local']:.1%} |"
+        for name, score in m["words"]["scores"].items()
     )
     minutes = m["training_minutes"]
     return f"""# The embedded model
@@ -124,4 +137,11 @@ On held-out scenes, each with a (shape, colour) pair that no training scene show
 | | inside | outside |
 |---|---|---|
 {rows}
+
+- Words of a region: a colour that is asked for in one half of the picture only, {m["words"]["pictures"]} pictures. One prompt with the
+  same words cannot say where.
+
+| | shown inside | not shown outside | both |
+|---|---|---|---|
+{words}
 """
