@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.engines.ports import GUIDANCE, SAMPLE, Axis, Port, Profile
+from runtime.engines.ports import GUIDANCE, SAMPLE, SHARES, Axis, Port, Profile
 from runtime.errors import InputError, first_line
 from runtime.machine.files import expand, read_json, sha256, write_json
 
@@ -193,7 +193,7 @@ def parse_spec(data: Mapping) -> EngineSpec:
 
 
 def _check_unet(engines: Mapping[str, EngineSpec]) -> None:
-    """Raise ValueError unless a UNet has a sample whose height follows the picture's."""
+    """Raise ValueError unless a UNet has a sample whose height follows the picture's, and its shares those of texts."""
     if "unet" not in engines:
         return
     shape = next((port.shape for port in engines["unet"].inputs if port.name == SAMPLE), ())
@@ -201,10 +201,17 @@ def _check_unet(engines: Mapping[str, EngineSpec]) -> None:
         raise ValueError(
             f"the UNet's {SAMPLE} is of shape {shape}, expected rows, channels, height and width"
         )
+    for port in engines["unet"].inputs:
+        if port.name.startswith(SHARES) and (len(port.shape) != 4 or not isinstance(port.shape[1], int)):
+            raise ValueError(
+                f"the UNet's {port.name} is of shape {port.shape}, expected rows, texts, height and width"
+            )
 
 
 def _port(data: Mapping) -> Port:
     shape = tuple(size if isinstance(size, int) else Axis.parse(size) for size in data["shape"])
+    if not isinstance(data["name"], str):
+        raise ValueError(f"a port is called {data['name']!r}, expected a name")
     return Port(data["name"], _dtype(data["dtype"]), shape)
 
 

@@ -138,10 +138,11 @@ On held-out scenes, each with a (shape, colour) pair that no training scene show
 |---|---|---|
 {rows}
 
-- Words of a region: a colour that is asked for in one half of the picture only, {m["words"]["pictures"]} pictures. One prompt with the
-  same words cannot say where.
+- Words of regions: two things of two colours, the one in the left and the other in the right half, {m["words"]["pictures"]} pictures;
+  where the first one's colour is shown. One prompt cannot say where. Words for one half alone are hardly followed: a
+  model this small takes the number of things from the prompt.
 
-| | shown inside | not shown outside | both |
+| | in its half | not in the other | both |
 |---|---|---|---|
 {words}
 """

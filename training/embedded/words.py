@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,13 @@ class WordsScore:
 
 @dataclass(frozen=True)
 class Asked:
-    """Words for the picture and for one half of it; plain: all of it in one prompt, which cannot say where."""
+    """Two things: whole names both, and cannot say where; words are of the one in the left or right half, others of
+    the one in the other. colour: the first one's.
+    """
 
-    prompt: str
+    whole: str
     words: str
-    plain: str
+    others: str
     colour: str
     left: bool
 
@@ -43,21 +45,31 @@ def asked(count: int) -> Iterator[Asked]:
         shape, others = random.permutation(list(SHAPES))[:2]
         where = BACKGROUNDS[random.choice(list(BACKGROUNDS))][0]
         thing, beside = f"{_article(own)} {own} {shape}", f"{_article(other)} {other} {others}"
-        yield Asked(f"{beside} {where}", f"{thing} {where}", f"{thing} and {beside} {where}", own, i % 2 == 0)
+        yield Asked(
+            f"{thing} and {beside} {where}", f"{thing} {where}", f"{beside} {where}", str(own), i % 2 == 0
+        )
 
 
-def words_scores(pipe: LocalControlPipeline, count: int = 200) -> dict[str, WordsScore]:
-    """Return the score of regions' words, and of the same words in one prompt, over `count` pictures each."""
-    found: dict[str, list[tuple[bool, bool]]] = {"plain prompt": [], "words of the region": []}
+WAYS = ("one prompt", "and words for each half", "words for one half, the prompt for the other")
+
+
+def words_scores(
+    pipe: LocalControlPipeline, count: int = 200, ways: Sequence[str] = WAYS
+) -> dict[str, WordsScore]:
+    """Return the scores of `count` pictures each: of one prompt for both things, of the same with regions' words for
+    each half, and of words in one half only of a picture whose prompt names the other thing."""
+    found: dict[str, list[tuple[bool, bool]]] = {way: [] for way in ways}
     for i, wanted in enumerate(asked(count)):
         first = 0 if wanted.left else SIZE // 2
         mask = box(SIZE, SIZE, (first, 0, first + SIZE // 2, SIZE))
-        region = Region(prompt=wanted.words, mask=mask)
-        for name, arguments in zip(found, ((wanted.plain,), (wanted.prompt, [region])), strict=True):
-            shown = colour_map(np.asarray(pipe(*arguments, seed=i).images[0])) == NAMES.index(wanted.colour)
+        here, there = Region(prompt=wanted.words, mask=mask), Region(prompt=wanted.others, mask=1 - mask)
+        calls = ((wanted.whole,), (wanted.whole, [here, there]), (wanted.others, [here]))
+        for way in ways:
+            image = np.asarray(pipe(*calls[WAYS.index(way)], seed=i).images[0])
+            shown = colour_map(image) == NAMES.index(wanted.colour)
             inside, outside = (shown[mask[0, 0].numpy() == value].sum() / shown.size for value in (1, 0))
-            found[name].append((inside >= COLOUR_SHARE, outside < COLOUR_SHARE))
-    return {name: _score(np.array(rows)) for name, rows in found.items()}
+            found[way].append((inside >= COLOUR_SHARE, outside < COLOUR_SHARE))
+    return {way: _score(np.array(rows)) for way, rows in found.items()}
 
 
 def _score(rows: np.ndarray) -> WordsScore:

@@ -21,6 +21,7 @@ from runtime.engines.manifest import (
 )
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
+from tests.support import engines
 from tests.support.saved_model import edit_json
 
 COMMAND = "python -m export.build_engine --target onnxruntime --out 'my engines'"
@@ -309,3 +310,22 @@ def test_a_version_that_was_not_noted(exact):
     assert "openvino" in message
     assert message.endswith(COMMAND)
     assert "install None" not in message
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        ({"name": ["key_0"], "dtype": "float32", "shape": [1]}, "is called \\['key_0'\\], expected a name"),
+        (
+            {"name": "shares_1", "dtype": "float32", "shape": [3]},
+            "shares_1 is of shape \\(3,\\), expected rows, texts",
+        ),
+    ],
+)
+def test_ports_that_no_unet_has_are_refused(port, said, tmp_path):
+    folder = engines.copy_folder("onnxruntime", tmp_path)
+    data = json.loads((folder / NAME).read_text())
+    data["engines"]["unet"]["inputs"].append(port)
+    (folder / NAME).write_text(json.dumps(data))
+    with pytest.raises(InputError, match=said):
+        read_manifest(folder)
