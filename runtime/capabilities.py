@@ -48,6 +48,10 @@ class Capabilities:
             raise InputError(
                 "image: the engines have no vae_encoder; rebuild them with it, or leave the image out"
             )
+        if request.outside == "held" and request.image is not None and not request.regions:
+            raise InputError(
+                "outside held: no region, so nothing of the image may change; expected one with a mask"
+            )
         if self.words is not None and len(request.words) > self.words:
             wanted = len(request.words)
             raise InputError(

@@ -195,7 +195,8 @@ def save(
     if references:
         outside = union(packed, height, width)[0, 0].numpy()
         changed = sum(changed_outside(*pair, outside) for pair in zip(result.images, references, strict=True))
-        say(f"outside  {changed} pixels differ from {options.image or 'the picture without control'}")
+        held = f"{options.image} as RGB" if options.image else "the picture without control"
+        say(f"outside  {changed} of {width} x {height} pixels differ from {held}")
     if options.sheet:
         sheet = make_sheet(result.images, packed, options.prompt, result.seed, references)
         save_png(sheet, options.sheet)

@@ -165,7 +165,8 @@ class LocalControlPipeline:
 
         compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
         `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see
-        `engines.torch_compile`); a CUDA graph is captured for each size. Returns itself.
+        `engines.torch_compile`), but for a number of regions with words, which has a graph of its own; a CUDA graph is
+        captured for each size. Returns itself.
 
         Raises InputError where the UNet runs on engines or is offloaded, or a CUDA graph is asked for without a GPU.
         """
@@ -198,7 +199,9 @@ class LocalControlPipeline:
         once = {"steps": len(kinds), "guidance_range": (0.0, sum(kinds) / len(kinds)), "scheduler": "euler"}
         once |= dict(zip(("height", "width"), request.size(self.default_size), strict=True))
         once |= {"image": None, "strength": 1.0, "generator": None, "outside": "free", "reference": None}
-        self.draw(replace(request, **once, regions=(), latents=None, seed=0, cache_interval=1))
+        words = [Region(prompt=text, label=f"region {i + 1}") for i, text in enumerate(request.words)]
+        for regions in ([], words) if words else ([],):
+            self.draw(replace(request, **once, regions=regions, latents=None, seed=0, cache_interval=1))
 
     def __call__(
         self,
@@ -248,7 +251,8 @@ class LocalControlPipeline:
         down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
         outside: "free", or "held": where no mask covers it, every pixel is that of a reference, which is `image` at its
         own size, or without one the picture of this seed without control. reference: an earlier result's, used again
-        where nothing else has changed, so that another region takes one run and not two; without a seed its own counts.
+        where nothing else has changed, so that another region takes one run and not two; without a seed its own
+        counts. Leave it out where the model's weights were changed.
         progress: called with (steps done, steps) after every step.
 
         May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,

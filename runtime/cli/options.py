@@ -23,7 +23,10 @@ examples:
       --region condition=house.jpg,preprocess=canny,mask=left.png,scale=0.9,end=0.7 \\
       --region condition=tree.jpg,preprocess=canny,mask=right.png --out cottage.png
 """
-REGION_KEYS = "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess"
+REGION_KEYS = (
+    "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess, prompt, "
+    "prompt_weight"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -254,9 +257,16 @@ def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]
         folder = Path(os.path.expanduser(options.regions)).parent
         for i, fields in enumerate(read_regions(options.regions)):
             found.append((f"{options.regions} region {i + 1}", fields, folder))
+    controlled = [
+        isinstance(fields, Mapping) and fields.get("condition") is not None for _, fields, _ in found
+    ]
+    if options.control is not None and not any(controlled):
+        raise InputError(
+            f"--control {options.control} without a condition; expected the picture that it reads"
+        )
     return [
-        (name, {**default, **fields} if isinstance(fields, Mapping) else fields, folder)
-        for name, fields, folder in found
+        (name, {**default, **fields} if has_control else fields, folder)
+        for (name, fields, folder), has_control in zip(found, controlled, strict=True)
     ]
 
 

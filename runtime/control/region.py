@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Region:
     end: float = 1.0
     levels: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
     mask_condition: bool = False
+    _: KW_ONLY
     prompt: str | None = None
     prompt_weight: float = 1.0
     preprocess: str = "none"
@@ -85,7 +86,13 @@ class Region:
         unknown = [str(key) for key in fields if key not in known]
         if unknown:
             raise InputError(f"{name}: unknown key {', '.join(unknown)}; expected {', '.join(known)}")
-        given = {key: value for key, value in fields.items() if not (value is None or _is_blank(value))}
+        given = {
+            key: value
+            for key, value in fields.items()
+            if not (value is None or (_is_blank(value) and key != "prompt"))
+        }
+        if "adapter" in given and "condition" not in given:
+            raise InputError(f"{name}: adapter {given['adapter']!r} without a condition; expected a picture")
         for key in given.keys() & {"condition", "mask"}:
             given[key] = _resolve(given[key], base)
         return cls(**given, label=name)
@@ -240,11 +247,23 @@ def _check_words(fields: dict[str, Any], name: str) -> None:
         raise InputError(f"{name}: prompt_weight {weight:g}; expected a number from 0 to 1")
     if weight != 1 and prompt is None:
         raise InputError(f"{name}: prompt_weight {weight:g} without a prompt; expected words")
-    if fields["condition"] is None and (
-        fields["preprocess"] != "none" or _boolean(fields["mask_condition"], name)
-    ):
-        raise InputError(f"{name}: preprocess and mask_condition without a condition; expected a picture")
+    if fields["condition"] is None:
+        _check_words_alone(fields, name)
     fields["prompt_weight"] = weight
+
+
+def _check_words_alone(fields: dict[str, Any], name: str) -> None:
+    """Raise InputError for what says something about a control that is not there."""
+    hidden = _boolean(fields["mask_condition"], f"{name}: mask_condition")
+    asked = {
+        "preprocess": fields["preprocess"] != "none",
+        "mask_condition": hidden,
+        "scale": _number(fields["scale"], f"{name}: scale") != 1,
+        "levels": _levels(fields["levels"], name) != (1.0,) * COUNT,
+    }
+    for field in (field for field, given in asked.items() if given):
+        remedy = "; prompt_weight is the strength of words" if field in ("scale", "levels") else ""
+        raise InputError(f"{name}: {field} {fields[field]!r} without a condition; expected a picture{remedy}")
 
 
 def _number(value, name: str) -> float:

@@ -8,6 +8,7 @@ overlap, they share by their weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,19 +23,34 @@ from runtime.control.region import PackedRegion
 class Words:
     """The words of a picture's regions, and where they take the prompt's place.
 
-    states: the text encoders', (R, S, D). masks: R of (1, 1, H, W) float32, None for everywhere. weights: (steps, R), 0
-    where a region does not act. images: how many pictures are drawn; of a guidance batch they are the last rows.
+    states: the text encoders', R of (S_r, D). masks: R of (1, 1, H, W) float32, None for everywhere. weights:
+    (steps, R), 0 where a region does not act. images: how many pictures are drawn; of a guidance batch they are the
+    last rows. mode: how masks are resized, see `masks.mask_pyramid`.
     """
 
-    def __init__(self, states: Tensor, masks: Sequence[Tensor | None], weights: Tensor, images: int):
-        self.states, self.masks, self.weights, self.images = states, masks, weights, images
+    def __init__(
+        self,
+        states: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        weights: Tensor,
+        images: int,
+        mode: str = "area",
+    ):
+        self.states, self.masks, self.weights, self.images, self.mode = states, masks, weights, images, mode
         self.texts = 1 + len(masks)  # the prompt and the regions' words
         self.segments = first_alike(weights)
         self._sized: dict[tuple[int, int], list[Tensor]] = {}  # masks, by size
         self._shares: tuple[int, dict[tuple, Tensor]] = (-1, {})  # of one segment, by size and rows
 
     @classmethod
-    def build(cls, packed: Sequence[PackedRegion], states: Tensor, steps: int, images: int) -> Words | None:
+    def build(
+        cls,
+        packed: Sequence[PackedRegion],
+        states: Sequence[Tensor],
+        steps: int,
+        images: int,
+        mode: str = "area",
+    ) -> Words | None:
         """Return the words of those regions that have any, whose states are given in their order.
 
         None where none of them acts anywhere at any step.
@@ -49,19 +65,23 @@ class Words:
         ]
         if not acting:
             return None
-        return cls(states[acting], [spoken[i].mask for i in acting], weights[:, acting], images)
+        masks = [spoken[i].mask for i in acting]
+        return cls([states[i] for i in acting], masks, weights[:, acting], images, mode)
 
     @classmethod
-    def none(cls, text: Tensor, steps: int) -> Words:
-        """Return those of no region, for a UNet that takes some. text: the prompts' states, (G, S, D)."""
-        return cls(text[:0], [], torch.zeros(steps, 0), 0)
+    def none(cls, steps: int) -> Words:
+        """Return those of no region, for a UNet that takes some."""
+        return cls([], [], torch.zeros(steps, 0), 0)
 
     def beside(self, text: Tensor, texts: int | None = None) -> Tensor:
         """Return the prompts' states (G, S, D) and beside each the regions', (G, 1 + R, S, D).
 
-        texts: how many there are to be; those that are missing are zeros.
+        A shorter text is repeated, to the least common multiple of all lengths: attention to a text twice over is
+        attention to it. texts: how many there are to be; those that are missing are zeros.
         """
-        both = torch.cat([text[:, None], self.states.to(text).expand(len(text), -1, -1, -1)], dim=1)
+        length = math.lcm(text.shape[1], *(len(states) for states in self.states))
+        rows = [states.to(text).expand(len(text), -1, -1) for states in self.states]
+        both = torch.stack([x.repeat(1, length // x.shape[1], 1) for x in (text, *rows)], dim=1)
         return both if texts is None else F.pad(both, (0, 0, 0, 0, 0, texts - self.texts))
 
     def shares(self, step: int, height: int, width: int, rows: int, device, dtype: torch.dtype) -> Tensor:
@@ -89,7 +109,9 @@ class Words:
             return torch.ones(1, height, width)
         if (height, width) not in self._sized:
             ones = torch.ones(1, 1, height, width)
-            sized = [ones if m is None else mask_pyramid(m, [(height, width)])[0] for m in self.masks]
+            sized = [
+                ones if m is None else mask_pyramid(m, [(height, width)], self.mode)[0] for m in self.masks
+            ]
             self._sized[height, width] = [m[0, 0] for m in sized]
         wanted = torch.stack(self._sized[height, width]) * self.weights[step][:, None, None]
         own = wanted / wanted.sum(0).clamp_min(1)

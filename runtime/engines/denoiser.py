@@ -94,7 +94,7 @@ class EngineDenoiser:
         shares = {port.name: port for port in engine.spec.inputs if port.name.startswith(SHARES)}
         if shares:
             most = most_words(engine.spec.inputs)
-            words = words or Words.none(text, len(timesteps))
+            words = words or Words.none(len(timesteps))
             text = words.beside(text, None if most is None else most + 1)
         time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
         time = repeat_rows(time, repeat, dim=1)

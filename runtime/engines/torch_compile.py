@@ -27,6 +27,7 @@ from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
 
 _compiling = threading.RLock()
+GRAPHS = 8  # of as many numbers of texts, that are kept
 SIDE, IMAGES, TOKENS, TEXTS = 2**15, 2**15, 2**15, 2**15  # larger than any
 
 
@@ -116,6 +117,8 @@ class TorchEngine(Engine):
                 torch._dynamo.mark_dynamic(inputs[port.name], sizes)
             texts = inputs[numbered(KEY, 0)].shape[1] if self._graph.words else 1
             if texts not in self._compiled:
+                while len(self._compiled) >= GRAPHS:
+                    del self._compiled[next(iter(self._compiled))]
                 self._compiled[texts] = compiled_for_any_size(self._graph, self._compiler)
             forward = self._compiled[texts]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.control.features import Control, activity
-from runtime.control.images import fit, pad, to_tensor
+from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
 from runtime.control.words import Words
 from runtime.machine.finite import check_finite
@@ -47,10 +47,10 @@ class Result:
     """Pictures, and what made them.
 
     images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
-    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage (text, adapter, denoise,
-    decode) and "total". seed: of the first image, image i has seed + i; a given generator's own. region_steps: the
-    steps, from 0, in which each region acts. reference: where the outside was held, what it was held to; the next
-    call takes it.
+    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage that was run (encode, text,
+    reference, adapter, denoise, decode) and "total". seed: of the first image, image i has seed + i; a given
+    generator's own. region_steps: the steps, from 0, in which each region acts. reference: where the outside was held,
+    what it was held to; the next call takes it.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
@@ -81,7 +81,7 @@ class Drawing:
         self.settings, self.reference, self.inside = "", None, None
         if self.held:
             self.inside = union(self.packed, *self.picture_size)
-            self.settings = held.settings(request, self._schedule()[0], self.size)
+            self.settings = held.settings(request, self._schedule()[0], self.size, self.picture_size)
             given = request.reference
             fits = given is not None and given.fits(self.seed, self.settings, self.model)
             self.reference = given if fits else None
@@ -98,7 +98,7 @@ class Drawing:
             if self.held:
                 self.reference = self._find_reference(text, noise, start)
             if self.all_held:
-                latents = self.reference.trajectory[-1]
+                latents = self.reference.trajectory[-1].clone()
             else:
                 latents = self._draw_regions(text, states, noise, start)
             images = [] if self.request.output_type == "latent" else self._make_images(latents)
@@ -107,12 +107,12 @@ class Drawing:
         return Result(images, latents, self.timings, self.seed, steps, self.reference)
 
     def _draw_regions(
-        self, text: TextRows, states: Tensor | None, noise: Tensor, start: Tensor | None
+        self, text: TextRows, states: Sequence[Tensor], noise: Tensor, start: Tensor | None
     ) -> Tensor:
         """Return the latents of the run with control and words. states: of the words."""
         request, packed = self.request, pad_regions(self.packed, *self.size)
         control = self._make_control(packed)
-        words = Words.build(packed, states, self.steps, request.images)
+        words = Words.build(packed, states, self.steps, request.images, request.mask_resize)
         hold = held.Held(self.inside, self.size, self.reference) if self.held else None
         with timed(self.timings, "denoise", self.device):
             return self._denoise(text, noise, start, control, words, hold)
@@ -120,7 +120,7 @@ class Drawing:
     def _make_images(self, latents: Tensor) -> list[Image.Image] | np.ndarray | Tensor:
         with timed(self.timings, "decode", self.device):
             if self.all_held:
-                pixels = self.reference.pixels
+                pixels = self.reference.pixels.clone()
             elif self.held:
                 factor = self.pipe.vae_factor
                 pixels = held.compose(self._decode(latents), self.reference.pixels, self.inside, factor)
@@ -144,34 +144,25 @@ class Drawing:
 
     def _given_pixels(self) -> Tensor:
         """Return the picture that was given, (1, 3, H, W)."""
-        return fit(to_tensor(self.request.image), *self.picture_size, "image").to(self.device)
+        pixels = fit(self.request.image, *self.picture_size, "image")
+        return pixels.expand(-1, 3, -1, -1).to(self.device)  # of one channel where it is grey
 
     def _make_noise(self) -> Tensor:
         sides = (side // self.pipe.vae_factor for side in self.size)
         shape = (self.request.images, self.pipe.denoiser.latent_channels, *sides)
         return make_noise(shape, self.generators, self.request.latents).to(self.device)
 
-    def _encode_text(self) -> tuple[TextRows, Tensor | None]:
-        """Return the prompts' conditioning, and the states of the regions' words (R, S, D)."""
+    def _encode_text(self) -> tuple[TextRows, list[Tensor]]:
+        """Return the prompts' conditioning, and the states of each region's words, (S, D)."""
         request = self.request
-        with timed(self.timings, "text", self.device):
-            if not request.words:
-                return self._encode_prompts(), None
-            beside = (*request.prompts, *request.negatives)
-            with self._at_work("text"):
-                words, least = encode_words(self.model, request.words, beside, self.reading)
-            check_finite(words, "text", self.dtype)
-            return self._encode_prompts(least), words
-
-    def _encode_prompts(self, least: int = 1) -> TextRows:
-        """Return a row for each prompt of the guidance batch, of at least so many chunks."""
-        request, guided = self.request, self.request.guidance > 1
-        with self._at_work("text"):
-            rows = encode_guidance(
-                self.model, request.prompts, request.negatives, guided, self.reading, least
+        with timed(self.timings, "text", self.device), self._at_work("text"):
+            text, pooled = encode_guidance(
+                self.model, request.prompts, request.negatives, request.guidance > 1, self.reading
             )
-        check_finite(rows[0], "text", self.dtype)
-        return rows
+            words = encode_words(self.model, request.regions, self.reading)
+            for states in (text, *words):
+                check_finite(states, "text", self.dtype)
+        return (text, pooled), words
 
     def _make_control(self, packed: Sequence[PackedRegion]) -> Control | None:
         with timed(self.timings, "adapter", self.device):
@@ -200,14 +191,13 @@ class Drawing:
             else:
                 trajectory = self._draw_reference(text, noise) if found is None else found.trajectory
                 pixels = None if request.output_type == "latent" else self._decode(trajectory[-1])
-            return held.Reference(pixels, trajectory, self.seed, self.settings, weakref.ref(self.model))
+            generated, model = request.generators is not None, weakref.ref(self.model)
+            return held.Reference(pixels, trajectory, self.seed, generated, self.settings, model)
 
     def _draw_reference(self, text: TextRows, noise: Tensor) -> list[Tensor]:
         """Return the latents after each step of the run without control; the next run draws the same numbers."""
         states = [generator.get_state() for generator in self.generators]
         trajectory: list[Tensor] = []
-        if self.request.words:  # which may have made the prompts' states longer
-            text = self._encode_prompts()
 
         def keep(latents: Tensor, step: int) -> Tensor:
             trajectory.append(latents)

@@ -43,15 +43,17 @@ class Reference:
     """The pictures that the outside is held to, and how they came about.
 
     pixels: (B, 3, H, W) float32 in [0, 1]; None as long as nothing but latents was asked for. trajectory: the latents
-    after each step, T of (B, C, h, w) float32. seed: of the first picture. settings: a digest of all else that they
-    depend on. model: what drew them, a weak reference.
+    after each step, T of (B, C, h, w) float32. seed: of the first picture; generated: whether given generators drew the
+    noise, which no seed gives again. settings: a digest of all else that they depend on. model: what drew them, a weak
+    reference; None once the reference was in another process, where it fits none.
     """
 
     pixels: Tensor | None
     trajectory: Sequence[Tensor]
     seed: int
+    generated: bool
     settings: str
-    model: weakref.ref[Model]
+    model: weakref.ref[Model] | None
 
     @property
     def images(self) -> list[Image.Image]:
@@ -60,7 +62,11 @@ class Reference:
 
     def fits(self, seed: int, settings: str, model: Model) -> bool:
         """Return whether a request without control would give these pictures."""
-        return (self.seed, self.settings) == (seed, settings) and self.model() is model
+        own = self.model and self.model()
+        return own is model and (self.seed, self.settings) == (seed, settings)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "model": None}
 
 
 def check_reference(reference: Any, request: Request) -> None:
@@ -73,23 +79,25 @@ def check_reference(reference: Any, request: Request) -> None:
         )
     if request.outside != "held":
         raise InputError(f"reference: given with outside {request.outside!r}; expected outside 'held'")
+    if reference.generated and request.generators is None:
+        raise InputError("reference: drawn with a generator; expected the same one, in the state it had")
     if request.seed not in (None, reference.seed):
         raise InputError(
             f"reference: of seed {reference.seed}, and the request has seed {request.seed}; expected the same"
         )
 
 
-def settings(request: Request, scheduler: SchedulerMixin, size: tuple[int, int]) -> str:
+def settings(request: Request, scheduler: SchedulerMixin, *sizes: tuple[int, int]) -> str:
     """Return a digest of all that the pictures without control depend on, beside the model and the seed.
 
-    The generators count as they are before the first number is drawn from them.
+    sizes: of the run and of the pictures. The generators count as they are before the first number is drawn from them.
     """
     fields = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(request)
         if field.name not in INSIDE
     }
-    fields |= {"prompt": request.prompts, "negative_prompt": request.negatives, "size": size}
+    fields |= {"prompt": request.prompts, "negative_prompt": request.negatives, "sizes": sizes}
     fields |= {"scheduler": (type(scheduler).__name__, sorted(scheduler.config.items(), key=str))}
     fields |= {"generators": [generator.get_state() for generator in request.generators or ()]}
     return hashlib.sha256(repr({name: _shown(value) for name, value in fields.items()}).encode()).hexdigest()

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from runtime.arguments import fractions, real_number, whole_number
-from runtime.control.images import load_image
+from runtime.control.images import load_pixels
 from runtime.control.levels import SIZE_MULTIPLE, picture_side
 from runtime.control.masks import RESIZES
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
-from runtime.sampling.prompts import SYNTAXES, check_prompt
+from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -104,6 +104,8 @@ class Request:
             if region.prompt is not None:
                 check_text(region.prompt, f"{region.label}: prompt")
                 check_prompt(region.prompt, self.prompt_syntax, f"{region.label}: prompt")
+                if not any((part.text or "").strip() for part in parse(region.prompt, self.prompt_syntax)):
+                    raise InputError(f"{region.label}: prompt {region.prompt!r}; expected words")
         self._check_outside()
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
 
@@ -116,14 +118,13 @@ class Request:
             if self.strength != 1:
                 raise InputError(f"strength {self.strength:g} without an image to start from; expected 1")
             return
-        self.image = load_image(self.image, "image").convert("RGB")
+        self.image = load_pixels(self.image, "image")  # (1, 1 | 3, H, W)
         if self.left == 0:
             needed = 1 / self.steps
             raise InputError(
                 f"strength {self.strength:g}: none of {self.steps} steps is left; expected at least {needed:.3g}"
             )
-        rows, columns = self.image.height, self.image.width
-        height, width = self.size(0)
+        (rows, columns), (height, width) = self.image.shape[2:], self.size(0)
         picture_side(height, "image: height"), picture_side(width, "image: width")
         if (self.height or self.width) and abs(width - columns * height / rows) >= SIZE_MULTIPLE:
             raise InputError(
@@ -137,10 +138,6 @@ class Request:
             from runtime.sampling.held import check_reference  # it imports diffusers
 
             check_reference(self.reference, self)
-        if self.outside == "held" and self.image is not None and not self.regions:
-            raise InputError(
-                "outside held: no region, so nothing of the image may change; expected one with a mask"
-            )
         for region in self.regions:
             if self.outside == "held" and region.mask is None:
                 warnings.warn(
@@ -151,21 +148,25 @@ class Request:
         """Return the height and width that are computed, multiples of 16. side: of a picture whose size nothing says.
 
         By default an image's own: rounded down, to which it is resized, or up where the outside is held, since every
-        one of its pixels is kept.
+        one of its pixels is kept. Where one side is asked for, the other follows from the image's.
         """
-        if self.image is not None and self.outside == "held":
-            own = [-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in self.image.size]
-        elif self.image is not None:
-            own = [max(SIZE_MULTIPLE, side // SIZE_MULTIPLE * SIZE_MULTIPLE) for side in self.image.size]
+        if self.image is None:
+            return self.height or side, self.width or side
+        rows, columns = self.image.shape[2:]
+        if self.height or self.width:
+            factor = self.height / rows if self.height else self.width / columns
+            own = [max(1, round(x * factor / SIZE_MULTIPLE)) for x in (rows, columns)]
+        elif self.outside == "held":
+            own = [-(-x // SIZE_MULTIPLE) for x in (rows, columns)]
         else:
-            own = [side, side]
-        return self.height or own[1], self.width or own[0]
+            own = [max(1, x // SIZE_MULTIPLE) for x in (rows, columns)]
+        return self.height or own[0] * SIZE_MULTIPLE, self.width or own[1] * SIZE_MULTIPLE
 
-    def picture_size(self, side: int) -> tuple[int, int]:
+    def picture_size(self, side: float) -> tuple[int, int]:
         """Return the height and width of the pictures: `size`, or those of an image of which every pixel is kept."""
-        if self.image is not None and self.outside == "held":
-            return self.height or self.image.height, self.width or self.image.width
-        return self.size(side)
+        if self.image is None or self.outside != "held" or self.height or self.width:
+            return self.size(side)
+        return tuple(self.image.shape[2:])
 
     @property
     def left(self) -> int | None:

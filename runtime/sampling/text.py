@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from runtime.control.region import Region
 from runtime.errors import InputError
 from runtime.loading.load import Model
 from runtime.sampling.prompts import MOST_CHUNKS, Chunk, cut, parse
@@ -33,15 +34,15 @@ class Reading:
 
 
 def encode_prompts(
-    model: Model, prompts: Sequence[str], reading: Reading = Reading(), least: int = 1
+    model: Model, prompts: Sequence[str], reading: Reading = Reading()
 ) -> tuple[Tensor, Tensor]:
     """Return the text conditioning of each prompt, as SDXL's UNet takes it.
 
     Returns the hidden states before both encoders' last layer, side by side, (B, S, D), and the second encoder's
     pooled embedding, (B, P). A prompt that is longer than the encoders take is encoded in chunks, whose states follow
-    each other; its pooled embedding is the first one's. S is that of the longest prompt, or of `least` chunks: the
-    others end with the states of empty ones. A token's weight multiplies its states, of which the mean is then what it
-    was (stable-diffusion-webui's "original" emphasis).
+    each other; its pooled embedding is the first one's. S is that of the longest prompt: the others end with the
+    states of empty ones. A token's weight multiplies its states, of which the mean is then what it was
+    (stable-diffusion-webui's "original" emphasis).
 
     Warns (UserWarning) where a prompt is longer than `most_tokens`, quoting what is cut. Raises InputError where it has
     more than MOST_CHUNKS chunks, or the encoders fewer layers than `clip_skip`.
@@ -50,7 +51,7 @@ def encode_prompts(
     device = model.text_encoders[0].device
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         chunks = _chunks(tokenizer, prompts, reading, warn=not states)
-        most = max(least, *map(len, chunks))
+        most = max(map(len, chunks))
         rows = [chunk for own in chunks for chunk in (*own, *[Chunk([], [])] * (most - len(own)))]
         hidden, pooled = encode_ids(encoder, _ids(tokenizer, rows).to(device), reading.clip_skip)
         hidden = _weighted(hidden, rows)
@@ -76,19 +77,17 @@ def encode_guidance(
     negative: Sequence[str],
     guided: bool,
     reading: Reading = Reading(),
-    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
 
     An empty negative prompt is all zeros where the model was trained so (`force_zeros_for_empty_prompt`).
-    Without guidance only the prompts' rows. A text that comes several times is encoded once. least: see
-    `encode_prompts`.
+    Without guidance only the prompts' rows. A text that comes several times is encoded once.
     """
     zero = guided and model.force_zeros_for_empty_prompt
     wanted = [*negative, *prompts] if guided and (any(negative) or not zero) else [*prompts]
     different = list(dict.fromkeys(wanted))
     rows = [different.index(prompt) for prompt in wanted]
-    encoded = encode_prompts(model, different, reading, least)
+    encoded = encode_prompts(model, different, reading)
     text, pooled = (torch.stack([x[row] for row in rows]) for x in encoded)
     if zero and not any(negative):
         return tuple(torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
@@ -98,16 +97,20 @@ def encode_guidance(
     return text, pooled
 
 
-def encode_words(
-    model: Model, words: Sequence[str], beside: Sequence[str], reading: Reading = Reading()
-) -> tuple[Tensor, int]:
-    """Return the states of regions' words (R, S, D), and the chunks of the longest of them and of the prompts `beside`.
+def encode_words(model: Model, regions: Sequence[Region], reading: Reading = Reading()) -> list[Tensor]:
+    """Return the states of the words of those regions that have any, (S, D) each.
 
-    They are encoded apart from the prompts, of which they would change the last bits in one batch.
+    One by one: in one batch they would change each other's last bits, and the prompts'. Raises InputError, naming the
+    region.
     """
-    chunks = _chunks(model.tokenizers[0], [*words, *beside], reading, warn=False)
-    least = max(map(len, chunks))
-    return encode_prompts(model, words, reading, least)[0], least
+    found = []
+    for region in regions:
+        if region.prompt is not None:
+            try:
+                found.append(encode_prompts(model, [region.prompt], reading)[0][0])
+            except InputError as error:
+                raise InputError(f"{region.label}: {error}") from error
+    return found
 
 
 def is_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], syntax: str) -> bool:

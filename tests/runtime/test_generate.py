@@ -386,7 +386,7 @@ def test_a_held_outside_is_said_shown_and_reported(run, capsys):
     region = ["--condition", "picture.png", "--mask", "mask.png"]
     held = ["--outside", "held", "--sheet", "sheet.png", "--report", "report.json"]
     assert run(*region, *held) == 0
-    assert "outside  0 pixels differ from the picture without control" in capsys.readouterr().err
+    assert "outside  0 of 64 x 64 pixels differ from the picture without control" in capsys.readouterr().err
     drawn = np.asarray(Image.open("out.png"))
     assert run("--out", "free.png") == 0
     free = np.asarray(Image.open("free.png"))
@@ -403,7 +403,7 @@ def test_a_held_picture_keeps_its_size_and_pixels(run, capsys):
     Image.fromarray(photo).save("photo.png")
     region = ["--condition", "picture.png", "--mask", "mask.png", "--image", "photo.png"]
     assert run(*region, "--outside", "held", "--strength", "0.5", "--sheet", "sheet.png") == 0
-    assert "outside  0 pixels differ from photo.png" in capsys.readouterr().err
+    assert "outside  0 of 70 x 57 pixels differ from photo.png as RGB" in capsys.readouterr().err
     drawn = Image.open("out.png")
     assert drawn.size == (70, 57) and np.array_equal(np.asarray(drawn)[:, 36:], photo[:, 36:])
     assert drawn.text["outside"] == "held" and drawn.text["height"] == "null"
@@ -422,3 +422,7 @@ def test_words_of_a_region_take_the_prompts_place_inside_its_mask(run, capsys):
     assert said.endswith("expected the picture that the control shows, or --region-prompt")
     assert run("--region", "mask=mask.png") == 2
     assert "--region 1: condition is missing, and so is a prompt" in capsys.readouterr().err
+    assert run("--region-prompt", "", "--condition", "picture.png") == 2
+    assert "prompt ''; expected words" in capsys.readouterr().err
+    assert run("--region-prompt", "a star", "--control", "canny") == 2
+    assert "--control canny without a condition" in capsys.readouterr().err

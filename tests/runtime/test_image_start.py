@@ -122,7 +122,6 @@ def test_regions_act_in_fractions_of_the_steps_that_are_run():
             {"image": PICTURE, "height": 64, "width": 96},
             "image: 64 x 64 px, and the picture is 96 x 64, of another aspect ratio; crop it, or leave height",
         ),
-        ({"image": PICTURE, "width": 96}, "image: 64 x 64 px, and the picture is 96 x 64"),
         ({"image": "nowhere.png"}, "image: nowhere.png does not exist"),
         ({"image": [PICTURE]}, "image: a list is not an image"),
     ],

@@ -22,7 +22,7 @@ WORDS = "a blue star"
 
 def made(*regions: Region, steps: int = 4, images: int = 1) -> Words:
     packed = [PackedRegion(None, region.mask, region) for region in regions]
-    return Words.build(packed, torch.zeros(len(regions), 77, 8), steps, images)
+    return Words.build(packed, [torch.zeros(77, 8)] * len(regions), steps, images)
 
 
 def shares(words: Words, step: int = 0, rows: int = 1) -> torch.Tensor:
@@ -142,7 +142,20 @@ def test_words_are_held_inside_their_mask():
         ({"prompt": "x", "prompt_weight": 1.5}, "prompt_weight 1.5; expected a number from 0 to 1"),
         ({"prompt": "x", "prompt_weight": "much"}, "prompt_weight 'much'; expected a finite number"),
         ({"condition": condition(), "prompt_weight": 0.5}, "prompt_weight 0.5 without a prompt"),
-        ({"prompt": "x", "preprocess": "canny"}, "without a condition; expected a picture"),
+        (
+            {"prompt": "x", "preprocess": "canny"},
+            "preprocess 'canny' without a condition; expected a picture",
+        ),
+        (
+            {"prompt": "x", "mask_condition": True},
+            "mask_condition True without a condition; expected a picture",
+        ),
+        ({"prompt": "x", "mask_condition": "maybe"}, "mask_condition 'maybe'; expected true or false"),
+        (
+            {"prompt": "x", "scale": 0.3},
+            "scale 0.3 without a condition; expected a picture; prompt_weight is the str",
+        ),
+        ({"prompt": "x", "levels": (1, 1, 1, 0)}, "levels (1, 1, 1, 0) without a condition"),
     ],
 )
 def test_bad_fields_are_named(fields, said):
@@ -155,3 +168,61 @@ def test_the_syntax_of_words_is_the_prompts():
     Request("x", [Region(prompt="a (red:1.3) vase")], prompt_syntax="a1111")
     with pytest.raises(InputError, match="region 1: prompt"):
         Request("x", [Region(prompt="a AND b")], prompt_syntax="a1111")
+    with pytest.raises(InputError, match="region 1: prompt 'BREAK'; expected words"):
+        Request("x", [Region(prompt="BREAK")], prompt_syntax="a1111")
+
+
+def test_a_dictionary_may_not_leave_words_blank_or_name_an_adapter_for_them():
+    for fields, said in (
+        ({"condition": "a.png", "prompt": ""}, "region 2: prompt ''; expected words"),
+        ({"prompt": "a", "adapter": "depth"}, "region 2: adapter 'depth' without a condition"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Region.from_dict(fields, "region 2")
+
+
+def test_too_many_words_are_named_by_their_region():
+    with pytest.raises(InputError, match="region 1: prompt: .* tokens; expected at most"):
+        latents(Region(prompt="a star " * 5000))
+
+
+def test_masks_of_words_are_resized_as_asked():
+    mask = box(64, 64, (0, 0, 37, 64))
+    area, nearest = (latents(Region(prompt=WORDS, mask=mask), mask_resize=m) for m in ("area", "nearest"))
+    assert not torch.equal(area, nearest)
+
+
+LONG = " ".join(["a red star and a blue circle"] * 12)  # two chunks
+
+
+@pytest.mark.parametrize(
+    "off", [{"mask": torch.zeros(64, 64)}, {"prompt_weight": 0}, {"start": 0.5, "end": 0.5}], ids=str
+)
+@pytest.mark.filterwarnings("ignore:.*all zero")
+def test_long_words_that_are_off_change_no_bit(off):
+    assert torch.equal(latents(Region(prompt=LONG, **off)), latents())
+
+
+def test_a_text_twice_over_is_the_text():
+    words = Words([torch.randn(154, 8), torch.randn(77, 8)], [LEFT, TOP], torch.ones(4, 2), 1)
+    text = torch.randn(2, 77, 8)
+    both = words.beside(text)
+    assert both.shape == (2, 3, 154, 8)
+    assert torch.equal(both[:, 0], text.repeat(1, 2, 1)) and torch.equal(both[0, 1], words.states[0])
+    everywhere = latents(
+        Region(prompt=PROMPT), Region(prompt=LONG, mask=box(64, 64, (0, 0, 1, 1)), prompt_weight=1e-6)
+    )
+    assert relative_rms(everywhere, latents()) < 1e-4
+
+
+def test_the_negative_prompt_says_nothing_without_guidance():
+    region = Region(prompt=WORDS, mask=LEFT)
+    assert torch.equal(latents(region, guidance=1, negative_prompt=LONG), latents(region, guidance=1))
+
+
+def test_what_warms_up_compiles_the_graph_with_words_too():
+    compiled = LocalControlPipeline.from_diffusers(make_pipeline(), {"canny": make_adapter()})
+    compiled.compile(compiler="eager")
+    request = Request(PROMPT, [Region(prompt=WORDS, mask=LEFT)], height=64, width=64, guidance=1)
+    compiled.warm_up(request=request)
+    assert list(compiled.denoiser.with_words._compiled) == [2]

@@ -1,6 +1,7 @@
 """The outside held: bit for bit the reference where no mask is, and one run where the reference is kept."""
 
 import dataclasses
+import pickle
 import warnings
 
 import numpy as np
@@ -243,10 +244,6 @@ def test_engines_hold_the_outside_too():
             {"reference": "made", "outside": "held", "seed": 4},
             "reference: of seed 3, and the request has seed 4; expected the same",
         ),
-        (
-            {"image": PHOTO, "outside": "held"},
-            "outside held: no region, so nothing of the image may change; expected one with a mask",
-        ),
     ],
 )
 def test_what_cannot_be_held_is_refused(given, said):
@@ -258,7 +255,7 @@ def test_what_cannot_be_held_is_refused(given, said):
 
 
 def test_latents_turn_into_the_references_over_the_pixels_of_one():
-    reference = held.Reference(None, [torch.zeros(1, 4, 8, 8)], 3, "", None)
+    reference = held.Reference(None, [torch.zeros(1, 4, 8, 8)], 3, False, "", None)
     weights = held.Held(LEFT, (64, 64), reference)(torch.ones(1, 4, 8, 8), 0)[0, 0, 0]
     assert weights.tolist() == pytest.approx([1, 1, 1, 0.93, 0.195, 0, 0, 0], abs=1e-3)
     whole = held.Held(torch.ones(1, 1, 61, 64), (64, 64), reference)(torch.ones(1, 4, 8, 8), 0)
@@ -280,3 +277,69 @@ def test_a_warning_is_given_once_where_nothing_is_outside():
     assert [str(w.message) for w in caught if "outside" in str(w.message)] == [
         "outside held: region 1 has no mask, so nothing is outside"
     ]
+
+
+def test_a_given_picture_without_regions_is_refused():
+    with pytest.raises(InputError, match="outside held: no region, so nothing of the image may change"):
+        draw([], image=PHOTO)
+
+
+def test_a_reference_of_another_picture_size_is_made_anew():
+    photo = PHOTO.resize((40, 40))  # is drawn at 48 x 48, and cropped
+    region = [Region(condition(), mask=LEFT)]
+    first = draw(region, image=photo)
+    second = draw(region, image=photo, height=48, width=48, reference=first.reference)
+    assert second.images.shape[2:] == (48, 48) and first.images.shape[2:] == (40, 40)
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_results_own_their_memory(output_type):
+    drawn = draw([], output_type=output_type)
+    assert drawn.latents is not drawn.reference.trajectory[-1]
+    before = drawn.reference.pixels.clone()
+    if output_type == "np":
+        drawn.images *= 0.5
+    with torch.inference_mode():
+        drawn.images *= 0.5
+        drawn.latents *= 0.5
+    assert torch.equal(drawn.reference.pixels, before)
+    assert torch.equal(draw(reference=drawn.reference).images, draw().images)
+
+
+@pytest.mark.parametrize("kind", ["float", "grey", "16 bit"])
+def test_a_given_picture_is_held_as_it_was_given(kind):
+    given = np.random.default_rng(2).random((64, 64) if kind == "grey" else (64, 64, 3)).astype(np.float32)
+    if kind == "16 bit":
+        given = (given * 65535).astype(np.uint16)
+    drawn = draw(image=given, output_type="np").images[0][:, 37:]
+    expected = given / np.float32(65535) if kind == "16 bit" else given
+    expected = np.broadcast_to(expected.reshape(64, 64, -1), (64, 64, 3))
+    assert np.array_equal(drawn, expected[:, 37:])
+
+
+def test_a_reference_of_a_generator_asks_for_it():
+    first = draw(generator=torch.Generator().manual_seed(5))
+    with pytest.raises(InputError, match="reference: drawn with a generator; expected the same one"):
+        draw(reference=first.reference)
+    again = draw(reference=first.reference, generator=torch.Generator().manual_seed(5))
+    assert again.reference is first.reference
+
+
+def test_a_result_goes_through_pickle_and_its_reference_fits_no_more():
+    first = draw()
+    sent = pickle.loads(pickle.dumps(first))
+    assert torch.equal(sent.reference.pixels, first.reference.pixels)
+    again = draw(reference=sent.reference)
+    assert again.reference is not sent.reference and torch.equal(again.images, first.images)
+
+
+@pytest.mark.parametrize(("asked", "size"), [({"height": 64}, (64, 80)), ({"width": 32}, (32, 32))])
+def test_one_side_that_is_asked_for_gives_the_other(asked, size):
+    photo = PHOTO.resize((90, 72) if "height" in asked else (70, 70))
+    assert draw(image=photo, **asked).images.shape[2:] == size
+
+
+def test_warming_up_takes_a_held_request():
+    photo = PHOTO.resize((64, 64))
+    pipe().warm_up(64, 64, outside="held", image=photo, steps=2)
+    pipe().warm_up(request=Request("x", [Region(prompt="a star", mask=LEFT)], outside="held", image=photo))

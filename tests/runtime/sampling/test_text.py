@@ -46,7 +46,7 @@ def test_guidance_rows_equal_diffusers(negative):
 def test_each_text_is_encoded_once(monkeypatch):
     seen = []
 
-    def encode(model, texts, reading, least):
+    def encode(model, texts, reading):
         seen.append(texts)
         lengths = torch.tensor([[float(len(text))] for text in texts])
         return lengths[:, None], lengths
