@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import kernels
 from runtime.cli.command import exit_code, heartbeat, quick_imports, say
-from runtime.cli.options import adapter_sources, lora_sources, make_parser, region_fields
+from runtime.cli.options import adapter_sources, lora_sources, parse, region_fields
 from runtime.cli.plan import (
     FIXED_BY_ENGINE,
     capabilities,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0, or 2 for bad input (one line on stderr), or 130 where it was interrupted."""
-    options = make_parser().parse_args(arguments)
+    options = parse(arguments)
     return exit_code(lambda: generate(options))
 
 
@@ -280,6 +280,7 @@ def describe(pipe: LocalControlPipeline, result: Result, fields, options: argpar
         "guidance_range": list(options.guidance_range),
         "guidance_rescale": options.guidance_rescale,
         "cache_interval": options.cache_interval,
+        "preset": options.preset,
         "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,
         "width": width,

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from runtime.cli.interrupt import CANCELLED
 from runtime.errors import InputError
 
 # For commands, before transformers is imported: it tells of parts that are not used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-CANCELLED = 130  # the shell's code for an interrupt
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+
+CANCELLED = 130  # the shell's exit code after Ctrl-C
 
 _before = sys.excepthook
+_pressed = threading.Event()
+
+
+def _note(number, frame) -> None:
+    _pressed.set()
+    signal.default_int_handler(number, frame)
 
 
 def _show(kind, error, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
+    elif _pressed.is_set() and issubclass(kind, (ImportError, SystemError)):
+        # what an extension module makes of an interrupt while it is imported
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(CANCELLED)
     else:
         _before(kind, error, trace)
 
 
 sys.excepthook = _show
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, _note)

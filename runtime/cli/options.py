@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cli.command import Parser, add_model_sources
+from runtime.cli.presets import PRESETS
 from runtime.errors import InputError
 
 EXAMPLES = """\
@@ -45,6 +46,16 @@ def make_parser() -> argparse.ArgumentParser:
     _add_speed(parser.add_argument_group("speed and memory"))
     _add_output(parser.add_argument_group("output"))
     return parser
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options; what a preset sets is the default of those that are not given."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.preset is None:
+        return options
+    parser.set_defaults(**PRESETS[options.preset])
+    return parser.parse_args(arguments)
 
 
 def _add_picture(group) -> None:
@@ -98,6 +109,12 @@ def _add_picture(group) -> None:
         default=0.0,
         metavar="SHARE",
         help="keep strong guidance from overexposing, 0 to 1; 0.7 suits v-prediction models (default 0)",
+    )
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="scheduler, steps and guidance that go together; options beside it override. lightning4, lcm4 and turbo1 "
+        "are for models and LoRAs that were distilled to so few steps",
     )
     group.add_argument("--seed", type=int, help="of the first image, the next has seed + 1 (default: drawn)")
     group.add_argument("--images", type=int, default=1, metavar="N", help="how many (default 1)")

@@ -29,3 +29,23 @@ def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
         said = run.stderr.read()
     assert said.startswith("interrupted") and said.count("\n") == 1, said
     assert run.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("made", ["ImportError('numpy')", "SystemError('error return')"])
+def test_what_an_extension_makes_of_an_interrupt_is_one_line(made):
+    code = f"""
+import os, signal
+import runtime.cli.interrupt
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as error:
+    raise {made} from error
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.stderr, run.returncode) == ("interrupted\n", 130)
+
+
+def test_other_errors_are_shown_as_ever():
+    code = "import runtime.cli.interrupt\nimport no_such_module"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in run.stderr and run.returncode == 1
