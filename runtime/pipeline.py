@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,5 +313,9 @@ class LocalControlPipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
-        with nullcontext() if self.offload is None else self.offload.at_work("decode"):
+        with self.at_work("decode"):
             return decode(self.model.vae, latents).cpu()
+
+    def at_work(self, stage: str) -> AbstractContextManager[None]:
+        """Have the modules of a stage, "text", "denoise" or "decode", on the device in this block."""
+        return nullcontext() if self.offload is None else self.offload.at_work(stage)

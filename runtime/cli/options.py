@@ -91,6 +91,10 @@ def _add_picture(group) -> None:
     )
     group.add_argument("--height", type=int, help="pixels, a multiple of 16 (default: the model's own size)")
     group.add_argument("--width", type=int, help="likewise")
+    _add_sampling(group)
+
+
+def _add_sampling(group) -> None:
     group.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
     group.add_argument(
         "--guidance", type=float, default=5.0, help="classifier-free guidance; 1 or less: none (default 5)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -139,7 +138,7 @@ class Drawing:
         if request.image is None:
             return None
         pixels = pad(self._given_pixels(), *self.size)
-        with timed(self.timings, "encode", self.device), self._at_work("decode"):
+        with timed(self.timings, "encode", self.device), self.pipe.at_work("decode"):
             return encode(self.model.vae, pixels, self.generators, request.images)
 
     def _given_pixels(self) -> Tensor:
@@ -155,7 +154,7 @@ class Drawing:
     def _encode_text(self) -> tuple[TextRows, list[Tensor]]:
         """Return the prompts' conditioning, and the states of each region's words, (S, D)."""
         request = self.request
-        with timed(self.timings, "text", self.device), self._at_work("text"):
+        with timed(self.timings, "text", self.device), self.pipe.at_work("text"):
             text, pooled = encode_guidance(
                 self.model, request.prompts, request.negatives, request.guidance > 1, self.reading
             )
@@ -221,7 +220,7 @@ class Drawing:
         scheduler, timesteps = self._schedule()
         ids = torch.tensor([[*self.size, 0, 0, *self.size]], device=self.device)
         ids = ids.expand(len(states), -1).to(self.dtype)
-        with self._at_work("denoise"), use_attention(self.pipe.attention):
+        with self.pipe.at_work("denoise"), use_attention(self.pipe.attention):
             step = self.pipe.denoiser.prepare(
                 timesteps,
                 states,
@@ -254,13 +253,9 @@ class Drawing:
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 in [0, 1], at the picture's own size."""
-        with self._at_work("decode"):
+        with self.pipe.at_work("decode"):
             rows, columns = self.picture_size
             return decode(self.model.vae, latents)[..., :rows, :columns]
-
-    def _at_work(self, stage: str) -> AbstractContextManager[None]:
-        offload = self.pipe.offload
-        return nullcontext() if offload is None else offload.at_work(stage)
 
 
 def _randomness(request: Request) -> tuple[int, Sequence[torch.Generator]]:

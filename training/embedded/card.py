@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from runtime.machine.arithmetic import half_precision, name_of
-from runtime.machine.report import device_name, versions
+from runtime.machine.report import commit, device_name, versions
 from runtime.pipeline import LocalControlPipeline
 from training.embedded import adapter as adapter_stage
 from training.embedded import base as base_stage
@@ -60,7 +60,13 @@ def write_card(folder: Path, runs: Mapping[str, Stage], made_by: str) -> None:
 def measure_words(pipe: LocalControlPipeline) -> dict:
     """Return how local regions' words are, beside one prompt that says the same; see `words.words_scores`."""
     scores = words_scores(pipe, PROMPTS)
-    return {"pictures": PROMPTS, "scores": {name: asdict(score) for name, score in scores.items()}}
+    device = f"{device_name(DEVICE)}, {torch.get_num_threads()} threads"
+    return {
+        "device": device,
+        "commit": commit(),
+        "pictures": PROMPTS,
+        "scores": {name: asdict(score) for name, score in scores.items()},
+    }
 
 
 def sheet(images: list[Image.Image], captions: list[str], columns: int = 4) -> Image.Image:
