@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from runtime.cli.interrupt import CANCELLED
+from runtime.cli.interrupt import CANCELLED, taken
 from runtime.errors import InputError
 
 # For commands, before transformers is imported: it tells of parts that are not used here.
@@ -35,13 +35,17 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.showwarning = _say_once(set())
+            if taken():  # while modules were imported, one of which has swallowed it
+                raise KeyboardInterrupt
             return work() or 0
-    except InputError as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if taken() or isinstance(error, KeyboardInterrupt):
+            say(interrupted)
+            return CANCELLED
+        if not isinstance(error, InputError):
+            raise
         say(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
-        say(interrupted)
-        return CANCELLED
 
 
 def _say_once(said: set[str]) -> Callable[..., None]:

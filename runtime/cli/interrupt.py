@@ -18,11 +18,18 @@ def _note(number, frame) -> None:
     signal.default_int_handler(number, frame)
 
 
+def taken() -> bool:
+    """Say whether there was an interrupt since this was last asked."""
+    was = _pressed.is_set()
+    _pressed.clear()
+    return was
+
+
 def _show(kind, error, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
-    elif _pressed.is_set() and issubclass(kind, (ImportError, SystemError)):
-        # what an extension module makes of an interrupt while it is imported
+    elif taken():
+        # what a half-imported module makes of it: an ImportError, a SystemError, an endless recursion
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(CANCELLED)
     else:

@@ -1,10 +1,14 @@
 """runtime.cli.command: exit codes, one line for bad input, the shared options."""
 
 import gc
+import os
+import signal
 import sys
+import time
 
 import pytest
 
+from runtime.cli import interrupt
 from runtime.cli.command import CANCELLED, Parser, add_model_sources, exit_code, quick_imports
 from runtime.errors import InputError
 
@@ -29,6 +33,23 @@ def test_bad_input_is_one_line_and_code_2(capsys):
 def test_an_interrupt_says_what_it_is_told_to(capsys):
     assert exit_code(failing(KeyboardInterrupt()), "run it again") == CANCELLED == 130
     assert capsys.readouterr().err == "run it again\n"
+
+
+@pytest.mark.parametrize("error", [InputError("no such package"), RecursionError("x")])
+def test_what_a_swallowed_interrupt_leads_to_is_an_interrupt(error, capsys):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise error from None
+
+    before = signal.signal(signal.SIGINT, interrupt._note)
+    try:
+        assert exit_code(work) == CANCELLED and exit_code(lambda: 0) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_what_is_a_defect_is_not_hidden():

@@ -31,7 +31,9 @@ def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
     assert run.returncode in (130, -signal.SIGINT)
 
 
-@pytest.mark.parametrize("made", ["ImportError('numpy')", "SystemError('error return')"])
+@pytest.mark.parametrize(
+    "made", ["ImportError('numpy')", "SystemError('error return')", "RecursionError('x')"]
+)
 def test_what_an_extension_makes_of_an_interrupt_is_one_line(made):
     code = f"""
 import os, signal
