@@ -208,7 +208,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Resnet, transformer, resnet, then the control."""
+    """Resnet, transformer, resnet, or a resnet alone, then the control."""
 
     def __init__(self, resnets: list[Resnet], transformers: list[Transformer]):
         super().__init__()
@@ -217,8 +217,8 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Iterator, text: Iterator, control: Injection | None) -> Tensor:
         x = self.resnets[0](x, next(time))
-        x = self.attentions[0](x, text)
-        x = self.resnets[1](x, next(time))
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, text), next(time))
         return add_control(x, control)
 
 

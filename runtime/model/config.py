@@ -1,13 +1,17 @@
-"""Of SDXL-like UNets: what of diffusers' UNet2DConditionModel config may differ, and what must be as SDXL has it."""
+"""Of SDXL-like UNets: what of diffusers' configs may differ, and what must be as SDXL has it."""
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 
 from runtime.errors import InputError
 
+# With a transformer and two resnets, and with one resnet alone
+MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+ORDERS = ("rgb", "bgr")
+CONDITION_STRIDES = (1, 2, 4, 8)  # of a ControlNet's first layers, whose last stride is the VAE's
 # Options of UNet2DConditionModel that SDXL leaves alone: the values this UNet implements.
 FIXED = {
     "act_fn": ("silu", "swish"),
@@ -23,10 +27,11 @@ FIXED = {
     "dropout": (0.0,),
     "dual_cross_attention": (False,),
     "encoder_hid_dim": (None,),
+    "global_pool_conditions": (False,),
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "mid_block_type": MID_BLOCKS[:1],
     "num_attention_heads": (None,),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
@@ -52,18 +57,21 @@ WHOLE = (
     "norm_num_groups",
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
+    "conditioning_channels",
+    "num_control_type",
+    "num_trans_channel",
+    "num_trans_head",
+    "num_trans_layer",
 )
 PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """The options of UNet2DConditionModel in which SDXL-like models differ; tuples have one entry a level."""
+class EncoderConfig:
+    """The options of the half of an SDXL-like UNet that a ControlNet has too; tuples have one entry a level."""
 
     in_channels: int
-    out_channels: int
     down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
     block_out_channels: tuple[int, ...]
     layers_per_block: tuple[int, ...]
     transformer_layers_per_block: tuple[int, ...]
@@ -77,27 +85,48 @@ class UNetConfig:
     flip_sin_to_cos: bool
     freq_shift: int
 
+    @property
+    def time_channels(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @property
+    def skip_channels(self) -> tuple[int, ...]:
+        """Return the channels of each skip tensor, in the order of the forward pass."""
+        channels, last = self.block_out_channels, len(self.block_out_channels) - 1
+        counts = [layers + (level < last) for level, layers in enumerate(self.layers_per_block)]
+        return (channels[0], *(c for c, count in zip(channels, counts, strict=True) for _ in range(count)))
+
+    @property
+    def skip_levels(self) -> tuple[int, ...]:
+        """Return how often the latents are halved at each skip tensor, in the order of the forward pass."""
+        last = len(self.block_out_channels) - 1
+        levels = [0]
+        for level, layers in enumerate(self.layers_per_block):
+            levels += [level] * layers + [level + 1] * (level < last)
+        return tuple(levels)
+
+    @property
+    def skip_blocks(self) -> tuple[int, ...]:
+        """Return the number of the down block that each skip tensor comes from; the first, conv_in's, counts as its."""
+        last = len(self.block_out_channels) - 1
+        counts = [layers + (level < last) for level, layers in enumerate(self.layers_per_block)]
+        return (0, *(level for level, count in enumerate(counts) for _ in range(count)))
+
+
+@dataclass(frozen=True)
+class UNetConfig(EncoderConfig):
+    """The options of UNet2DConditionModel in which SDXL-like models differ."""
+
+    out_channels: int
+    up_block_types: tuple[str, ...]
+
     @classmethod
     def from_diffusers(cls, config: Mapping) -> "UNetConfig":
         """Read a UNet2DConditionModel config; a missing key has diffusers' default.
 
         Raises InputError, naming key and value, where the config asks for what this UNet does not have.
         """
-        defaults = {name: p.default for name, p in inspect.signature(UNet2DConditionModel).parameters.items()}
-        options = defaults | {key: value for key, value in config.items() if not key.startswith("_")}
-        values = {}
-        for key, value in options.items():
-            if key in cls.__dataclass_fields__:
-                values[key] = value
-            elif key in FIXED:
-                _expect(key, value, value in FIXED[key], " or ".join(map(repr, FIXED[key])))
-            elif key not in IGNORED:
-                _expect(key, value, value is None or value is False, "no such option")
-        return cls(**_per_level(values))
-
-    @property
-    def time_channels(self) -> int:
-        return 4 * self.block_out_channels[0]
+        return cls(**read_options(cls, UNet2DConditionModel, config, FIXED, "UNet"))
 
     @property
     def control_channels(self) -> tuple[int, ...]:
@@ -107,25 +136,79 @@ class UNetConfig:
         return (*self.block_out_channels, self.block_out_channels[-1])
 
 
-def _per_level(values: dict) -> dict:
+@dataclass(frozen=True)
+class ControlNetConfig(EncoderConfig):
+    """The options of ControlNetModel in which those for SDXL-like models differ, and those that a
+    ControlNetUnionModel has beside them: kinds of control, and its transformer's over the conditions.
+    """
+
+    conditioning_channels: int
+    conditioning_embedding_out_channels: tuple[int, ...]
+    controlnet_conditioning_channel_order: str
+    mid_block_type: str = MID_BLOCKS[0]
+    num_control_type: int = 0  # of a ControlNet that is no union
+    num_trans_channel: int = 0
+    num_trans_head: int = 0
+    num_trans_layer: int = 0
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping, union: bool = False) -> "ControlNetConfig":
+        """Read a config; a missing key has diffusers' default. union: whether it is a ControlNetUnionModel's.
+
+        Raises InputError, naming key and value, where it asks for what this ControlNet does not have.
+        """
+        what, model = "ControlNet", ControlNetUnionModel if union else ControlNetModel
+        fixed = {key: value for key, value in FIXED.items() if key not in cls.__dataclass_fields__}
+        channels = _as_tuple(config.get("block_out_channels"), 1)
+        values = read_options(cls, model, config, fixed | {"num_proj_channel": channels[:1]}, what)
+        widths = _as_tuple(values["conditioning_embedding_out_channels"], 1)
+        fits = len(widths) == len(CONDITION_STRIDES) and all(type(width) is int for width in widths)
+        expected = f"{len(CONDITION_STRIDES)} whole numbers"
+        _expect(what, "conditioning_embedding_out_channels", widths, fits, expected)
+        for key, known in {"controlnet_conditioning_channel_order": ORDERS, "mid_block_type": MID_BLOCKS}.items():
+            if key in values:
+                _expect(what, key, values[key], values[key] in known, " or ".join(known))
+        return cls(**values | {"conditioning_embedding_out_channels": widths})
+
+
+def read_options(cls: type, model: type, config: Mapping, fixed: Mapping[str, tuple], what: str) -> dict:
+    """Return the fields of `cls` from a config of diffusers' `model`; a missing key has that one's default.
+
+    fixed: options that must have one of these values. Raises InputError, naming `what`, key and value.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(model).parameters.items()}
+    options = defaults | {key: value for key, value in config.items() if not key.startswith("_")}
+    values = {}
+    for key, value in options.items():
+        if key in cls.__dataclass_fields__:
+            values[key] = value
+        elif key in fixed:
+            _expect(what, key, value, value in fixed[key], " or ".join(map(repr, fixed[key])))
+        elif key not in IGNORED:
+            _expect(what, key, value, value is None or value is False, "no such option")
+    return _per_level(values, what)
+
+
+def _per_level(values: dict, what: str) -> dict:
     """Spell out what diffusers lets a config abbreviate; InputError where an entry cannot be an SDXL-like UNet's."""
     levels = len(_as_tuple(values["block_out_channels"], 1))
     for key in (*PER_LEVEL, "cross_attention_dim"):
         spelled = _as_tuple(values[key], levels)
         fits = len(spelled) == levels and all(isinstance(entry, int) for entry in spelled)
-        _expect(key, values[key], fits, f"{levels} whole numbers")
+        _expect(what, key, values[key], fits, f"{levels} whole numbers")
         values[key] = spelled
-    for key, types in BLOCK_TYPES.items():
+    for key in BLOCK_TYPES.keys() & values.keys():
+        types = BLOCK_TYPES[key]
         fits = isinstance(values[key], (list, tuple)) and len(values[key]) == levels
         fits = fits and all(entry in types for entry in values[key])
-        _expect(key, values[key], fits, f"{levels} of {' or '.join(types)}")
+        _expect(what, key, values[key], fits, f"{levels} of {' or '.join(types)}")
         values[key] = tuple(values[key])
     text = values["cross_attention_dim"]
-    _expect("cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
+    _expect(what, "cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
     values["cross_attention_dim"] = text[0]
-    for key in WHOLE:
-        _expect(key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0")
-    _expect("norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
+    for key in (key for key in WHOLE if key in values):
+        _expect(what, key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0")
+    _expect(what, "norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
     return values
 
 
@@ -133,8 +216,8 @@ def _as_tuple(value: object, levels: int) -> tuple:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
 
 
-def _expect(key: str, value: object, fits: bool, expected: str) -> None:
+def _expect(what: str, key: str, value: object, fits: bool, expected: str) -> None:
     if not fits:
         raise InputError(
-            f"UNet config: {key} = {value!r} is not supported, expected {expected} (an SDXL-like UNet)"
+            f"{what} config: {key} = {value!r} is not supported, expected {expected} (an SDXL-like {what})"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels import ops
 from runtime.model.blocks import GEGLU, KeyValue, Resnet, SharedText, Transformer, TransformerBlock
+from runtime.model.encoder import Encoder
 from runtime.model.unet import UNet
 from runtime.optimize.exchange import exchange
 
@@ -70,9 +71,9 @@ def fuses_here(backend: str, device: torch.device) -> bool:
     return backend == "triton" or (backend == "auto" and device.type == "cuda")
 
 
-def fuse_unet(unet: UNet) -> UNet:
-    """`unet` with its normalisations and gates exchanged, in place."""
-    for module in list(unet.modules()):
+def fuse_encoder(encoder: Encoder) -> Encoder:
+    """`encoder`, a UNet or a ControlNet, with the normalisations and gates of its blocks exchanged, in place."""
+    for module in list(encoder.modules()):
         if isinstance(module, Resnet):
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
@@ -83,6 +84,12 @@ def fuse_unet(unet: UNet) -> UNet:
             exchange(module, FusedGEGLU)
         elif isinstance(module, TransformerBlock):
             exchange(module, FusedTransformerBlock)
+    return encoder
+
+
+def fuse_unet(unet: UNet) -> UNet:
+    """`unet` with its normalisations and gates exchanged, in place."""
+    fuse_encoder(unet)
     exchange(unet.conv_norm_out, FusedGroupNormSiLU)
     unet.conv_act = nn.Identity()
     return unet

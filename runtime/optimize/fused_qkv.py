@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from runtime.model.attention import attend
 from runtime.model.blocks import Attention, TransformerBlock
-from runtime.model.unet import UNet
+from runtime.model.encoder import Encoder
 from runtime.optimize.exchange import exchange
 
 
@@ -19,9 +19,10 @@ class FusedSelfAttention(Attention):
         return self.to_out(attend(*(part.transpose(1, 2) for part in rows.unbind(2))))
 
 
-def fuse_qkv(unet: UNet) -> UNet:
-    """`unet` with its self-attentions exchanged, one after the other: those three weights are copied, then gone."""
-    for block in unet.modules():
+def fuse_qkv(encoder: Encoder) -> Encoder:
+    """`encoder`, a UNet or a ControlNet, with its self-attentions exchanged, one after the other: those three weights are
+    copied, then gone."""
+    for block in encoder.modules():
         if isinstance(block, TransformerBlock):
             attention = block.attn1
             parts = [attention.to_q, attention.to_k, attention.to_v]
@@ -31,4 +32,4 @@ def fuse_qkv(unet: UNet) -> UNet:
             attention.to_qkv.weight = nn.Parameter(weight, requires_grad=False)
             del attention.to_q, attention.to_k, attention.to_v
             exchange(attention, FusedSelfAttention)
-    return unet
+    return encoder

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from runtime.machine.arithmetic import has_kernels
 from runtime.model.blocks import GEGLU, Transformer
-from runtime.model.unet import UNet
+from runtime.model.encoder import Encoder
 from runtime.optimize.exchange import exchange
 
 
@@ -162,15 +162,17 @@ def mkl_is_slow() -> bool:
     return quickest[1] < quickest[0] * 2 / 3
 
 
-def pack_weights(unet: UNet) -> UNet:
-    """`unet` with its linear layers and convolutions packed, one after the other; their parameters are gone then.
+def pack_weights(encoder: Encoder) -> Encoder:
+    """`encoder`, a UNet or a ControlNet, with its linear layers and convolutions packed, one after the other; their
+    parameters are gone then.
 
     A convolution stays as it is where its layout depends on the size of the picture.
     """
-    for module in [m for m in unet.modules() if list(m.children()) and not isinstance(m, GEGLU)]:
+    kept = GEGLU, nn.MultiheadAttention  # packed as a whole; reads its layer's weight itself
+    for module in [m for m in encoder.modules() if list(m.children()) and not isinstance(m, kept)]:
         for name, child in list(module.named_children()):
             setattr(module, name, _packed(child, on_tokens=isinstance(module, Transformer)))
-    return unet
+    return encoder
 
 
 def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
@@ -186,12 +188,12 @@ def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
     return layer
 
 
-def unpack_weights(unet: UNet) -> UNet:
-    """`unet` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
-    for module in [m for m in unet.modules() if not isinstance(m, Packed)]:
+def unpack_weights(encoder: Encoder) -> Encoder:
+    """`encoder` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
+    for module in [m for m in encoder.modules() if not isinstance(m, Packed)]:
         if isinstance(module, NarrowGroupNorm):
             exchange(module, nn.GroupNorm)
         for name, child in list(module.named_children()):
             if isinstance(child, Packed):
                 setattr(module, name, child.plain())
-    return unet
+    return encoder
