@@ -8,27 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, T2IAdapter
+from diffusers import ControlNetModel, ControlNetUnionModel, DiffusionPipeline, SchedulerMixin, T2IAdapter
 from torch import Tensor
 
 from kernels import ops
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
+from runtime.control.levels import SIZE_MULTIPLE
 from runtime.control.region import Region
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
 from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.adapter import embedded_adapters
-from runtime.loading.load import AdapterSource, Model
+from runtime.loading.controlnet import check_controlnet
+from runtime.loading.controls import AdapterSource, load_controls
+from runtime.loading.load import Model
 from runtime.loading.lora import LoraSource
 from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
 from runtime.model.attention import check_attention
+from runtime.model.controlnet import ControlNet
 from runtime.model.vae import vae_factor
 from runtime.optimize.fp8 import check_quantize
-from runtime.optimize.fused import fuse_unet, fuses_here
+from runtime.optimize.fused import fuse_encoder, fuse_unet, fuses_here
 from runtime.optimize.offload import Offload, check_offload
-from runtime.optimize.specialize import specialize
+from runtime.optimize.specialize import distinct, specialize
 from runtime.sampling.decode import decode
 from runtime.sampling.denoiser import Denoiser, TorchDenoiser
 from runtime.sampling.drawing import Drawing, Progress, Result
@@ -48,17 +52,22 @@ class LocalControlPipeline:
         *,
         attention: str = "auto",
         offload: Offload | None = None,
+        controlnets: Mapping[str, ControlNet] | None = None,
     ):
-        """backend: of the custom kernels, "auto", "triton" or "torch" (see `kernels.ops`).
+        """adapters: T2I-Adapters by name. backend: of the kernels, "auto", "triton" or "torch" (see `kernels.ops`).
 
         attention: see `runtime.model.attention`. offload: what brings a model that waits in main memory to its device.
+        controlnets: ControlNets by name, which other adapters do not have.
         """
         check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
+        self.controlnets = dict(controlnets or {})
         self.attention, self.offload = attention, offload
         self.denoiser = denoiser or TorchDenoiser(model.unet, offload and offload.device)
         self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
         check_attention(attention, self.device, self.dtype)
+        for name, net in self.controlnets.items():
+            check_controlnet(name, net, model.unet.config, self.vae_factor)
 
     @classmethod
     def from_pretrained(
@@ -79,7 +88,8 @@ class LocalControlPipeline:
         """Load a model and its adapters.
 
         model: "embedded", a diffusers folder, a single .safetensors file, or a hub id.
-        adapters: name -> folder, file, hub id or T2IAdapter; the embedded model brings its own ones.
+        adapters: name -> T2I-Adapter or ControlNet: folder, file, hub id, or diffusers' object; the embedded model
+        brings its own ones. Of a ControlNet-Union the name says the control ("depth", "depth-2").
         device: a GPU where there is one. dtype: "fp32", "bf16", "fp16" or torch's; by default bf16 on a GPU that has
         it, fp16 on another, fp32 on a CPU, where the UNet's weights are packed if that helps (see
         `optimize.packed`).
@@ -99,14 +109,15 @@ class LocalControlPipeline:
         if str(model) == "embedded":
             adapters = {**embedded_adapters(), **(adapters or {})}
         # The model last: it takes the longest, and what is wrong with an adapter is known before.
-        adapters = loading.load_adapters(adapters or {}, device, dtype, allow_pickle)
         home = device if offload is None else "cpu"
+        nets_home = home if offload == "model" else device
+        adapters, nets = load_controls(adapters or {}, device, dtype, allow_pickle, nets_home)
         loaded = loading.load_model(model, device=home, dtype=dtype, allow_pickle=allow_pickle, **options)
-        specialize(loaded, device, dtype, backend, quantize)
+        specialize(loaded, device, dtype, backend, quantize, nets.values())
         if vae_tiling:
             loaded.vae.enable_tiling()
-        offload = offload and Offload(loaded, device, offload)
-        return cls(loaded, adapters, backend, attention=attention, offload=offload)
+        offload = offload and Offload(loaded, device, offload, distinct(nets.values()))
+        return cls(loaded, adapters, backend, attention=attention, offload=offload, controlnets=nets)
 
     @classmethod
     def from_diffusers(
@@ -119,16 +130,19 @@ class LocalControlPipeline:
     ) -> LocalControlPipeline:
         """Take any diffusers SDXL pipeline, on its device and in its dtype; weights are shared, not copied.
 
-        adapters, attention: as in `from_pretrained`; by default the pipeline's own adapter, if it has one, named
-        "canny".
+        adapters, attention: as in `from_pretrained`; by default the pipeline's own adapter or ControlNet, if it has
+        one, named "canny".
         """
-        if adapters is None and isinstance(own := getattr(pipe, "adapter", None), T2IAdapter):
+        own = getattr(pipe, "adapter", None) or getattr(pipe, "controlnet", None)
+        if adapters is None and isinstance(own, (T2IAdapter, ControlNetModel, ControlNetUnionModel)):
             adapters = {"canny": own}
         model = loading.from_diffusers(pipe)
+        adapters, nets = load_controls(adapters or {}, pipe.device, pipe.unet.dtype)
         if fuses_here(backend, pipe.device):
             fuse_unet(model.unet)
-        adapters = loading.load_adapters(adapters or {}, pipe.device, pipe.unet.dtype, False)
-        return cls(model, adapters, backend, attention=attention)
+            for net in distinct(nets.values()):
+                fuse_encoder(net)
+        return cls(model, adapters, backend, attention=attention, controlnets=nets)
 
     @classmethod
     def from_engine(
@@ -155,7 +169,11 @@ class LocalControlPipeline:
         device = pick_device(device or engine_device(folder))
         options |= {"allow_pickle": allow_pickle}
         loaded, denoiser, own = load_engines(folder, device, source=model, loras=loras, **options)
-        others = loading.load_adapters(adapters or {}, device, denoiser.dtype, allow_pickle)
+        others, nets = load_controls(adapters or {}, device, denoiser.dtype, allow_pickle)
+        if nets:
+            raise InputError(
+                f"adapter {next(iter(nets))}: a ControlNet, which a compiled UNet does not take; leave the engine out"
+            )
         return cls(loaded, {**own, **others}, backend, denoiser)
 
     def compile(
@@ -200,7 +218,10 @@ class LocalControlPipeline:
         once |= dict(zip(("height", "width"), request.size(self.default_size), strict=True))
         once |= {"image": None, "strength": 1.0, "generator": None, "outside": "free", "reference": None}
         words = [Region(prompt=text, label=f"region {i + 1}") for i, text in enumerate(request.words)]
-        for regions in ([], words) if words else ([],):
+        names = {r.adapter for r in request.regions if r.condition is not None} & self.controlnets.keys()
+        black = torch.zeros(1, 1, SIZE_MULTIPLE, SIZE_MULTIPLE)
+        nets = [Region(black, adapter=name, label=name) for name in sorted(names)]
+        for regions in ([], *filter(None, (words, words + nets if nets else []))):
             self.draw(replace(request, **once, regions=regions, latents=None, seed=0, cache_interval=1))
 
     def __call__(
@@ -299,7 +320,11 @@ class LocalControlPipeline:
         whole_steps = self.denoiser.whole_steps or waits
         words = self.denoiser.most_words
         return Capabilities(
-            self.adapters.keys(), self.default_size, self.denoiser.profile, whole_steps, words=words
+            [*self.adapters, *self.controlnets],
+            self.default_size,
+            self.denoiser.profile,
+            whole_steps,
+            words=words,
         )
 
     @property

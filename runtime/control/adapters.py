@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from runtime.control.masks import LUMINANCE
@@ -55,3 +56,8 @@ def fit_channels(condition: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return condition.expand(-1, 3, -1, -1)
     return (condition * condition.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def same_condition(left: Tensor, right: Tensor) -> bool:
+    """Return whether two conditions are the same picture."""
+    return left is right or (left.shape == right.shape and torch.equal(left, right))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import ops
-from runtime.control.adapters import Adapter, check_adapter, fit_channels
+from runtime.control.adapters import Adapter, check_adapter, fit_channels, same_condition
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
 from runtime.model.blocks import Injection
@@ -63,7 +63,9 @@ class Control:
         for item in packed:
             adapter = adapters[item.region.adapter]
             condition = fit_channels(item.condition, adapter.config.in_channels)
-            found = (maps for other, seen, maps in shown if other is adapter and _same(seen, condition))
+            found = (
+                maps for other, seen, maps in shown if other is adapter and same_condition(seen, condition)
+            )
             maps = next(found, None)
             if maps is None:
                 maps = [_channels_last(f) for f in adapter(condition.to(device, dtype))]
@@ -95,10 +97,6 @@ def _sum(features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Ten
 
 def _channels_last(feature: Tensor) -> Tensor:
     return feature.contiguous(memory_format=torch.channels_last)
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return left is right or (left.shape == right.shape and torch.equal(left, right))
 
 
 def _masks(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from kernels.ops import inject
 from runtime.control.features import Control
+from runtime.control.residuals import Residuals
 from runtime.control.words import Words
 from runtime.engines.base import Binding, Engine
 from runtime.engines.ports import (
     KEY,
     LEVEL,
     PREDICTION,
+    RESIDUAL,
     SAMPLE,
     SHARES,
     TIME,
@@ -22,8 +25,11 @@ from runtime.engines.ports import (
     most_words,
     numbered,
 )
+from runtime.engines.unet_graph import Taken
 from runtime.model.unet import UNet
-from runtime.sampling.denoiser import Step, repeat_rows, segments_of
+from runtime.sampling.controlnets import ControlNets
+from runtime.sampling.denoiser import Step, segments_of
+from runtime.sampling.rows import repeat_rows
 
 
 def constant_inputs(
@@ -48,13 +54,13 @@ class EngineDenoiser:
 
     whole_steps = "a compiled UNet"
 
-    def __init__(self, engine: Engine, unet: UNet, with_words: Engine | None = None):
+    def __init__(self, engine: Engine, unet: UNet, variants: Mapping[Taken, Engine] | None = None):
         """unet: only its `once_per_image` parameters are used, in torch; the engine has the others.
 
-        with_words: another engine, for pictures whose regions have words.
+        variants: engines for pictures whose regions have words, ControlNets, or both; `engine` otherwise.
         """
         self.engine, self.unet, self.device = engine, unet, engine.device
-        self.with_words = with_words or engine
+        self.variants = variants or {}
         self.dtype, self.profile = unet.conv_in.weight.dtype, engine.profile
         self._ports = {port.name: port for port in engine.spec.inputs}
         self._tokens = self._ports[numbered(KEY, 0)].shape[-2]
@@ -72,7 +78,7 @@ class EngineDenoiser:
     @property
     def most_words(self) -> int | None:
         """Return how many regions' words it takes; None for any number."""
-        return most_words(self.with_words.spec.inputs)
+        return most_words(self.variants.get(Taken(words=True), self.engine).spec.inputs)
 
     @property
     def control_channels(self) -> Sequence[int]:
@@ -88,18 +94,24 @@ class EngineDenoiser:
         repeat: int,
         cache_interval: int = 1,
         words: Words | None = None,
+        residuals: Residuals | None = None,
     ) -> Step:
         """See `Denoiser.prepare`; cache_interval is 1."""
-        engine = self.engine if words is None else self.with_words
+        plain, with_nets = (
+            self.variants.get(Taken(words is not None, nets), self.engine) for nets in (False, True)
+        )
+        engine, nets = plain, None
         shares = {port.name: port for port in engine.spec.inputs if port.name.startswith(SHARES)}
         if shares:
             most = most_words(engine.spec.inputs)
             words = words or Words.none(len(timesteps))
             text = words.beside(text, None if most is None else most + 1)
+        if residuals is not None:
+            nets = ControlNets(residuals, timesteps, text, pooled, time_ids, repeat, words)
         time, constant = constant_inputs(self.unet, timesteps, text, pooled, time_ids)
         time = repeat_rows(time, repeat, dim=1)
         constant = {name: repeat_rows(tensor, repeat) for name, tensor in constant.items()}
-        segments = segments_of(control, words, len(timesteps))
+        segments = segments_of(len(timesteps), control, words)
         run = object()  # of which (run, segment) an owned binding holds the constants and the control
 
         def fill(bound: Binding, rows: int, index: int) -> None:
@@ -116,9 +128,13 @@ class EngineDenoiser:
             bound.owner = run, segments[index]
 
         def step(sample: Tensor, index: int) -> Tensor:
+            added = None if nets is None else nets(sample.to(self.dtype), index)
+            engine = plain if added is None else with_nets
             with engine.lock:
                 bound, rows = self._bind(engine, sample, text), len(sample)
                 fill(bound, rows, index)
+                for i, level in enumerate(added or ()):
+                    inject(bound.inputs[numbered(RESIDUAL, i)].zero_(), *level, inplace=True)
                 bound.inputs[SAMPLE].copy_(sample)
                 bound.inputs[TIME].copy_(time[index, -rows:])
                 bound.run()

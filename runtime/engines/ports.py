@@ -15,14 +15,14 @@ CONDITION, STRENGTHS = "condition", "strengths"
 SAMPLE, TIME, PREDICTION = "sample", "time", "prediction"
 LATENTS, PIXELS, MOMENTS = "latents", "pixels", "moments"
 KEY, VALUE, SHARES = "key_", "value_", "shares_"  # and a number: see `numbered`
-LEVEL, MASK = "level_", "mask_"
+LEVEL, MASK, RESIDUAL = "level_", "mask_", "residual_"
 
 Range = tuple[int, int, int]  # smallest, usual (what the engine is tuned for), largest
 GUIDANCE = {"both": (1, 2, 2), "always": (2, 2, 2), "never": (1, 1, 1)}  # rows of the UNet for each image
 
 
 def numbered(kind: str, index: int) -> str:
-    """Return the name of one of several ports of a kind: KEY, VALUE, SHARES, LEVEL or MASK."""
+    """Return the name of one of several ports of a kind: KEY, VALUE, SHARES, LEVEL, MASK or RESIDUAL."""
     return f"{kind}{index}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product, starmap
 
 import torch
 from diffusers import AutoencoderKL
@@ -21,7 +22,7 @@ from runtime.engines.cuda_graph import captured
 from runtime.engines.denoiser import EngineDenoiser
 from runtime.engines.manifest import EngineSpec
 from runtime.engines.ports import KEY, Axis, Profile, Range, numbered
-from runtime.engines.unet_graph import UNetGraph, unet_ports
+from runtime.engines.unet_graph import Taken, UNetGraph, unet_ports
 from runtime.loading.load import Model
 from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
@@ -64,11 +65,11 @@ def compile_unet(model: Model, compiler: str | Callable | None, cuda_graph: bool
     """Return the model's UNet as one call a step; see `LocalControlPipeline.compile`."""
     if compiler is not None:
         unpack_weights(model.unet)
-    plain, with_words = (
-        TorchEngine(UNetGraph(model.unet, words), vae_factor(model.vae), compiler, cuda_graph)
-        for words in (False, True)
-    )
-    return EngineDenoiser(plain, model.unet, with_words)
+    variants = {
+        taken: TorchEngine(UNetGraph(model.unet, *taken), vae_factor(model.vae), compiler, cuda_graph)
+        for taken in starmap(Taken, product((False, True), repeat=2))
+    }
+    return EngineDenoiser(variants[Taken()], model.unet, variants)
 
 
 def compile_decoder(vae: AutoencoderKL, compiler: str | Callable) -> None:

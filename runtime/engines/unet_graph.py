@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from runtime.control.levels import STRIDES
-from runtime.engines.ports import KEY, LEVEL, PREDICTION, SAMPLE, SHARES, TIME, VALUE, Axis, Port, numbered
+from runtime.engines.ports import (
+    KEY,
+    LEVEL,
+    PREDICTION,
+    RESIDUAL,
+    SAMPLE,
+    SHARES,
+    TIME,
+    VALUE,
+    Axis,
+    Port,
+    numbered,
+)
 from runtime.model.blocks import Injection
+from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
+
+
+class Taken(NamedTuple):
+    """What a graph takes beside a prompt and the levels of control: regions' words, the residuals of ControlNets."""
+
+    words: bool = False
+    residuals: bool = False
 
 
 class UNetGraph(nn.Module):
     """What a denoising step computes anew. What is known before the first one comes in: `denoiser.constant_inputs`."""
 
-    def __init__(self, unet: UNet, words: bool = False):
-        """words: whether regions' words come in beside the prompt, see `blocks.SharedText`."""
+    def __init__(self, unet: UNet, words: bool = False, residuals: bool = False):
+        """words: whether regions' words come in beside the prompt, see `blocks.SharedText`. residuals: whether those
+        of ControlNets do."""
         super().__init__()
-        self.unet, self.words = unet, words
+        self.unet, self.words, self.residuals = unet, words, residuals
         self.text_levels = unet.text_levels()
         self.widths = [resnet.time_emb_proj.out_features for resnet in unet.resnets()]
         self.attentions = [block.attn2 for block in unet.transformer_blocks()]
@@ -27,16 +49,18 @@ class UNetGraph(nn.Module):
         self.register_buffer("one", torch.ones(1, device=weight.device, dtype=weight.dtype), persistent=False)
 
     def forward(self, sample: Tensor, time: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """rest: key and value of each cross-attention, the texts' shares where words come in, the levels of control."""
+        """rest: key and value of each cross-attention, the texts' shares, the levels of control, the residuals."""
         count = 2 * len(self.attentions)
         text, rest = list(zip(rest[:count:2], rest[1:count:2], strict=True)), rest[count:]
         if self.words:
             levels = sorted(set(self.text_levels))
             shares, rest = dict(zip(levels, rest, strict=False)), rest[len(levels) :]
             text = [(*pair, shares[level]) for pair, level in zip(text, self.text_levels, strict=True)]
-        levels = [Injection([level], None, self.one) for level in rest]
+        rest = [Injection([level], None, self.one) for level in rest]
+        count = len(self.unet.config.control_channels)
+        levels, residuals = rest[:count], rest[count:] if self.residuals else None
         sample = sample.to(self.unet.conv_in.weight.dtype)
-        return (self.unet(sample, time.split(self.widths, dim=1), text, levels).float(),)
+        return (self.unet(sample, time.split(self.widths, dim=1), text, levels, residuals).float(),)
 
 
 def unet_ports(
@@ -55,6 +79,7 @@ def unet_ports(
         *(Port(numbered(kind, i), dtype, shape) for i, shape in enumerate(text) for kind in (KEY, VALUE)),
         *(Port(numbered(SHARES, i), dtype, (rows, texts, *pixel_axes(factor * 2**i))) for i in levels),
         *level_ports(config.control_channels, dtype),
+        *(residual_ports(config, dtype, factor) if graph.residuals else ()),
     )
     return inputs, (Port(PREDICTION, torch.float32, (rows, config.out_channels, *latents)),)
 
@@ -63,6 +88,14 @@ def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]
     """Return the gated features, as an adapter gives and the UNet takes them."""
     sized = enumerate(zip(channels, STRIDES, strict=True))
     return tuple(Port(numbered(LEVEL, i), dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
+
+
+def residual_ports(config: UNetConfig, dtype: torch.dtype, factor: int) -> Iterator[Port]:
+    """Yield what ControlNets add to each skip tensor and to the mid block."""
+    channels = *config.skip_channels, config.block_out_channels[-1]
+    levels = *config.skip_levels, len(config.block_out_channels) - 1
+    for i, (c, level) in enumerate(zip(channels, levels, strict=True)):
+        yield Port(numbered(RESIDUAL, i), dtype, (Axis("rows"), c, *pixel_axes(factor * 2**level)))
 
 
 def pixel_axes(divisor: int) -> tuple[Axis, Axis]:

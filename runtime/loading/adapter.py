@@ -48,7 +48,7 @@ def load_adapter(
     Raises InputError where it is missing, truncated, of another type, or a pickle that was not asked for.
     """
     label = f"adapter {source}" if name is None else f"adapter {name} ({source})"
-    path, declared = _find(str(source), label, allow_pickle), {}
+    path, declared = find_adapter(str(source), label, allow_pickle), {}
     if path.is_dir():
         declared = _read_config(path, label)
         path = _weights_in(path)
@@ -62,7 +62,7 @@ def load_adapter(
     with torch.device("meta"):
         adapter = T2IAdapter(**config)
     _check_shapes(adapter, shapes, label)
-    weights = _diffusers_names(_read(path))
+    weights = _diffusers_names(read_weights(path))
     if other := [key for key in shapes if not weights[key].is_floating_point()]:
         raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
     adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
@@ -71,7 +71,8 @@ def load_adapter(
         return adapter.to(device, dtype).eval()
 
 
-def _find(source: str, label: str, allow_pickle: bool) -> Path:
+def find_adapter(source: str, label: str, allow_pickle: bool) -> Path:
+    """Return the folder or file of a T2I-Adapter or a ControlNet; of one on the hub, where its files were put."""
     for path in (expand(source), EMBEDDED / source):
         if path.exists():
             return path
@@ -120,7 +121,8 @@ def _check_shapes(adapter: T2IAdapter, shapes: Mapping[str, tuple[int, ...]], la
             raise InputError(f"{label}: not a whole {TYPE}: {key} is {found}, expected {wanted}")
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a file that `tensor_shapes` has read."""
     return load_file(path) if content(path) == "safetensors" else load_pickle(path)
 
 

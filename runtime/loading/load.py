@@ -6,16 +6,15 @@ There is one path: everything loads into diffusers' StableDiffusionXLPipeline, L
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, T2IAdapter
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from runtime.errors import InputError
-from runtime.loading.adapter import load_adapter
 from runtime.loading.folder import EXPECTED, MODELS, TOKENIZERS, check_configs, load_component, load_folder
 from runtime.loading.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.loading.lora import LoraSource, find_lora, fuse_lora
@@ -27,7 +26,6 @@ from runtime.model.unet import UNet
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-AdapterSource = str | Path | T2IAdapter
 
 
 @dataclass
@@ -152,24 +150,6 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
         sample_size=_sample_size(pipe.unet.config.sample_size),
         force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
     )
-
-
-def load_adapters(
-    sources: Mapping[str, AdapterSource], device: torch.device, dtype: torch.dtype, allow_pickle: bool
-) -> dict[str, T2IAdapter]:
-    """Return every adapter by its name, in eval mode; see `adapter.load_adapter`."""
-    if not isinstance(sources, Mapping):
-        raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
-    adapters = {}
-    for name, source in sources.items():
-        if isinstance(source, T2IAdapter):
-            with quiet():
-                adapters[name] = source.to(device, dtype).eval()
-        else:
-            adapters[name] = load_adapter(
-                source, device=device, dtype=dtype, allow_pickle=allow_pickle, name=name
-            )
-    return adapters
 
 
 def _sample_size(configured: int | list[int] | None) -> int:

@@ -165,7 +165,10 @@ class ControlNetConfig(EncoderConfig):
         fits = len(widths) == len(CONDITION_STRIDES) and all(type(width) is int for width in widths)
         expected = f"{len(CONDITION_STRIDES)} whole numbers"
         _expect(what, "conditioning_embedding_out_channels", widths, fits, expected)
-        for key, known in {"controlnet_conditioning_channel_order": ORDERS, "mid_block_type": MID_BLOCKS}.items():
+        for key, known in {
+            "controlnet_conditioning_channel_order": ORDERS,
+            "mid_block_type": MID_BLOCKS,
+        }.items():
             if key in values:
                 _expect(what, key, values[key], values[key] in known, " or ".join(known))
         return cls(**values | {"conditioning_embedding_out_channels": widths})
@@ -207,7 +210,9 @@ def _per_level(values: dict, what: str) -> dict:
     _expect(what, "cross_attention_dim", text, len(set(text)) == 1, "the same number at every level")
     values["cross_attention_dim"] = text[0]
     for key in (key for key in WHOLE if key in values):
-        _expect(what, key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0")
+        _expect(
+            what, key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0"
+        )
     _expect(what, "norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
     return values
 

@@ -1,8 +1,8 @@
 """ControlNets of SDXL (arXiv 2302.05543): a copy of the UNet's encoder that is shown a condition, and the residuals it
 adds to the UNet's skip tensors and mid block.
 
-Parameters carry the names of diffusers' ControlNetModel, or ControlNetUnionModel, and load strictly from its state dict.
-What the condition gives is computed once per picture (`embed_condition`).
+Parameters carry the names of diffusers' ControlNetModel, or ControlNetUnionModel, and load strictly from its state
+dict. What the condition gives is computed once per picture (`embed_condition`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from runtime.model.encoder import Encoder
 
 
 class ControlNet(Encoder):
-    """Drop-in for a ControlNetModel of SDXL, with everything that is constant over the steps taken out."""
+    """Drop-in for a ControlNetModel of SDXL, with everything that is constant over the steps taken out.
+
+    assumed: options of its config that its file does not say.
+    """
+
+    assumed: tuple[str, ...] = ()
 
     def __init__(self, config: ControlNetConfig):
         super().__init__(config, mid_attends=config.mid_block_type == MID_BLOCKS[0])
@@ -59,7 +64,7 @@ class ControlNet(Encoder):
     ) -> list[Tensor]:
         """Return the residuals of every skip tensor, and of the mid block.
 
-        sample: (B, C_in, h, w). time, text: see `UNet.forward`, of this net's own. condition: of `embed_condition`, B or
+        sample: (B, C_in, h, w). time, text: as `UNet.forward`'s, of this net. condition: of `embed_condition`, B or
         1 rows.
         """
         time, text = iter(time), iter(text)
@@ -105,7 +110,9 @@ class ControlNetUnion(ControlNet):
     def embed_condition(self, condition: Tensor) -> Tensor:
         """See `ControlNet.embed_condition`."""
         found = super().embed_condition(condition)
-        x = (found.mean(dim=(2, 3)) + self.task_embedding[self.control])[None]  # along S = 1: each row by itself
+        x = (found.mean(dim=(2, 3)) + self.task_embedding[self.control])[
+            None
+        ]  # along S = 1: each row by itself
         for layer in self.transformer_layes:
             x = layer(x)
         return found + self.spatial_ch_projs(x[0])[:, :, None, None]

@@ -73,8 +73,7 @@ class UNet(Encoder):
         control: Sequence[Injection] | None = None,
         residuals: Sequence[Injection] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return all before the last up block: what that takes, (B, C, h, w), and its skips. Arguments: see `forward`.
-        """
+        """Return all before the last up block: what that takes, (B, C, h, w), and its skips; see `forward`."""
         levels = len(self.down_blocks) + 1
         control = [None] * levels if control is None else control
         if len(control) != levels:

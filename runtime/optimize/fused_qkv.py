@@ -20,8 +20,9 @@ class FusedSelfAttention(Attention):
 
 
 def fuse_qkv(encoder: Encoder) -> Encoder:
-    """`encoder`, a UNet or a ControlNet, with its self-attentions exchanged, one after the other: those three weights are
-    copied, then gone."""
+    """`encoder`, a UNet or a ControlNet, with its self-attentions exchanged, one after the other: those three weights
+    are copied, then gone.
+    """
     for block in encoder.modules():
         if isinstance(block, TransformerBlock):
             attention = block.attn1

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,11 +37,14 @@ def whole_steps(how: str | None) -> str | None:
 class Offload:
     """Brings the parts of a model, all of it in main memory, to a device for as long as they work."""
 
-    def __init__(self, model: Model, device: torch.device, how: str):
-        """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one."""
+    def __init__(self, model: Model, device: torch.device, how: str, nets: Iterable[nn.Module] = ()):
+        """how: one of OFFLOADS. A "group" UNet stays in main memory, and its layers come one by one.
+
+        nets: ControlNets, which take their turn with the UNet; those beside a "group" one are on the device.
+        """
         self.device, self.how, self.whole_steps = device, how, whole_steps(how)
         self._turn = threading.Lock()
-        self.parts = {"text": model.text_encoders, "denoise": (model.unet,), "decode": (model.vae,)}
+        self.parts = {"text": model.text_encoders, "denoise": (model.unet, *nets), "decode": (model.vae,)}
         if how == "group":
             self.parts["denoise"] = ()
             streams = device.type == "cuda"

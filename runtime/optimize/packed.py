@@ -189,7 +189,7 @@ def _packed(layer: nn.Module, on_tokens: bool) -> nn.Module:
 
 
 def unpack_weights(encoder: Encoder) -> Encoder:
-    """`encoder` with plain layers again, and the values it had: for a compiler, which does not look into packed ones."""
+    """`encoder` with plain layers again, and its values: for a compiler, which does not look into packed ones."""
     for module in [m for m in encoder.modules() if not isinstance(m, Packed)]:
         if isinstance(module, NarrowGroupNorm):
             exchange(module, nn.GroupNorm)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.model.blocks import Injection, KeyValue, SharedText
 from runtime.model.unet import UNet
+from runtime.sampling.controlnets import ControlNets
 
 
 class DeepCache:
@@ -30,12 +31,18 @@ class DeepCache:
         time: Sequence[Tensor],
         text: Sequence[KeyValue | SharedText],
         control: Sequence[Injection] | None,
+        nets: ControlNets | None = None,
     ) -> Tensor:
-        """Return the prediction of step `index`; the others: see `UNet.forward`."""
-        if self._fits(len(sample), index):
-            return self.unet.forward_shallow(sample, time, text, control, self.deep)
+        """Return the prediction of step `index`; nets: the ControlNets beside the UNet; the others: see
+        `UNet.forward`."""
+        shallow = self._fits(len(sample), index)
+        residuals = None if nets is None else nets(sample, index, shallow)
+        if shallow:
+            return self.unet.forward_shallow(sample, time, text, control, self.deep, residuals)
+        if self.interval == 1:
+            return self.unet(sample, time, text, control, residuals)
         time, text = iter(time), iter(text)
-        self.deep, skips = self.unet.deep_features(sample, time, text, control)
+        self.deep, skips = self.unet.deep_features(sample, time, text, control, residuals)
         self.computed_at = index
         return self.unet.finish(self.deep, skips, time, text)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from runtime.control.features import Control, first_alike
+from runtime.control.residuals import Residuals
 from runtime.control.words import Words
-from runtime.model.blocks import Injection, KeyValue, SharedText
+from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
+from runtime.sampling.controlnets import ControlNets
 from runtime.sampling.deep_cache import DeepCache
+from runtime.sampling.rows import of_words, repeat_rows
 
 # (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
 Step = Callable[[Tensor, int], Tensor]
@@ -46,12 +48,13 @@ class Denoiser(Protocol):
         repeat: int,
         cache_interval: int = 1,
         words: Words | None = None,
+        residuals: Residuals | None = None,
     ) -> Step:
         """Compute all that is the same at every step; the function returned runs one.
 
         timesteps: (T,). text (P, S, D), pooled (P, K) and time_ids (P, 6): one row for each prompt of the guidance
         batch, each of which serves `repeat` consecutive rows of the sample. cache_interval: how many steps in a row
-        use the same deep features, see `DeepCache`. words: those of regions.
+        use the same deep features, see `DeepCache`. words: those of regions. residuals: of their ControlNets.
         """
 
 
@@ -87,6 +90,7 @@ class TorchDenoiser:
         repeat: int,
         cache_interval: int = 1,
         words: Words | None = None,
+        residuals: Residuals | None = None,
     ) -> Step:
         """See `Denoiser.prepare`."""
         dtype = self.dtype
@@ -96,40 +100,33 @@ class TorchDenoiser:
             (repeat_rows(k, repeat), repeat_rows(v, repeat)) for k, v in self.unet.project_text(text)
         ]
 
-        segments, levels_of_text = segments_of(control, words, len(timesteps)), self.unet.text_levels()
-        cache = DeepCache(self.unet, cache_interval, segments) if cache_interval > 1 else None
+        nets = None
+        if residuals is not None:
+            nets = ControlNets(residuals, timesteps, text, pooled, time_ids, repeat, words)
+        segments, levels_of_text = (
+            segments_of(len(timesteps), control, words, residuals),
+            self.unet.text_levels(),
+        )
+        cache = DeepCache(self.unet, cache_interval, segments)
         one = torch.ones(1, device=self.device)
 
         def step(sample: Tensor, index: int) -> Tensor:
-            gated, rows = [] if control is None else control.gated(index), len(sample)
+            gated, rows, sample = (
+                [] if control is None else control.gated(index),
+                len(sample),
+                sample.to(dtype),
+            )
             levels = [Injection([level], None, one) for level in gated] or None
-            text = [(k[-rows:], v[-rows:]) for k, v in keys_values]
-            if words is not None:
-                text = shared_text(text, words, index, sample, levels_of_text)
-            forward = self.unet if cache is None else partial(cache, index)
-            return forward(sample.to(dtype), [t[index, -rows:] for t in time], text, levels).float()
+            text = of_words(
+                [(k[-rows:], v[-rows:]) for k, v in keys_values], words, index, sample, levels_of_text
+            )
+            time_now = [t[index, -rows:] for t in time]
+            return cache(index, sample, time_now, text, levels, nets).float()
 
         return step
 
 
-def segments_of(control: Control | None, words: Words | None, steps: int) -> list[int]:
+def segments_of(steps: int, *given: Control | Words | Residuals | None) -> list[int]:
     """Return for each step the first one with the same control and words."""
-    given = [x.segments for x in (control, words) if x is not None]
-    return first_alike(torch.tensor(given).T) if given else [0] * steps
-
-
-def shared_text(
-    text: Sequence[KeyValue], words: Words, step: int, sample: Tensor, levels: Sequence[int]
-) -> list[SharedText]:
-    """Return keys and values with the shares of their texts in one step. levels: of each of them, see
-    `UNet.text_levels`."""
-    sizes = {level: tuple(-(-side // 2**level) for side in sample.shape[2:]) for level in set(levels)}
-    key = text[0][0]
-    shares = {
-        level: words.shares(step, *size, len(sample), key.device, key.dtype) for level, size in sizes.items()
-    }
-    return [(*pair, shares[level]) for pair, level in zip(text, levels, strict=True)]
-
-
-def repeat_rows(tensor: Tensor, times: int, dim: int = 0) -> Tensor:
-    return tensor if times == 1 else tensor.repeat_interleave(times, dim=dim)
+    segments = [x.segments for x in given if x is not None]
+    return first_alike(torch.tensor(segments).T) if segments else [0] * steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from runtime.control.features import Control, activity
 from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
+from runtime.control.residuals import Residuals
 from runtime.control.words import Words
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
@@ -110,11 +112,11 @@ class Drawing:
     ) -> Tensor:
         """Return the latents of the run with control and words. states: of the words."""
         request, packed = self.request, pad_regions(self.packed, *self.size)
-        control = self._make_control(packed)
+        control, residuals = self._make_control(packed)
         words = Words.build(packed, states, self.steps, request.images, request.mask_resize)
         hold = held.Held(self.inside, self.size, self.reference) if self.held else None
         with timed(self.timings, "denoise", self.device):
-            return self._denoise(text, noise, start, control, words, hold)
+            return self._denoise(text, noise, start, control, words, hold, residuals)
 
     def _make_images(self, latents: Tensor) -> list[Image.Image] | np.ndarray | Tensor:
         with timed(self.timings, "decode", self.device):
@@ -163,20 +165,28 @@ class Drawing:
                 check_finite(states, "text", self.dtype)
         return (text, pooled), words
 
-    def _make_control(self, packed: Sequence[PackedRegion]) -> Control | None:
+    def _make_control(self, packed: Sequence[PackedRegion]) -> tuple[Control | None, Residuals | None]:
+        """Return what T2I-Adapters and ControlNets make of the regions' conditions."""
+        nets, mode = self.pipe.controlnets, self.request.mask_resize
+        shown = [item for item in packed if item.condition is not None]
+        through_nets = [item for item in shown if item.region.adapter in nets]
+        through_adapters = [item for item in shown if item.region.adapter not in nets]
         with timed(self.timings, "adapter", self.device):
             control = Control.build(
-                packed,
+                through_adapters,
                 self.pipe.adapters,
                 self.steps,
                 device=self.device,
                 dtype=self.dtype,
                 channels=self.pipe.denoiser.control_channels,
-                mode=self.request.mask_resize,
+                mode=mode,
             )
-            for feature in (f for level in (control.features if control else ()) for f in level):
+            with self.pipe.at_work("denoise") if through_nets else nullcontext():
+                residuals = Residuals.build(through_nets, nets, self.steps, device=self.device, mode=mode)
+            made = [f for level in (control.features if control else ()) for f in level]
+            for feature in (*made, *(run.condition for run in (residuals.runs if residuals else ()))):
                 check_finite(feature, "adapter", self.dtype)
-        return control
+        return control, residuals
 
     def _find_reference(self, text: TextRows, noise: Tensor, start: Tensor | None) -> held.Reference:
         """Return the reference that was handed in, where it fits; otherwise the given picture's, or one drawn now."""
@@ -215,6 +225,7 @@ class Drawing:
         control: Control | None,
         words: Words | None,
         after_step: AfterStep | None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         request, (states, pooled) = self.request, text
         scheduler, timesteps = self._schedule()
@@ -230,6 +241,7 @@ class Drawing:
                 request.images_per_prompt,
                 request.cache_interval,
                 words,
+                residuals,
             )
             latents = denoise(
                 step,

@@ -6,9 +6,10 @@ and value in one matrix and its text projection transposed; the VAE's attention 
 """
 
 import re
+from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 UNET_NAMES = {
@@ -72,27 +73,41 @@ def to_single_file(pipe: StableDiffusionXLPipeline) -> dict[str, Tensor]:
 
 
 def unet_tensors(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    per_block = (
-        unet.config.layers_per_block + 1
-    )  # a down block's resnets and its downsampler; an up block's resnets
+    # a down block's resnets and its downsampler; an up block's resnets
+    shape = unet.config.layers_per_block + 1, unet.config.up_block_types
+    return {_unet_name(name, *shape): value for name, value in unet.state_dict().items()}
+
+
+def _unet_name(name: str, per_block: int, up_block_types: Sequence[str]) -> str:
+    if match := re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(?:conv\.)?(.*)", name
+    ):
+        side, block, kind, layer, rest = match.groups()
+        index = int(block) * per_block + int(layer)
+        if kind == "downsamplers":
+            return f"input_blocks.{(int(block) + 1) * per_block}.0.op.{rest}"
+        if kind == "upsamplers":
+            after_attention = up_block_types[int(block)].startswith("CrossAttn")
+            return f"output_blocks.{(int(block) + 1) * per_block - 1}.{1 + after_attention}.conv.{rest}"
+        place = f"input_blocks.{index + 1}" if side == "down" else f"output_blocks.{index}"
+        return f"{place}.0.{replace(rest, RESNET_NAMES)}" if kind == "resnets" else f"{place}.1.{rest}"
+    name = replace(name, UNET_NAMES)
+    return replace(name, RESNET_NAMES) if name.startswith(("middle_block.0", "middle_block.2")) else name
+
+
+def controlnet_tensors(net: ControlNetModel) -> dict[str, Tensor]:
+    """All the tensors of a ControlNet under their names in the original layout (control_model.*)."""
+    hint = {"conv_in": 0, "conv_out": 14} | {f"blocks.{i}": 2 * i + 2 for i in range(6)}
+    per_block = net.config.layers_per_block + 1
 
     def rename(name: str) -> str:
-        if match := re.match(
-            r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(?:conv\.)?(.*)", name
-        ):
-            side, block, kind, layer, rest = match.groups()
-            index = int(block) * per_block + int(layer)
-            if kind == "downsamplers":
-                return f"input_blocks.{(int(block) + 1) * per_block}.0.op.{rest}"
-            if kind == "upsamplers":
-                after_attention = unet.config.up_block_types[int(block)].startswith("CrossAttn")
-                return f"output_blocks.{(int(block) + 1) * per_block - 1}.{1 + after_attention}.conv.{rest}"
-            place = f"input_blocks.{index + 1}" if side == "down" else f"output_blocks.{index}"
-            return f"{place}.0.{replace(rest, RESNET_NAMES)}" if kind == "resnets" else f"{place}.1.{rest}"
-        name = replace(name, UNET_NAMES)
-        return replace(name, RESNET_NAMES) if name.startswith(("middle_block.0", "middle_block.2")) else name
+        if match := re.match(r"controlnet_cond_embedding\.(.*)\.(weight|bias)", name):
+            return f"input_hint_block.{hint[match[1]]}.{match[2]}"
+        name = re.sub(r"^controlnet_down_blocks\.(\d+)", r"zero_convs.\1.0", name)
+        name = re.sub(r"^controlnet_mid_block", "middle_block_out.0", name)
+        return _unet_name(name, per_block, ())
 
-    return {rename(name): value for name, value in unet.state_dict().items()}
+    return {f"control_model.{rename(name)}": value for name, value in net.state_dict().items()}
 
 
 def vae_tensors(vae: AutoencoderKL) -> dict[str, Tensor]:

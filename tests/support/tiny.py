@@ -3,6 +3,8 @@
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     T2IAdapter,
@@ -14,6 +16,20 @@ from training.embedded.text import make_text_encoders, make_tokenizers
 
 CHANNELS = (32, 64, 64)
 TEXT_WIDTH = 16
+CONTROLNET_OPTIONS = (  # that a ControlNet has from its UNet
+    "in_channels",
+    "down_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+    "norm_num_groups",
+    "cross_attention_dim",
+    "use_linear_projection",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
 
 
 def make_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -49,6 +65,31 @@ def make_adapter(channels=(*CHANNELS, CHANNELS[-1]), in_channels: int = 1, seed:
         downscale_factor=16,
         adapter_type="full_adapter_xl",
     ).eval()
+
+
+def make_controlnet(unet: UNet2DConditionModel, seed: int = 0, **options) -> ControlNetModel:
+    """A ControlNet for a UNet, every parameter random: the layers that training starts at zero act, too."""
+    torch.manual_seed(seed)
+    config = {key: unet.config[key] for key in CONTROLNET_OPTIONS}
+    small = {"conditioning_embedding_out_channels": (4, 4, 8, 8)}
+    return randomized(ControlNetModel(**config | small | options))
+
+
+def make_union(unet: UNet2DConditionModel, seed: int = 0, controls: int = 6) -> ControlNetUnionModel:
+    """A ControlNet-Union for a UNet, likewise."""
+    torch.manual_seed(seed)
+    config = {key: unet.config[key] for key in CONTROLNET_OPTIONS}
+    width = config["block_out_channels"][0]
+    union = {"num_control_type": controls, "num_trans_channel": width, "num_proj_channel": width}
+    small = {"conditioning_embedding_out_channels": (4, 4, 8, 8)}
+    return randomized(ControlNetUnionModel(**config | small | union))
+
+
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with noise on every parameter, frozen: zero biases would hide a mistake."""
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
 
 
 def _make_vae() -> AutoencoderKL:

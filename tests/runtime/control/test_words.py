@@ -9,6 +9,7 @@ from runtime import LocalControlPipeline, Region
 from runtime.control.masks import box
 from runtime.control.region import PackedRegion
 from runtime.control.words import Words
+from runtime.engines.unet_graph import Taken
 from runtime.errors import InputError
 from runtime.sampling.request import Request
 from runtime.sampling.schedulers import SCHEDULERS
@@ -225,4 +226,4 @@ def test_what_warms_up_compiles_the_graph_with_words_too():
     compiled.compile(compiler="eager")
     request = Request(PROMPT, [Region(prompt=WORDS, mask=LEFT)], height=64, width=64, guidance=1)
     compiled.warm_up(request=request)
-    assert list(compiled.denoiser.with_words._compiled) == [2]
+    assert list(compiled.denoiser.variants[Taken(words=True)]._compiled) == [2]

@@ -12,19 +12,18 @@ from runtime.optimize.fused import fuse_encoder
 from runtime.optimize.fused_qkv import fuse_qkv
 from runtime.optimize.packed import pack_weights
 from tests.runtime.model import test_unet as unets
+from tests.support.tiny import randomized
 from tests.support.tolerances import assert_close
 
 HEIGHT, WIDTH = 9, 16  # of the latents
 NAME = "two layers, odd height"
 OPTIONS = {
-    key: value
-    for key, value in unets.CASES[NAME][0].items()
-    if key not in ("up_block_types", "out_channels")
+    key: value for key, value in unets.CASES[NAME][0].items() if key not in ("up_block_types", "out_channels")
 } | {"conditioning_embedding_out_channels": (4, 8, 8, 12)}
 # As diffusers' "mid" and "small" ControlNets of SDXL have it: transformers without blocks, and none at all
 KINDS = {
     "as the UNet": {},
-    "bgr, one channel of condition": {"controlnet_conditioning_channel_order": "bgr"},
+    "bgr": {"controlnet_conditioning_channel_order": "bgr"},
     "few transformer blocks": {"transformer_layers_per_block": (0, 0, 1)},
     "without attention": {
         "down_block_types": ("DownBlock2D",) * 3,
@@ -32,12 +31,6 @@ KINDS = {
     },
 }
 UNION = {"num_control_type": 8, "num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
-
-
-def randomized(model):
-    for parameter in model.requires_grad_(False).parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def build(**options):

@@ -59,14 +59,17 @@ class Counted:
     def __init__(self):
         self.whole = []
 
-    def deep_features(self, sample, time, text, control):
+    def __call__(self, sample, time, text, control, residuals):
+        return self.deep_features(sample, time, text, control, residuals)[0]
+
+    def deep_features(self, sample, time, text, control, residuals):
         self.whole.append(int(sample[0, 0, 0, 0]))
         return sample.new_zeros(len(sample)), []
 
     def finish(self, deep, skips, time, text):
         return deep
 
-    def forward_shallow(self, sample, time, text, control, deep):
+    def forward_shallow(self, sample, time, text, control, deep, residuals):
         return deep
 
 

@@ -1,0 +1,119 @@
+"""The control that ControlNets exert on the UNet.
+
+A ControlNet runs at every step in which one of its regions acts. What it adds to a skip tensor, or to the mid block, is
+gated by the masks at that tensor's size: x_i + sum_n (sum_r s_r * m_r^i) R_n,i over the nets n and their regions r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from runtime.control.adapters import check_name, fit_channels, same_condition
+from runtime.control.features import first_alike, strengths
+from runtime.control.masks import mask_pyramid
+from runtime.control.region import PackedRegion, Region
+from runtime.model.blocks import Injection
+from runtime.model.controlnet import ControlNet
+
+
+class Run:
+    """One ControlNet that is shown one condition, and the regions that it acts in.
+
+    condition: what the net makes of it, (1, C, h, w). masks: of the regions, (1, 1, H, W) float32, None for everywhere.
+    """
+
+    def __init__(self, net: ControlNet, condition: Tensor, shown: Tensor):
+        """shown: the picture itself."""
+        self.net, self.condition, self.shown = net, condition, shown
+        self.regions: list[Region] = []
+        self.masks: list[Tensor | None] = []
+
+    def gate(self, scales: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+        """Return sum_r s_r * m_r at one size, (1, 1, h, w); scales: (R,)."""
+        gate = torch.zeros(1, 1, *size)
+        for scale, mask in zip(scales.tolist(), self.masks, strict=True):
+            gate += scale if mask is None else scale * mask_pyramid(mask, [size], mode)[0].cpu()
+        return gate
+
+
+class Residuals:
+    """What ControlNets add to the UNet, at each tensor and step.
+
+    scales: of each run (steps, levels, R) float32, R its regions. mode: how masks are resized, see `mask_pyramid`.
+    segments: for each step the first one with the same strengths.
+    """
+
+    def __init__(self, runs: Sequence[Run], steps: int, device: str | torch.device, mode: str):
+        self.runs, self.device, self.mode = runs, device, mode
+        self.scales = [strengths(run.regions, steps) for run in runs]
+        self.segments = first_alike(torch.cat(self.scales, dim=2))
+        self._gates: tuple[int, dict[tuple, Tensor]] = (-1, {})  # of one segment, by run, level and size
+
+    @classmethod
+    def build(
+        cls,
+        packed: Sequence[PackedRegion],
+        controlnets: Mapping[str, ControlNet],
+        steps: int,
+        *,
+        device: str | torch.device,
+        mode: str = "area",
+    ) -> Residuals | None:
+        """Embed every region's condition, once for all regions that show a ControlNet the same one.
+
+        None where no region acts through a ControlNet anywhere at any step.
+        """
+        runs: list[Run] = []
+        for item in packed:
+            region = item.region
+            if item.mask is not None and not item.mask.any():
+                continue
+            if not strengths([region], steps).any():
+                continue
+            check_name(region.adapter, controlnets.keys())
+            net = controlnets[region.adapter]
+            shown = fit_channels(item.condition, net.config.conditioning_channels)
+            run = next((run for run in runs if run.net is net and same_condition(run.shown, shown)), None)
+            if run is None:
+                run = Run(net, net.embed_condition(shown.to(device)), shown)
+                runs.append(run)
+            run.regions.append(region)
+            run.masks.append(item.mask)
+        return cls(runs, steps, device, mode) if runs else None
+
+    def acting(self, step: int) -> list[int]:
+        """Return the numbers of the runs that act at a step."""
+        return [i for i, scales in enumerate(self.scales) if scales[step].any()]
+
+    def injections(self, step: int, found: Mapping[int, Sequence[Tensor]]) -> list[Injection] | None:
+        """Return what to add to each skip tensor and to the mid block, as `UNet.forward` takes it.
+
+        found: by the number of each acting run what its ControlNet gave: of all tensors, or of the first ones. None
+        where no run acts.
+        """
+        if not found:
+            return None
+        one = torch.ones(len(found), device=self.device)
+        return [
+            Injection(
+                residuals, [self._gate(i, step, place, r) for i, r in zip(found, residuals, strict=True)], one
+            )
+            for place, residuals in enumerate(zip(*found.values(), strict=True))
+        ]
+
+    def _gate(self, number: int, step: int, place: int, residual: Tensor) -> Tensor:
+        """Return a run's gate at the size of one of its residuals. Kept for all steps of a segment."""
+        segment, known = self._gates
+        if segment != self.segments[step]:
+            known = {}
+            self._gates = self.segments[step], known
+        run, size = self.runs[number], tuple(residual.shape[2:])
+        blocks = (*run.net.config.skip_blocks, -1)  # the mid block's level is the last
+        key = number, blocks[place], size
+        if key not in known:
+            scales = self.scales[number][step, blocks[place]]
+            known[key] = run.gate(scales, size, self.mode).to(self.device)
+        return known[key]

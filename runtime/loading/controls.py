@@ -1,0 +1,60 @@
+"""What regions are controlled by, T2I-Adapters and ControlNets: each source loaded as what its contents say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
+
+from runtime.errors import InputError
+from runtime.loading.adapter import find_adapter, load_adapter
+from runtime.loading.controlnet import as_control, is_controlnet, load_controlnet, take
+from runtime.loading.quiet import quiet
+from runtime.model.controlnet import ControlNet
+
+AdapterSource = str | Path | T2IAdapter | ControlNetModel | ControlNetUnionModel
+Controls = tuple[dict[str, T2IAdapter], dict[str, ControlNet]]
+
+
+def load_controls(
+    sources: Mapping[str, AdapterSource],
+    device: torch.device,
+    dtype: torch.dtype,
+    allow_pickle: bool = False,
+    controlnet_home: str | torch.device | None = None,
+) -> Controls:
+    """Return every T2I-Adapter and every ControlNet by its name, in eval mode.
+
+    A source that several names share is read once. controlnet_home: the device that ControlNets wait on, `device` by
+    default. Raises InputError: see `adapter.load_adapter` and `controlnet.load_controlnet`.
+    """
+    if not isinstance(sources, Mapping):
+        raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
+    adapters: dict[str, T2IAdapter] = {}
+    controlnets: dict[str, ControlNet] = {}
+    home = controlnet_home or device
+    known: dict[object, ControlNet] = {}
+    for name, source in sources.items():
+        label, key = f"adapter {name}", id(source)
+        if isinstance(source, T2IAdapter):
+            with quiet():
+                adapters[name] = source.to(device, dtype).eval()
+            continue
+        if not isinstance(source, (ControlNetModel, ControlNetUnionModel)):
+            label = f"adapter {name} ({source})"
+            key = path = find_adapter(str(source), label, allow_pickle)
+            if not is_controlnet(path, allow_pickle):
+                options = {"device": device, "dtype": dtype, "allow_pickle": allow_pickle, "name": name}
+                adapters[name] = load_adapter(source, **options)
+                continue
+        if key in known:
+            controlnets[name] = as_control(known[key], name, label)
+        elif isinstance(source, (ControlNetModel, ControlNetUnionModel)):
+            controlnets[name] = take(source.to(home, dtype), name)
+        else:
+            options = {"device": home, "dtype": dtype, "allow_pickle": allow_pickle, "name": name}
+            controlnets[name] = load_controlnet(source, **options)
+        known.setdefault(key, controlnets[name])
+    return adapters, controlnets
