@@ -57,9 +57,10 @@ from training.data.rows import Plan, Rows, make_loader
 from training.data.sources import open_source
 from training.data.stores import Stores
 from training.embedded.scenes import write_scenes
+from training.loop.controls import new_adapter
 from training.loop.loss import add_noise, training_loss, v_target
 from training.loop.optimize import make_optimizer
-from training.loop.step import LossOf, new_adapter
+from training.loop.step import LossOf
 
 SCENES, SIDES = 64, ("localcontrol", "diffusers")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -318,13 +318,14 @@ class LocalControlPipeline:
         """Return what can be asked for."""
         waits = self.offload.whole_steps if self.offload is not None else None
         whole_steps = self.denoiser.whole_steps or waits
-        words = self.denoiser.most_words
         return Capabilities(
             [*self.adapters, *self.controlnets],
             self.default_size,
             self.denoiser.profile,
             whole_steps,
-            words=words,
+            words=self.denoiser.most_words,
+            halves=self.denoiser.halves,
+            controlnets=self.controlnets.keys(),
         )
 
     @property

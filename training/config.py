@@ -42,8 +42,12 @@ class TrainConfig:
         "canny", "how conditions are computed from the images; see runtime.control.conditions"
     )
     condition_from: str | None = option(None, "ready conditions: a folder, column, or extension in a tar")
-    condition_channels: int = option(1, "channels that a new adapter reads", choices=(1, 3))
-    adapter_blocks: int = option(2, "residual blocks at each level of a new adapter")
+    condition_channels: int = option(
+        1, "channels that a new adapter reads; a new ControlNet reads 3", choices=(1, 3)
+    )
+    adapter_blocks: int = option(
+        2, "residual blocks at each level of a new adapter; a new ControlNet has the UNet's"
+    )
     mask_from: str | None = option(None, "masks instead of random ones: a folder, column, or extension")
     mask_kind: str = option(
         "mask", "what mask_from holds: masks, or label images", choices=("mask", "segmentation")
@@ -62,8 +66,10 @@ class TrainConfig:
     validation_samples: int = option(4, "samples kept out of training, drawn while it runs")
 
     control: str = option(
-        "features", "what the mask gates", choices=("features", "input", "everywhere")
-    )  # `input` blanks the condition outside, `everywhere` is the unmasked adapter
+        "features",
+        "what the mask gates: the adapter's features, a ControlNet's residuals, the condition, or nothing",
+        choices=("features", "controlnet", "input", "everywhere"),
+    )
     mask_resize: str = option("area", "how masks come to a level's size", choices=RESIZES)
     mask_shapes: tuple[str, ...] = option(MASK_SHAPES, "random masks are made of", choices=MASK_SHAPES)
     mask_count: int = option(2, "shapes of a random mask at most")
@@ -173,6 +179,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "global": {"control": "everywhere", "z0_loss": "off"},
     "masked-input": {"control": "input", "z0_loss": "off"},
     "masked-features": {"control": "features", "z0_loss": "off"},
+    "masked-controlnet": {"control": "controlnet", "z0_loss": "off"},
     "masked-z0": {"control": "features", "z0_loss": "mse"},
     "masked-sobel": {"control": "features", "z0_loss": "sobel"},
     "masked-laplacian": {"control": "features", "z0_loss": "laplacian"},

@@ -1,6 +1,7 @@
 """python -m training.train_adapter --data photos --out my-adapter [--preset masked-sobel] [--model ...]
 
-Fine-tunes a T2I-Adapter for control inside masks; runs under `accelerate launch` too. --help lists the options.
+Fine-tunes a T2I-Adapter, or a ControlNet (--control controlnet), for control inside masks; runs under
+`accelerate launch` too. --help lists the options.
 """
 
 from __future__ import annotations
@@ -24,12 +25,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import: i
 
 import torch
 from accelerate import Accelerator
-from diffusers import T2IAdapter
+from torch import nn
 
 from runtime.cli.command import Parser, exit_code, say
-from runtime.control.adapters import check_adapter
 from runtime.errors import InputError
-from runtime.loading.adapter import load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from runtime.machine.files import expand, size_of
@@ -39,7 +38,7 @@ from training.data.prepare import prepare
 from training.data.sources import open_source
 from training.data.stores import Stores
 from training.loop import checkpoint
-from training.loop.step import new_adapter
+from training.loop.controls import new_control
 from training.loop.trainer import NotFinite, Stopped, Trainer
 
 GROUPS = {  # the first option of each
@@ -145,19 +144,14 @@ def check_launch(accelerator: Accelerator) -> None:
         raise InputError("accelerate's configuration has fsdp_version 1; expected fsdp_version: 2")
 
 
-def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, T2IAdapter]:
+def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Model, nn.Module]:
     """Return the frozen model and the adapter to train; and the configuration, its resolution filled in from the
     model's.
     """
     device = accelerator.device
     model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], vae=config.vae)
     model.vae.float()  # latents are cached once: in full precision, as diffusers' trainer encodes them
-    channels = model.unet.config.control_channels
-    if config.adapter == "new":
-        adapter = new_adapter(channels, config.condition_channels, config.adapter_blocks)
-    else:
-        adapter = load_adapter(config.adapter, device="cpu", dtype=torch.float32)
-        check_adapter(config.adapter, {config.adapter: adapter}, channels)
+    adapter = new_control(config, model)
     step = min(config.bucket_step, config.resolution or model.sample_size * 8)
     config = dataclasses.replace(
         config, resolution=config.resolution or model.sample_size * 8, bucket_step=step
@@ -179,7 +173,7 @@ def make_out(config: TrainConfig) -> Path:
     return out
 
 
-def check_disk(out: Path, adapter: T2IAdapter) -> None:
+def check_disk(out: Path, adapter: nn.Module) -> None:
     """Raise InputError where there is no room for a checkpoint beside the last one: weights, average, two moments."""
     needed = 4 * sum(p.numel() * 4 for p in adapter.parameters())
     free = shutil.disk_usage(out).free

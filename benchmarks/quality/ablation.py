@@ -65,10 +65,15 @@ COMPARED = ("lfmse_inside", "lfmse_outside_wanted", "f1", "ssim", "leakage", "in
 
 def configuration(variant: str, seed: int, steps: int, work: Path) -> TrainConfig:
     """Return how a variant is trained, in a folder of `work`."""
+    return configure(variant, VARIANTS[variant], seed, steps, work)
+
+
+def configure(variant: str, method: Mapping[str, Any], seed: int, steps: int, work: Path) -> TrainConfig:
+    """Return how a method is trained that is called `variant`."""
     name = "".join(c if c.isalnum() or c == "." else "-" for c in variant).strip("-")
     paths = {"data": str(work / "scenes"), "cache": str(work / "cache")}
     run = {"out": str(work / f"{name}-{steps}-{seed}"), "steps": steps, "seed": seed}
-    return TrainConfig(**{**SETTINGS, **VARIANTS[variant], **paths, **run})
+    return TrainConfig(**{**SETTINGS, **method, **paths, **run})
 
 
 def trained(config: TrainConfig) -> Path:

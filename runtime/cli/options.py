@@ -26,7 +26,7 @@ examples:
 """
 REGION_KEYS = (
     "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess, prompt, "
-    "prompt_weight"
+    "prompt_weight, uncond_scale"
 )
 
 
@@ -145,9 +145,15 @@ def _add_region(group) -> None:
     group.add_argument(
         "--region-prompt", metavar="TEXT", help="words that take the prompt's place inside the mask"
     )
-    group.add_argument("--scale", help="its strength (default 1)")
+    group.add_argument("--scale", help="its strength (default 1), or keyframes of it, such as 0:1.0,0.5:0.3")
     group.add_argument("--start", help="the share of the steps after which it begins to act (default 0)")
-    group.add_argument("--end", help="the share of the steps after which it stops (default 1)")
+    group.add_argument(
+        "--end",
+        help="the share of the steps after which it stops (default 1), or a fade, such as 0.5:1,0.8:0",
+    )
+    group.add_argument(
+        "--uncond-scale", help="the share of its strength in guidance's unguided half (default 1)"
+    )
     group.add_argument(
         "--levels", metavar="A:B:C:D", help="factors on the strength from the finest level to the coarsest"
     )
@@ -261,7 +267,17 @@ def region_fields(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]
     """Return every region that was asked for: its name in messages, its fields, and the folder its paths start from."""
     adapter = options.control or next(iter(adapter_sources(options.adapter)), None)
     default = {} if adapter is None else {"adapter": adapter}
-    names = ("condition", "preprocess", "mask", "scale", "start", "end", "levels", "mask_condition")
+    names = (
+        "condition",
+        "preprocess",
+        "mask",
+        "scale",
+        "start",
+        "end",
+        "levels",
+        "mask_condition",
+        "uncond_scale",
+    )
     single = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     found: list[tuple[str, dict, Path | None]] = []
     if single or options.region_prompt is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import ops
 from runtime.control.adapters import Adapter, check_adapter, fit_channels, same_condition
+from runtime.control.keyframes import over_steps
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
 from runtime.model.blocks import Injection
@@ -21,6 +22,7 @@ class Control:
 
     features: for each level, R tensors (1, C_l, h_l, w_l). masks: for each level, R tensors (1, 1, h_l, w_l) float32,
     each or all of them None for "everywhere". strengths: (steps, levels, R) float32 on the CPU; kept on `device`.
+    unguided: likewise, of the rows before the last `images` ones, which are guidance's unguided half.
     """
 
     def __init__(
@@ -29,10 +31,14 @@ class Control:
         masks: Sequence[Sequence[Tensor | None] | None],
         strengths: Tensor,
         device: str | torch.device = "cpu",
+        unguided: Tensor | None = None,
+        images: int = 1,
     ):
         self.features, self.masks, self.strengths = features, masks, strengths.to(device)
-        self.segments = first_alike(strengths)
-        self._gated: tuple[int, list[Tensor]] = (-1, [])  # segment and sums of the last call
+        differs, self.images = unguided is not None and not torch.equal(unguided, strengths), images
+        self.unguided = unguided.to(device) if differs else None
+        self.segments = first_alike(torch.cat([strengths, unguided], dim=2) if differs else strengths)
+        self._gated: tuple[tuple[int, bool], list[Tensor]] = ((-1, False), [])  # sums of the last call
 
     @classmethod
     def build(
@@ -45,6 +51,7 @@ class Control:
         dtype: torch.dtype,
         channels: Sequence[int],
         mode: str = "area",
+        images: int = 1,
     ) -> "Control | None":
         """Run every region's adapter, once for all regions that show it the same condition.
 
@@ -73,26 +80,40 @@ class Control:
             features.append(maps)
             masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in maps], device, mode))
         by_level = (list(zip(*regional, strict=True)) for regional in (features, masks))
-        return cls(*by_level, strengths([item.region for item in packed], steps), device)
+        regions = [item.region for item in packed]
+        both = strengths(regions, steps), strengths(regions, steps, unguided=True)
+        return cls(*by_level, both[0], device, both[1], images)
 
     def at(self, step: int) -> list[Injection]:
         """Return one step's features, masks and scales (R,), level by level, as `kernels.ops.inject` takes them."""
         return list(map(Injection, self.features, self.masks, self.strengths[step]))
 
-    def gated(self, step: int) -> list[Tensor]:
+    def gated(self, step: int, rows: int = 1) -> list[Tensor]:
         """Return G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level.
 
         In the features' dtype; summed in float32, once for all steps of a segment: a step then reads one map a level
-        for any number of regions, the fewest bytes there can be.
+        for any number of regions, the fewest bytes there can be. rows: of the guidance batch; where its unguided half
+        has another strength, there are as many maps.
         """
-        if self._gated[0] != self.segments[step]:
-            self._gated = self.segments[step], [_sum(*level) for level in self.at(step)]
+        halves = self.unguided is not None and rows > self.images
+        if self._gated[0] != (self.segments[step], halves):
+            sums = [_sum(*level) for level in self.at(step)]
+            if halves:
+                free = map(_sum, self.features, self.masks, self.unguided[step])
+                sums = [in_halves(*pair, self.images) for pair in zip(free, sums, strict=True)]
+            self._gated = (self.segments[step], halves), sums
         return self._gated[1]
 
 
 def _sum(features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor) -> Tensor:
     zeros = torch.zeros_like(features[0], dtype=torch.float32, memory_format=torch.channels_last)
     return ops.inject(zeros, features, masks, scales, inplace=True).to(features[0].dtype)
+
+
+def in_halves(unguided: Tensor, guided: Tensor, images: int) -> Tensor:
+    """Return the rows of a guidance batch, the unguided ones first, of what is the same for all pictures, (1, ...)."""
+    rows = [x.expand(images, *x.shape[1:]) for x in (unguided, guided)]
+    return _channels_last(torch.cat(rows))
 
 
 def _channels_last(feature: Tensor) -> Tensor:
@@ -106,10 +127,18 @@ def _masks(
     return [None] * len(sizes) if mask is None else mask_pyramid(mask.to(device), sizes, mode)
 
 
-def strengths(regions: Sequence[Region], steps: int) -> Tensor:
-    """Return each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act."""
-    scales = torch.tensor([[region.scale * level for level in region.levels] for region in regions])
-    return activity(regions, steps)[:, None] * scales.T
+def strengths(regions: Sequence[Region], steps: int, unguided: bool = False) -> Tensor:
+    """Return each region's strength at each step and level: (steps, levels, R) float32, 0 where it does not act.
+
+    unguided: in the unguided half of a guidance batch.
+    """
+    scales = torch.tensor([over_steps(region.scale, steps) for region in regions]).T * activity(
+        regions, steps
+    )
+    if unguided:
+        scales = scales * torch.tensor([region.uncond_scale for region in regions])
+    levels = torch.tensor([region.levels for region in regions])
+    return scales[:, None] * levels.T
 
 
 def first_alike(settings: Tensor) -> list[int]:
@@ -119,15 +148,18 @@ def first_alike(settings: Tensor) -> list[int]:
 
 
 def activity(regions: Sequence[Region], steps: int) -> Tensor:
-    """Return whether each region acts at each step: (steps, R).
+    """Return how much of its strength each region has at each step: (steps, R) float32, 0 where it does not act.
 
     Region r acts in step i of n where start <= i / n and (i + 1) / n <= end, as in diffusers' ControlNet pipelines; one
-    that no whole step fits into acts in the step at its middle, unless start == end.
+    that no whole step fits into acts in the step at its middle, unless start == end. It acts with its whole strength,
+    unless its end is keyframes.
     """
-    rows = torch.zeros(steps, len(regions), dtype=torch.bool)
+    rows = torch.zeros(steps, len(regions))
     for r, region in enumerate(regions):
-        acting = [i for i in range(steps) if region.start <= i / steps and (i + 1) / steps <= region.end]
-        if not acting and region.start < region.end:
-            acting = [min(int((region.start + region.end) / 2 * steps), steps - 1)]
-        rows[acting, r] = True
+        fades = not isinstance(region.end, float)
+        start, end = region.start, 1.0 if fades else region.end
+        acting = [i for i in range(steps) if start <= i / steps and (i + 1) / steps <= end]
+        if not acting and start < end:
+            acting = [min(int((start + end) / 2 * steps), steps - 1)]
+        rows[acting, r] = torch.tensor(over_steps(region.end, steps))[acting] if fades else 1.0
     return rows

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control import conditions, images, masks
-from runtime.control.levels import COUNT
+from runtime.control.fields import check
+from runtime.control.keyframes import Keyframes
 from runtime.errors import InputError
 
 
@@ -30,13 +29,16 @@ class Region:
         condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor. None: words alone.
         mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere.
         adapter: name of the adapter that reads the condition.
-        scale: strength; any finite number; 0 adds nothing.
-        start, end: the fractions of the denoising steps between which it acts, 0 <= start <= end <= 1.
+        scale: strength; any finite number; 0 adds nothing. Or keyframes, between which it is interpolated: pairs of
+            (fraction of the denoising steps, value), or a text such as "0:1.0,0.5:0.3".
+        start, end: the fractions of the denoising steps between which it acts, 0 <= start <= end <= 1. end may be
+            keyframes too, of the share of its strength that is left: "0.5:1,0.8:0" fades out.
         levels: four factors on the scale, one for each level of the UNet, from the finest to the coarsest.
         mask_condition: also blank the condition where the mask is exactly 0, so that nothing of it there can
             reach the image, not even through the adapter's receptive field.
         prompt: words that take the place of the picture's prompt inside the mask, see `words`.
-        prompt_weight: how much they do, 0 to 1: the rest is the picture's prompt.
+        prompt_weight: how much they do, 0 to 1, or keyframes: the rest is the picture's prompt.
+        uncond_scale: the share of scale in the unguided half of classifier-free guidance; any finite number.
         preprocess: the condition to compute of the picture (see `conditions`), at the size of the picture to be made,
             where its lines have the width that adapters know. "none": the picture is a condition already.
         label: what messages call the region; its number in the list by default.
@@ -48,19 +50,20 @@ class Region:
     condition: Any = None
     mask: Any = None
     adapter: str = "canny"
-    scale: float = 1.0
+    scale: float | Keyframes = 1.0
     start: float = 0.0
-    end: float = 1.0
+    end: float | Keyframes = 1.0
     levels: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
     mask_condition: bool = False
     _: KW_ONLY
     prompt: str | None = None
-    prompt_weight: float = 1.0
+    prompt_weight: float | Keyframes = 1.0
+    uncond_scale: float = 1.0
     preprocess: str = "none"
     label: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
-        for name, value in _check(vars(self), self.label or "region").items():
+        for name, value in check(vars(self), self.label or "region").items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -209,89 +212,6 @@ def _hint(region: Region, condition: Tensor) -> None:
             "preprocess sketch draws them so",
             stacklevel=4,
         )
-
-
-def _check(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of a Region, converted to their types; InputError names `name`, the field and the value."""
-    fields = dict(fields)
-    if fields["condition"] is None and fields["prompt"] is None:
-        raise InputError(
-            f"{name}: condition is missing, and so is a prompt; expected a picture, words, or both"
-        )
-    _check_words(fields, name)
-    try:
-        conditions.check_preprocess_name(fields["preprocess"])
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    if not isinstance(fields["adapter"], str) or not fields["adapter"]:
-        raise InputError(f"{name}: adapter {fields['adapter']!r}; expected the name of an adapter")
-    for field in ("scale", "start", "end"):
-        fields[field] = _number(fields[field], f"{name}: {field}")
-    start, end = fields["start"], fields["end"]
-    expected = "expected 0 <= start <= end <= 1"
-    for field in ("start", "end"):
-        if not 0 <= fields[field] <= 1:
-            raise InputError(f"{name}: {field} {fields[field]:g} is outside [0, 1]; {expected}")
-    if start > end:
-        raise InputError(f"{name}: start {start:g} is after end {end:g}; {expected}")
-    fields["levels"] = _levels(fields["levels"], name)
-    fields["mask_condition"] = _boolean(fields["mask_condition"], f"{name}: mask_condition")
-    return fields
-
-
-def _check_words(fields: dict[str, Any], name: str) -> None:
-    prompt, weight = fields["prompt"], _number(fields["prompt_weight"], f"{name}: prompt_weight")
-    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
-        raise InputError(f"{name}: prompt {prompt!r}; expected words")
-    if not 0 <= weight <= 1:
-        raise InputError(f"{name}: prompt_weight {weight:g}; expected a number from 0 to 1")
-    if weight != 1 and prompt is None:
-        raise InputError(f"{name}: prompt_weight {weight:g} without a prompt; expected words")
-    if fields["condition"] is None:
-        _check_words_alone(fields, name)
-    fields["prompt_weight"] = weight
-
-
-def _check_words_alone(fields: dict[str, Any], name: str) -> None:
-    """Raise InputError for what says something about a control that is not there."""
-    hidden = _boolean(fields["mask_condition"], f"{name}: mask_condition")
-    asked = {
-        "preprocess": fields["preprocess"] != "none",
-        "mask_condition": hidden,
-        "scale": _number(fields["scale"], f"{name}: scale") != 1,
-        "levels": _levels(fields["levels"], name) != (1.0,) * COUNT,
-    }
-    for field in (field for field, given in asked.items() if given):
-        remedy = "; prompt_weight is the strength of words" if field in ("scale", "levels") else ""
-        raise InputError(f"{name}: {field} {fields[field]!r} without a condition; expected a picture{remedy}")
-
-
-def _number(value, name: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several numbers
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{name} {value!r}; expected a finite number")
-    return number
-
-
-def _levels(value, name: str) -> tuple[float, ...]:
-    parts = re.split(r"[,:;/\s]+", value.strip()) if isinstance(value, str) else value
-    try:
-        parts = list(parts)
-    except TypeError:
-        parts = []
-    if len(parts) != COUNT:
-        raise InputError(f"{name}: levels {value!r}; expected {COUNT} finite numbers, one for each level")
-    return tuple(_number(part, f"{name}: levels {value!r} has") for part in parts)
-
-
-def _boolean(value, name: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if str(value).lower() not in words:
-        raise InputError(f"{name} {value!r}; expected true or false")
-    return words[str(value).lower()]
 
 
 def _is_blank(value) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.control.adapters import check_name, fit_channels, same_condition
-from runtime.control.features import first_alike, strengths
+from runtime.control.features import first_alike, in_halves, strengths
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
 from runtime.model.blocks import Injection
@@ -42,14 +42,16 @@ class Run:
 class Residuals:
     """What ControlNets add to the UNet, at each tensor and step.
 
-    scales: of each run (steps, levels, R) float32, R its regions. mode: how masks are resized, see `mask_pyramid`.
-    segments: for each step the first one with the same strengths.
+    images: how many pictures are drawn; of a guidance batch they are the last rows. mode: how masks are resized, see
+    `mask_pyramid`. scales: of each run (steps, levels, R) float32, R its regions; unguided: likewise, of the rows
+    before the pictures'. segments: for each step the first one with the same strengths.
     """
 
-    def __init__(self, runs: Sequence[Run], steps: int, device: str | torch.device, mode: str):
-        self.runs, self.device, self.mode = runs, device, mode
+    def __init__(self, runs: Sequence[Run], steps: int, device: str | torch.device, mode: str, images: int):
+        self.runs, self.device, self.mode, self.images = runs, device, mode, images
         self.scales = [strengths(run.regions, steps) for run in runs]
-        self.segments = first_alike(torch.cat(self.scales, dim=2))
+        self.unguided = [strengths(run.regions, steps, unguided=True) for run in runs]
+        self.segments = first_alike(torch.cat([*self.scales, *self.unguided], dim=2))
         self._gates: tuple[int, dict[tuple, Tensor]] = (-1, {})  # of one segment, by run, level and size
 
     @classmethod
@@ -61,6 +63,7 @@ class Residuals:
         *,
         device: str | torch.device,
         mode: str = "area",
+        images: int = 1,
     ) -> Residuals | None:
         """Embed every region's condition, once for all regions that show a ControlNet the same one.
 
@@ -82,7 +85,7 @@ class Residuals:
                 runs.append(run)
             run.regions.append(region)
             run.masks.append(item.mask)
-        return cls(runs, steps, device, mode) if runs else None
+        return cls(runs, steps, device, mode, images) if runs else None
 
     def acting(self, step: int) -> list[int]:
         """Return the numbers of the runs that act at a step."""
@@ -111,9 +114,13 @@ class Residuals:
             known = {}
             self._gates = self.segments[step], known
         run, size = self.runs[number], tuple(residual.shape[2:])
-        blocks = (*run.net.config.skip_blocks, -1)  # the mid block's level is the last
-        key = number, blocks[place], size
+        block = (*run.net.config.skip_blocks, -1)[place]  # the mid block's level is the last
+        guided, unguided = (scales[number][step, block] for scales in (self.scales, self.unguided))
+        halves = len(residual) > self.images and not torch.equal(guided, unguided)
+        key = number, block, size, halves
         if key not in known:
-            scales = self.scales[number][step, blocks[place]]
-            known[key] = run.gate(scales, size, self.mode).to(self.device)
+            gate = run.gate(guided, size, self.mode)
+            if halves:
+                gate = in_halves(run.gate(unguided, size, self.mode), gate, self.images)
+            known[key] = gate.to(self.device)
         return known[key]

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from runtime.control.conditions import canny
+from runtime.control.keyframes import written
 from runtime.control.region import PackedRegion, union
 
 Colour = tuple[int, int, int]
@@ -77,15 +78,19 @@ def tint(image: Image.Image, mask: np.ndarray) -> Image.Image:
 def _region_panels(item: PackedRegion, number: str, size: tuple[int, int]) -> list[Panel]:
     region, condition = item.region, _to_image(item, size)
     mask = _mask(item, condition.height, condition.width)
-    strength = f"{region.adapter}, scale {region.scale:g}"
+    strength = f"{region.adapter}, scale {written(region.scale)}"
     if tuple(region.levels) != (1, 1, 1, 1):
         strength += ", levels " + ":".join(f"{level:g}" for level in region.levels)
+    if region.uncond_scale != 1:
+        strength += f", {region.uncond_scale:g} of it unguided"
     where = "acts here" if item.mask is not None else "no mask: acts everywhere"
-    if (region.start, region.end) != (0, 1):
+    if isinstance(region.end, float) and (region.start, region.end) != (0, 1):
         where += f", steps {region.start:.0%} to {region.end:.0%}"
+    elif region.end != 1:
+        where += f", steps from {region.start:.0%}, fading {written(region.end)}"
     legend = [] if item.condition is None else [(None, strength)]
     if region.prompt is not None:
-        share = f" at {region.prompt_weight:.0%}" if region.prompt_weight != 1 else ""
+        share = f" at {written(region.prompt_weight)}" if region.prompt_weight != 1 else ""
         legend.append((None, f'"{region.prompt}"{share}'))
     shown = "words" if item.condition is None else "condition"
     over = _outlined(_show(tint(condition, mask)), mask)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control.features import activity, first_alike
+from runtime.control.keyframes import over_steps
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion
 
@@ -57,7 +58,10 @@ class Words:
         """
         spoken = [item for item in packed if item.region.prompt is not None]
         regions = [item.region for item in spoken]
-        weights = activity(regions, steps) * torch.tensor([region.prompt_weight for region in regions])
+        weights = activity(regions, steps)
+        weights = (
+            weights * torch.tensor([over_steps(r.prompt_weight, steps) for r in regions]).reshape(-1, steps).T
+        )
         acting = [
             i
             for i, item in enumerate(spoken)

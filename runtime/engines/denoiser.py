@@ -53,6 +53,7 @@ class EngineDenoiser:
     """SDXL's UNet as a compiled engine: one call a step, its inputs filled in place."""
 
     whole_steps = "a compiled UNet"
+    halves = False
 
     def __init__(self, engine: Engine, unet: UNet, variants: Mapping[Taken, Engine] | None = None):
         """unet: only its `once_per_image` parameters are used, in torch; the engine has the others.

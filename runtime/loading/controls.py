@@ -52,7 +52,8 @@ def load_controls(
         if key in known:
             controlnets[name] = as_control(known[key], name, label)
         elif isinstance(source, (ControlNetModel, ControlNetUnionModel)):
-            controlnets[name] = take(source.to(home, dtype), name)
+            with quiet():
+                controlnets[name] = take(source.to(home, dtype), name)
         else:
             options = {"device": home, "dtype": dtype, "allow_pickle": allow_pickle, "name": name}
             controlnets[name] = load_controlnet(source, **options)

@@ -26,7 +26,7 @@ class Denoiser(Protocol):
 
     device, dtype: what it computes on and in. latent_channels: of its input. control_channels: of the control at each
     level. profile: the sizes it was built for, None for any. most_tokens: of a prompt, most_words: regions with words,
-    None for any number. whole_steps: see `capabilities.Capabilities`.
+    None for any number. whole_steps, halves: see `capabilities.Capabilities`.
     """
 
     device: torch.device
@@ -37,6 +37,7 @@ class Denoiser(Protocol):
     most_tokens: int | None
     most_words: int | None
     whole_steps: str | None
+    halves: bool
 
     def prepare(
         self,
@@ -65,6 +66,7 @@ class TorchDenoiser:
     most_tokens = None
     most_words = None
     whole_steps = None
+    halves = True
 
     def __init__(self, unet: UNet, device: torch.device | None = None):
         """device: where it computes, if its weights are not there all the time."""
@@ -103,25 +105,17 @@ class TorchDenoiser:
         nets = None
         if residuals is not None:
             nets = ControlNets(residuals, timesteps, text, pooled, time_ids, repeat, words)
-        segments, levels_of_text = (
-            segments_of(len(timesteps), control, words, residuals),
-            self.unet.text_levels(),
-        )
-        cache = DeepCache(self.unet, cache_interval, segments)
+        segments = segments_of(len(timesteps), control, words, residuals)
+        cache, levels_of_text = DeepCache(self.unet, cache_interval, segments), self.unet.text_levels()
         one = torch.ones(1, device=self.device)
 
         def step(sample: Tensor, index: int) -> Tensor:
-            gated, rows, sample = (
-                [] if control is None else control.gated(index),
-                len(sample),
-                sample.to(dtype),
-            )
+            rows, sample = len(sample), sample.to(dtype)
+            gated = [] if control is None else control.gated(index, rows)
             levels = [Injection([level], None, one) for level in gated] or None
-            text = of_words(
-                [(k[-rows:], v[-rows:]) for k, v in keys_values], words, index, sample, levels_of_text
-            )
-            time_now = [t[index, -rows:] for t in time]
-            return cache(index, sample, time_now, text, levels, nets).float()
+            own = [(k[-rows:], v[-rows:]) for k, v in keys_values]
+            shared = of_words(own, words, index, sample, levels_of_text)
+            return cache(index, sample, [t[index, -rows:] for t in time], shared, levels, nets).float()
 
         return step
 

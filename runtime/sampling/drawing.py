@@ -180,9 +180,12 @@ class Drawing:
                 dtype=self.dtype,
                 channels=self.pipe.denoiser.control_channels,
                 mode=mode,
+                images=self.request.images,
             )
             with self.pipe.at_work("denoise") if through_nets else nullcontext():
-                residuals = Residuals.build(through_nets, nets, self.steps, device=self.device, mode=mode)
+                residuals = Residuals.build(
+                    through_nets, nets, self.steps, device=self.device, mode=mode, images=self.request.images
+                )
             made = [f for level in (control.features if control else ()) for f in level]
             for feature in (*made, *(run.condition for run in (residuals.runs if residuals else ()))):
                 check_finite(feature, "adapter", self.dtype)

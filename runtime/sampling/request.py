@@ -101,6 +101,11 @@ class Request:
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
+            if region.uncond_scale != 1 and self.guidance <= 1:
+                raise InputError(
+                    f"{region.label}: uncond_scale {region.uncond_scale:g}: guidance {self.guidance:g} has no unguided "
+                    "half; expected guidance above 1"
+                )
             if region.prompt is not None:
                 check_text(region.prompt, f"{region.label}: prompt")
                 check_prompt(region.prompt, self.prompt_syntax, f"{region.label}: prompt")

@@ -265,6 +265,7 @@ def test_the_presets_are_the_methods_and_the_paper():
         "global",
         "masked-input",
         "masked-features",
+        "masked-controlnet",
         "masked-z0",
         "masked-sobel",
         "masked-laplacian",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import T2IAdapter
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +22,7 @@ from runtime.errors import InputError
 from runtime.machine.files import new_folder, remove, replacing, sha256
 from runtime.machine.report import commit, versions
 from training.config import TrainConfig
+from training.loop.controls import trains_controlnet
 from training.loop.learner import Learned
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -50,9 +51,9 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
         if folder.exists():  # the state of this step, written before
             shutil.rmtree(folder)
         with new_folder(folder) as partial:
-            save_adapter(partial / "adapter", state.learned.weights, adapter_config)
+            save_control(partial / "adapter", state.learned.weights, adapter_config, config)
             if state.learned.average:
-                save_adapter(partial / "ema", state.learned.average, adapter_config)
+                save_control(partial / "ema", state.learned.average, adapter_config, config)
             save_file(dict(state.learned.optimizer), partial / OPTIMIZER)
             files = {name: sha256(partial / name) for name in _files(partial)}
             about = describe(
@@ -74,7 +75,7 @@ def save_result(
     """Write the finished adapter to the run's folder. Raises InputError where the disk does not take it."""
     out = Path(config.out)
     try:
-        save_adapter(out, weights, adapter_config)
+        save_control(out, weights, adapter_config, config)
         with replacing(out / RUN) as partial:
             partial.write_text(describe(config, step), "utf-8")
     except (OSError, SafetensorError) as error:
@@ -83,12 +84,13 @@ def save_result(
         ) from error
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Mapping) -> None:
-    """Write an adapter in diffusers' layout; a file that is there is replaced whole."""
+def save_control(folder: Path, weights: Mapping[str, Tensor], options: Mapping, config: TrainConfig) -> None:
+    """Write a T2I-Adapter or a ControlNet in diffusers' layout; a file that is there is replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as partial:
         save_file(dict(weights), partial, metadata={"format": "pt"})
-    text = json.dumps({"_class_name": T2IAdapter.__name__, **config}, indent=2)
+    kind = ControlNetModel if trains_controlnet(config) else T2IAdapter
+    text = json.dumps({"_class_name": kind.__name__, **options}, indent=2)
     with replacing(folder / "config.json") as partial:
         partial.write_text(text + "\n", "utf-8")
 

@@ -51,15 +51,17 @@ class FrozenUNet:
         text: Tensor,
         pooled: Tensor,
         time_ids: Tensor,
-        control: Sequence[Injection],
+        control: Sequence[Injection] | None,
+        residuals: Sequence[Injection] | None = None,
     ) -> Tensor:
-        """Return the prediction (B, 4, h, w) float32, every row at its own timestep t (B,)."""
+        """Return the prediction (B, 4, h, w) float32, every row at its own timestep t (B,). control, residuals: see
+        `UNet.forward`."""
         with torch.no_grad():
             pooled, text = pooled.to(self.dtype), text.to(self.dtype)
             time = [projection[0] for projection in self.unet.embed_time(t[None], pooled, time_ids)]
             text = self.unet.project_text(text)
         with quick_attention(self.device):
-            return self.unet(noisy.to(self.dtype), time, text, control).float()
+            return self.unet(noisy.to(self.dtype), time, text, control, residuals).float()
 
     def _maybe_recompute(self, forward, x: Tensor, *args):
         """Activation checkpointing, of the layers that are recorded at all."""

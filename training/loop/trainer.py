@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import T2IAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import ops
 from runtime.errors import InputError
@@ -23,12 +22,13 @@ from training.data.rows import Plan, Rows, make_loader
 from training.data.stores import Entry, Stores
 from training.loop import checkpoint
 from training.loop.checkpoint import State
+from training.loop.controls import condition_channels, trains_controlnet, with_weights
 from training.loop.learner import Learner, whole
 from training.loop.optimize import learning_rate, make_optimizer
 from training.loop.progress import Progress
 from training.loop.signals import Stop
 from training.loop.step import LossOf
-from training.loop.validate import Validation, adapter_with
+from training.loop.validate import Validation
 
 
 class Stopped(Exception):
@@ -54,7 +54,7 @@ class Trainer:
         config: TrainConfig,
         accelerator: Accelerator,
         model: Model,
-        adapter: T2IAdapter,
+        adapter: nn.Module,
         entries: list[Entry],
         stores: Stores,
     ):
@@ -69,8 +69,10 @@ class Trainer:
         held_out, training = split(entries, config.validation_samples, accelerator.print)
         vae = model.vae.config.scaling_factor
         self.loss_of = LossOf(model, config)
-        self.loss_of.unet.checkpointing = config.checkpointing == "on"
-        self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, adapter.config.in_channels)
+        self.adapter = adapter
+        if config.checkpointing == "on":
+            self._recompute()
+        self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, condition_channels(adapter))
         self.validation = Validation(model, self.rows, held_out, config) if held_out else None
         self.adapter = accelerator.prepare(adapter)
         parameters = list(self.adapter.parameters())
@@ -186,7 +188,13 @@ class Trainer:
         if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
             self._too_large(batch)
         self.accelerator.print("out of memory: recomputing activations from now on (--checkpointing on)")
+        self._recompute()
+
+    def _recompute(self) -> None:
+        """Have activations recomputed: the UNet's, and a ControlNet's."""
         self.loss_of.unet.checkpointing = True
+        if trains_controlnet(self.config):
+            self.accelerator.unwrap_model(self.adapter).enable_gradient_checkpointing()
 
     def _too_large(self, batch: Mapping[str, Tensor]) -> None:
         """Say which batch would fit: the largest that goes through, by halving."""
@@ -234,7 +242,7 @@ class Trainer:
         """Draw the sheet and log the LFMSE of the weights that would be saved now."""
         weights = self.learner.named(self.learner.final)
         if self.accelerator.is_main_process:
-            adapter = adapter_with(self.adapter_config, weights, self.model)
+            adapter = with_weights(self.adapter_config, weights, trains_controlnet(self.config))
             path = Path(self.config.out) / "validation" / f"{self.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             with self._whole_model():

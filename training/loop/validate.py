@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from diffusers import T2IAdapter
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from runtime.control.conditions import preprocess
 from runtime.control.images import save_png
 from runtime.control.region import Region, pack
 from runtime.control.sheet import make_sheet
 from runtime.loading.load import Model
-from runtime.loading.quiet import quiet
 from runtime.pipeline import LocalControlPipeline
 from training.config import TrainConfig
 from training.data.rows import Rows
 from training.data.stores import Entry, row_key
+from training.loop.controls import pipeline_with
 from training.metrics import LFMSE, lfmse_canny, lfmse_sobel
 
 NAME = "trained"
@@ -35,9 +32,9 @@ class Validation:
     def __init__(self, model: Model, rows: Rows, held_out: list[Entry], config: TrainConfig):
         self.model, self.rows, self.held_out, self.config = model, rows, held_out, config
 
-    def run(self, adapter: T2IAdapter, path: Path) -> dict[str, float]:
-        """Write the sheet of this adapter, in eval mode and of the model's dtype; returns mean LFMSEs."""
-        pipe = LocalControlPipeline(self.model, {NAME: adapter}, self.config.backend)
+    def run(self, control: nn.Module, path: Path) -> dict[str, float]:
+        """Write the sheet of a T2I-Adapter or a ControlNet; return mean LFMSEs."""
+        pipe = pipeline_with(self.model, NAME, control, self.config.backend)
         sheets, errors = [], []
         for i, entry in enumerate(self.held_out):
             condition, mask = self._control(entry, i)
@@ -71,7 +68,7 @@ def control_region(control: str, condition: Tensor, mask: Tensor, adapter: str, 
 
     fields: more of the Region's.
     """
-    if control == "features":
+    if control in ("features", "controlnet"):
         return Region(condition[None], mask[None], adapter, **fields)
     shown = condition * mask if control == "input" else condition
     return Region(shown[None], None, adapter, **fields)
@@ -100,13 +97,3 @@ def stack(sheets: list[Image.Image]) -> Image.Image:
         whole.paste(sheet, (0, y))
         y += sheet.height
     return whole
-
-
-def adapter_with(config: Mapping, weights: Mapping[str, Tensor], model: Model) -> T2IAdapter:
-    """Return an adapter with these weights on the model's device, in its dtype, for drawing."""
-    with torch.device("meta"):
-        adapter = T2IAdapter(**config)
-    adapter.load_state_dict(weights, assign=True)
-    where = model.unet.conv_in.weight
-    with quiet():
-        return adapter.to(where.device, where.dtype).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ops
-from runtime.control.features import Control, strengths
+from runtime.control.features import Control, activity, strengths
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import Region, pack
 from runtime.errors import InputError
@@ -188,3 +188,37 @@ def test_adapter_of_another_type_is_named():
         InputError, match="adapter 'canny': its type is full_adapter, expected full_adapter_xl"
     ):
         build(regions_of(Region(torch.rand(1, 1, *SIZE))), {"canny": full})
+
+
+def test_keyframes_are_strengths_at_the_steps():
+    region = Region(torch.rand(1, 1, *SIZE), scale="0:1.0,0.5:0.3", levels=(1, 2, 1, 1), start=0.2, end=0.9)
+    found = strengths([region], 10)
+    expected = [0, 0, 0.72, 0.58, 0.44, 0.3, 0.3, 0.3, 0.3, 0]
+    assert torch.allclose(found[:, 0, 0], torch.tensor(expected))
+    assert torch.allclose(found[:, 1, 0], 2 * torch.tensor(expected))
+    assert build(regions_of(region), steps=10).segments == [0, 0, 2, 3, 4, 5, 5, 5, 5, 0]
+
+
+def test_an_end_of_keyframes_is_what_is_left_of_the_strength():
+    fading = Region(torch.rand(1, 1, *SIZE), scale=2.0, start=0.25, end=[(0.5, 1), (0.75, 0.5), (1, 0)])
+    assert strengths([fading], 8)[:, 0, 0].tolist() == [0, 0, 2, 2, 2, 1.5, 1, 0.5]
+    assert activity([fading], 8)[:, 0].tolist() == [0, 0, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_halves_have_their_own_strength():
+    regions = regions_of(
+        Region(torch.rand(1, 1, *SIZE), half_mask(), uncond_scale=0.25, end=0.5),
+        Region(torch.rand(1, 1, *SIZE), scale=2),
+    )
+    control = build(regions, steps=2, images=3)
+    alone = [build(regions[r : r + 1], steps=2).gated(0) for r in range(2)]
+    for level, gated in enumerate(control.gated(0, 6)):
+        assert gated.shape[0] == 6
+        for row in range(6):
+            share = 0.25 if row < 3 else 1.0
+            assert_close("gated", gated[row : row + 1], share * alone[0][level] + alone[1][level])
+    assert [len(gated) for gated in control.gated(0, 3)] == [1] * 4  # without guidance: the pictures' alone
+    assert torch.equal(control.gated(1, 3)[0], alone[1][0])
+    assert control.segments == [0, 1]
+    same = build(regions_of(Region(torch.rand(1, 1, *SIZE), uncond_scale=1.0)), images=3)
+    assert same.unguided is None and [len(gated) for gated in same.gated(0, 6)] == [1] * 4

@@ -184,6 +184,67 @@ def test_beside_adapters_words_and_another_net():
     assert torch.equal(draw(everything), found)
 
 
+@pytest.mark.parametrize("adapter", ["edges", "sketch", "depth"])
+def test_the_unguided_half_has_its_share(adapter):
+    """One step's prediction: each half is that of a run in which both have its strength."""
+    predictions = {}
+    for scale, unguided in ((1, 1), (1, 0.25), (0.25, 1), (1, 0)):
+        region = Region(picture(), left_half(), adapter, scale=scale, uncond_scale=unguided)
+        predictions[scale, unguided] = first_prediction([region], images=2)
+    free, whole = first_prediction([], images=2), predictions[1, 1]
+    assert_close("guided", predictions[1, 0.25][2:], whole[2:], "unet")
+    assert_close("unguided", predictions[1, 0.25][:2], predictions[0.25, 1][:2], "unet")
+    assert_close("free", predictions[1, 0][:2], free[:2], "unet")
+    assert (free - whole).abs().max() > 1e-3
+
+
+def first_prediction(regions, images):
+    """The UNet's output (2 images, 4, h, w) at the first step of two, unguided rows first."""
+    found = []
+
+    class Noted(Exception):
+        pass
+
+    def denoised(output, *given):
+        found.append(output)
+        raise Noted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "runtime.sampling.loop.LinearStepper.advance", lambda _, latents, output, i: denoised(output)
+        )
+        with pytest.raises(Noted):
+            draw(regions, steps=2, images_per_prompt=images)
+    return found[0]
+
+
+def test_no_unguided_half_is_no_share_of_it():
+    region = Region(picture(), left_half(), "edges", uncond_scale=0.5)
+    with pytest.raises(
+        InputError, match="region 1: uncond_scale 0.5: guidance 1 has no unguided half; expected"
+    ):
+        draw([region], guidance=1)
+
+
+def test_a_compiled_unet_takes_the_share_of_controlnets_alone():
+    sources = {"edges": make_controlnet(base().unet), "sketch": make_adapter()}
+    compiled = LocalControlPipeline.from_diffusers(base(), sources).compile(compiler="eager")
+    region = Region(picture(), left_half(), "edges", uncond_scale=0.5)
+    found = compiled(PROMPT, [region], output_type="latent", **CALL).latents
+    assert (found - draw([region])).abs().max() < LIMIT
+    with pytest.raises(
+        InputError, match="region 1: uncond_scale 0.5: a compiled UNet takes the same control"
+    ):
+        compiled(PROMPT, [Region(picture(), adapter="sketch", uncond_scale=0.5)], **CALL)
+
+
+def test_keyframes_of_a_controlnet():
+    ended = Region(picture(), left_half(), "edges", end=0.6)
+    faded = Region(picture(), left_half(), "edges", scale="0:1,0.4:1,0.6:0")
+    assert torch.equal(draw([faded]), draw([ended]))
+    assert not torch.equal(draw([Region(picture(), left_half(), "edges", scale="0:1,0.8:0")]), draw([ended]))
+
+
 def test_a_picture_does_not_depend_on_its_batch():
     regions = [Region(picture(), left_half(), "edges"), Region(picture(), adapter="depth", scale=0.4)]
     both = draw(regions, images_per_prompt=2)

@@ -11,9 +11,9 @@ from runtime.loading.adapter import load_adapter
 from training.config import TrainConfig
 from training.loop import checkpoint
 from training.loop.checkpoint import OPTIMIZER, RUN, WEIGHTS, State
+from training.loop.controls import new_adapter
 from training.loop.learner import Learned, optimizer_tensors, whole
 from training.loop.optimize import make_optimizer
-from training.loop.step import new_adapter
 
 SIZE = 32, 32, 32, 32
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from training.config import TrainConfig
+from training.loop.controls import new_adapter
 from training.loop.learner import Learned, Learner
 from training.loop.optimize import make_optimizer
-from training.loop.step import new_adapter
 
 SIZE = 32, 32, 32, 32
 CONFIG = TrainConfig(lr=1e-2)

@@ -12,7 +12,8 @@ from runtime.control.masks import mask_pyramid
 from runtime.loading.load import EMBEDDED, load_model
 from tests.support.tolerances import RELATIVE_RMS, relative_rms
 from training.config import TrainConfig, with_preset
-from training.loop.step import LossOf, new_adapter
+from training.loop.controls import new_adapter
+from training.loop.step import LossOf
 
 SIDES = (8, 8, 4, 4)  # of the features at 128 x 128 pixels
 
