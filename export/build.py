@@ -48,6 +48,7 @@ from runtime.machine.arithmetic import DTYPES
 from runtime.machine.files import size_of
 from runtime.machine.report import versions
 from runtime.model.vae import vae_factor
+from runtime.sampling.progress import projection_of
 
 Say = Callable[[str], None]
 
@@ -265,6 +266,7 @@ def _save_configs(model: Model, components: tuple[str, ...], folder: Path) -> li
         tokenizer.save_pretrained(folder / name)
     model.scheduler.save_pretrained(folder / "scheduler")
     model.vae.save_config(folder / "vae")
+    projection_of(model).write(folder / "vae")
     if "unet" in components:
         save_once_per_image(model.unet, folder / "unet")
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]

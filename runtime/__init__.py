@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.control.region import Region
+    from runtime.errors import Cancelled, InputError
     from runtime.pipeline import LocalControlPipeline
     from runtime.sampling.drawing import Result
+    from runtime.sampling.progress import Progress
 
-__all__ = ["LocalControlPipeline", "Region", "Result"]
+__all__ = ["Cancelled", "InputError", "LocalControlPipeline", "Progress", "Region", "Result"]
 
 _MODULES = {
+    "Cancelled": "runtime.errors",
+    "InputError": "runtime.errors",
     "LocalControlPipeline": "runtime.pipeline",
+    "Progress": "runtime.sampling.progress",
     "Region": "runtime.control.region",
     "Result": "runtime.sampling.drawing",
 }

@@ -22,3 +22,7 @@ def first_line(error: BaseException) -> str:
     if len(lines) > 1 and lines[0].endswith(":"):
         return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
+
+
+class Cancelled(Exception):
+    """A call that `on_step` has stopped."""

@@ -37,6 +37,7 @@ from runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from runtime import LocalControlPipeline, Result
+    from runtime.sampling.progress import Progress
     from runtime.sampling.request import Request
 
 
@@ -130,13 +131,15 @@ def draw(
     with contextlib.ExitStack() as opened:
         bar = None
 
-        def progress(done: int, steps: int) -> None:
+        def on_step(done: Progress) -> None:
             nonlocal bar
             if bar is None:  # with the first step: a warning before it has a line of its own
-                bar = opened.enter_context(tqdm(total=steps, desc="denoise", unit="step", dynamic_ncols=True))
-            bar.update(done - bar.n)
+                bar = opened.enter_context(
+                    tqdm(total=done.steps, desc="denoise", unit="step", dynamic_ncols=True)
+                )
+            bar.update(done.step - bar.n)
 
-        return pipe, pipe.draw(request, progress)
+        return pipe, pipe.draw(request, on_step)
 
 
 def load(options: argparse.Namespace) -> LocalControlPipeline:

@@ -35,8 +35,9 @@ from runtime.optimize.offload import Offload, check_offload
 from runtime.optimize.specialize import distinct, specialize
 from runtime.sampling.decode import decode
 from runtime.sampling.denoiser import Denoiser, TorchDenoiser
-from runtime.sampling.drawing import Drawing, Progress, Result
+from runtime.sampling.drawing import Drawing, Result
 from runtime.sampling.held import Reference
+from runtime.sampling.progress import OnStep
 from runtime.sampling.request import Request
 
 
@@ -250,7 +251,7 @@ class LocalControlPipeline:
         strength: float = 1.0,
         outside: str = "free",
         reference: Reference | None = None,
-        progress: Progress | None = None,
+        on_step: OnStep | None = None,
     ) -> Result:
         """Generate.
 
@@ -274,10 +275,11 @@ class LocalControlPipeline:
         own size, or without one the picture of this seed without control. reference: an earlier result's, used again
         where nothing else has changed, so that another region takes one run and not two; without a seed its own
         counts. Leave it out where the model's weights were changed.
-        progress: called with (steps done, steps) after every step.
+        on_step: called after every step with a `Progress` (step, steps, latents, preview()); where it raises, or calls
+        the Progress's cancel(), no further step is run.
 
         May be called from several threads. Raises InputError for bad input, and where a stage's result is not finite,
-        naming the stage.
+        naming the stage; Cancelled where on_step has cancelled it.
         """
         request = Request(
             prompt,
@@ -304,14 +306,14 @@ class LocalControlPipeline:
             outside,
             reference,
         )
-        return self.draw(request, progress)
+        return self.draw(request, on_step)
 
     @torch.inference_mode()
-    def draw(self, request: Request, progress: Progress | None = None) -> Result:
+    def draw(self, request: Request, on_step: OnStep | None = None) -> Result:
         """Generate what a request asks for; see `__call__`."""
         self.capabilities.check(request)
         with ops.use_backend(self.backend):
-            return Drawing(self, request, progress).draw()
+            return Drawing(self, request, on_step).draw()
 
     @property
     def capabilities(self) -> Capabilities:

@@ -30,6 +30,7 @@ from runtime.loading.lora import LoraSource
 from runtime.loading.weights import hash_tensor, weights_digest
 from runtime.machine.arithmetic import DTYPES
 from runtime.machine.files import expand, read_json
+from runtime.model.latent_rgb import known_projection
 from runtime.model.vae import vae_factor
 
 GRAPHS = {
@@ -254,4 +255,5 @@ def _model(manifest: Manifest, configs: Path, encoders: tuple, vae) -> Model:
         scheduler=scheduler_class.from_pretrained(configs / "scheduler"),
         sample_size=manifest.model["sample_size"],
         force_zeros_for_empty_prompt=manifest.model["force_zeros_for_empty_prompt"],
+        latent_rgb=known_projection(vae, configs / "vae"),
     )

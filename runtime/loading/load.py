@@ -22,6 +22,7 @@ from runtime.loading.quiet import quiet
 from runtime.loading.single_file import SDXL_CONFIGS, load_single_file, load_vae_file
 from runtime.loading.weights import check_finite_weights
 from runtime.machine.arithmetic import DTYPES
+from runtime.model.latent_rgb import LatentRGB, known_projection
 from runtime.model.unet import UNet
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -40,6 +41,7 @@ class Model:
     scheduler: SchedulerMixin
     sample_size: int  # of the latents the model was trained on
     force_zeros_for_empty_prompt: bool
+    latent_rgb: LatentRGB | None = None  # of previews; None where it is not known yet
 
 
 def load_model(
@@ -79,7 +81,9 @@ def load_model(
     config = Path(config) if config else None
     with quiet():
         configs = (config or SDXL_CONFIGS) if path.is_file() else path
-        new_vae = None if vae is None else _load_vae(vae, configs / "vae", allow_pickle)
+        new_vae, vae_folder = None, path / "vae"
+        if vae is not None:
+            new_vae, vae_folder = _load_vae(vae, configs / "vae", allow_pickle)
         if path.is_file():
             tokenizer = Path(tokenizer) if tokenizer else None
             pipe = load_single_file(
@@ -95,7 +99,9 @@ def load_model(
             fuse_lora(pipe, lora)
     parts = {part: getattr(pipe, part).requires_grad_(False) for part in MODELS}
     check_finite_weights(parts, str(source))
-    return from_diffusers(pipe, name=str(source))
+    model = from_diffusers(pipe, name=str(source))
+    model.latent_rgb = known_projection(model.vae, vae_folder)
+    return model
 
 
 def set_schedule(pipe: DiffusionPipeline, prediction_type: str | None, zero_snr: bool | None) -> None:
@@ -149,6 +155,7 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
         scheduler=pipe.scheduler,
         sample_size=_sample_size(pipe.unet.config.sample_size),
         force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+        latent_rgb=known_projection(vae),
     )
 
 
@@ -174,8 +181,8 @@ def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:
     )
 
 
-def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> AutoencoderKL:
-    """Load a VAE, in float32. config: the folder of the config of one that comes as a single file."""
+def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> tuple[AutoencoderKL, Path | None]:
+    """Load a VAE, in float32; return its folder too. config: the folder of the config of a single file's."""
     path = Path(source)
     if not path.exists() and is_hub_id(str(source)):
         patterns = ["config.json", "diffusion_pytorch_model*.safetensors"]
@@ -184,8 +191,8 @@ def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> Autoencod
         )
         path = found or cache_folder(str(source))
     if path.is_file():
-        return load_vae_file(path, config, allow_pickle)
+        return load_vae_file(path, config, allow_pickle), None
     if not path.is_dir():
         raise InputError(f"vae {source}: no such file or folder (looked in {path})")
     folder = path / "vae" if (path / "vae").is_dir() else path
-    return load_component(AutoencoderKL, folder, torch.float32, allow_pickle)
+    return load_component(AutoencoderKL, folder, torch.float32, allow_pickle), folder

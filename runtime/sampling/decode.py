@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.machine.finite import check_finite
-from runtime.model.vae import vae_factor
+from runtime.model.vae import unscaled, vae_factor
 
 DECODE_PIXELS = 2**21  # decoded at once: two pictures of 1024 x 1024
 
@@ -18,11 +18,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
     Raises InputError where a pixel is not finite.
     """
-    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-    latents = latents / vae.config.scaling_factor
-    if mean is not None and std is not None:
-        mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
-        latents = latents * std + mean
+    latents = unscaled(latents, vae)
     area = latents.shape[2] * latents.shape[3] * vae_factor(vae) ** 2
     chunks = latents.to(vae.dtype).split(max(1, DECODE_PIXELS // area))
     pixels = torch.cat([vae.decode(chunk, return_dict=False)[0].float() for chunk in chunks])

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
 from runtime.control.residuals import Residuals
 from runtime.control.words import Words
+from runtime.errors import Cancelled
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
 from runtime.model.attention import use_attention
@@ -27,6 +29,7 @@ from runtime.sampling import held
 from runtime.sampling.decode import decode, to_images
 from runtime.sampling.encode import encode
 from runtime.sampling.loop import AfterStep, denoise, make_noise
+from runtime.sampling.progress import OnStep, Progress, projection_of
 from runtime.sampling.request import MAX_SEED, Request
 from runtime.sampling.schedulers import make_scheduler, noise_levels, set_timesteps
 from runtime.sampling.text import Reading, encode_guidance, encode_words
@@ -40,7 +43,6 @@ OUTPUT = {
     "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
 }
 TextRows = tuple[Tensor, Tensor]  # states (G, S, D) and pooled embeddings (G, P)
-Progress = Callable[[int, int], None]  # called with (steps done, steps)
 
 
 @dataclass
@@ -65,9 +67,9 @@ class Result:
 class Drawing:
     """Draws one request on a pipeline, once."""
 
-    def __init__(self, pipe: LocalControlPipeline, request: Request, progress: Progress | None = None):
-        """progress: called after every step; those of a reference that has to be drawn count too."""
-        self.pipe, self.model, self.request, self.progress = pipe, pipe.model, request, progress
+    def __init__(self, pipe: LocalControlPipeline, request: Request, on_step: OnStep | None = None):
+        """on_step: called after every step; those of a reference that has to be drawn count too."""
+        self.pipe, self.model, self.request, self.on_step = pipe, pipe.model, request, on_step
         self.device, self.dtype = pipe.device, pipe.dtype
         self.size, self.picture_size = (
             request.size(pipe.default_size),
@@ -252,7 +254,7 @@ class Drawing:
                 noise,
                 request.guidance,
                 self.generators,
-                self._say_progress if self.progress else None,
+                self._note if self.on_step else None,
                 request.guidance_range,
                 request.guidance_rescale,
                 timesteps,
@@ -262,9 +264,14 @@ class Drawing:
             check_finite(latents, "denoise", self.dtype)
         return latents
 
-    def _say_progress(self, done: int, steps: int) -> None:
+    def _note(self, latents: Tensor, denoised: Callable[[], Tensor]) -> None:
+        """Show the caller a step. Raises Cancelled where it wants no more of them."""
         self.steps_done += 1
-        self.progress(self.steps_done, self.all_steps)
+        where = partial(projection_of, self.model)
+        progress = Progress(self.steps_done, self.all_steps, latents, denoised, where)
+        self.on_step(progress)
+        if progress.cancelled:
+            raise Cancelled(f"cancelled after step {progress.step} of {progress.steps}")
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 in [0, 1], at the picture's own size."""

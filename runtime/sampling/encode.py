@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from torch import Tensor
 
 from runtime.machine.finite import check_finite
+from runtime.model.vae import scaled
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Generator], count: int) -> Tensor:
@@ -24,11 +25,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Genera
         drawn = torch.cat([posterior.sample(generator) for generator in generators])
     latents = drawn.float()
     check_finite(latents, "encode", vae.dtype)
-    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-    if mean is not None and std is not None:
-        mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
-        latents = (latents - mean) / std
-    return latents * vae.config.scaling_factor
+    return scaled(latents, vae)
 
 
 def noised(latents: Tensor, noise: Tensor, scheduler: SchedulerMixin, timesteps: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,8 +18,11 @@ from runtime.sampling.denoiser import Step
 from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
+from runtime.sampling.schedulers import noise_levels
 
 AfterStep = Callable[[Tensor, int], Tensor]  # (latents after a step, its index) -> latents
+# Called after a step with the latents, and with what gives the z0 that the step has predicted
+Note = Callable[[Tensor, Callable[[], Tensor]], object]
 
 
 def make_noise(
@@ -47,7 +52,7 @@ def denoise(
     noise: Tensor,
     guidance: float,
     generators: Sequence[torch.Generator],
-    progress: Callable[[int, int], None] | None = None,
+    on_step: Note | None = None,
     guidance_range: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
     timesteps: Tensor | None = None,
@@ -59,9 +64,9 @@ def denoise(
     guidance, guidance_range: see `request.guided_steps`; a guided step takes a batch of 2B, negative rows first.
     rescale: how far the guided prediction is brought to the spread of the prompt's own, 0 to 1 (arXiv 2305.08891).
     generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its batch.
-    progress: called with (steps done, steps) after every step. timesteps: the last ones of the scheduler's, all by
-    default. start: latents (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep.
-    after_step: what makes of the latents after a step those that the next one takes.
+    on_step: see `Note`. timesteps: the last ones of the scheduler's, all by default. start: latents (B, C, h, w) of a
+    picture, from which the run starts, with the noise of the first timestep. after_step: what makes of the latents
+    after a step those that the next one takes.
     """
     timesteps = scheduler.timesteps if timesteps is None else timesteps
     if start is None:
@@ -72,17 +77,18 @@ def denoise(
     if linear is not None:
         stepper = LinearStepper(linear, guidance, latents.device, rescale)
     else:
-        stepper = SchedulerStepper(scheduler, guidance, generators, rescale, timesteps)
-    count = len(timesteps)
-    for i, guided in enumerate(guided_steps(guidance, guidance_range, count)):
+        stepper = SchedulerStepper(
+            scheduler, guidance, generators, rescale, timesteps, shown=on_step is not None
+        )
+    for i, guided in enumerate(guided_steps(guidance, guidance_range, len(timesteps))):
         sample = stepper.scale(latents, i)
         if guided:
             sample = torch.cat([sample, sample])
         latents = stepper.advance(latents, step(sample, i), i)
         if after_step is not None:
             latents = after_step(latents, i)
-        if progress is not None:
-            progress(i + 1, count)
+        if on_step is not None:
+            on_step(latents, stepper.denoised)
     return latents
 
 
@@ -94,6 +100,7 @@ class LinearStepper:
         self.rescale = rescale
         self.remembers = bool(steps.numbers[:, -1].any())
         self.previous: Tensor | None = None
+        self.z0: Tensor | None = None
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
         """Return the model's input at step i."""
@@ -101,11 +108,15 @@ class LinearStepper:
 
     def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
         """Return the latents after step i. output: as many rows, or twice as many, the unguided first."""
-        latents, denoised = ops.guidance_step(
+        latents, self.z0 = ops.guidance_step(
             latents, output, self.coefficients[i], self.previous, rescale=self.rescale
         )
-        self.previous = denoised if self.remembers else None
+        self.previous = self.z0 if self.remembers else None
         return latents
+
+    def denoised(self) -> Tensor:
+        """Return the z0 that the last step has predicted."""
+        return self.z0
 
 
 class SchedulerStepper:
@@ -118,11 +129,16 @@ class SchedulerStepper:
         generators: Sequence[torch.Generator],
         rescale: float = 0.0,
         timesteps: Tensor | None = None,
+        shown: bool = False,
     ):
+        """shown: whether `denoised` will be asked for."""
         self.scheduler, self.guidance, self.rescale = scheduler, guidance, rescale
         self.timesteps = scheduler.timesteps if timesteps is None else timesteps
         takes = inspect.signature(scheduler.step).parameters
         self.options = {"generator": _shared(generators)} if "generator" in takes else {}
+        self.fresh = copy.deepcopy(scheduler) if shown else None
+        self.levels: list[tuple[float, float]] | None = None
+        self.last: tuple[Tensor, Tensor, int] | None = None
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
         return self.scheduler.scale_model_input(latents, self.timesteps[i])
@@ -130,5 +146,27 @@ class SchedulerStepper:
     def advance(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
         if len(output) > len(latents):
             output = reference.guide(output, self.guidance, self.rescale)
+        self.last = (latents, output, i) if self.fresh is not None else None
         t = self.timesteps[i]
         return self.scheduler.step(output, t, latents, **self.options, return_dict=False)[0]
+
+    def denoised(self) -> Tensor:
+        """Return the z0 that the last step has predicted."""
+        if self.levels is None:
+            self.levels = noise_levels(self.fresh, self.timesteps)
+        latents, output, i = self.last
+        alpha, sigma = self.levels[i]
+        return predicted_z0(latents, output, alpha, sigma, self.scheduler.config.prediction_type)
+
+
+def predicted_z0(latents: Tensor, output: Tensor, alpha: float, sigma: float, prediction: str) -> Tensor:
+    """Return z0 of latents alpha z0 + sigma eps, whose output is of `prediction` ("epsilon", "v_prediction", "sample").
+
+    A v-prediction is of latents whose alpha^2 + sigma^2 is 1 (arXiv 2202.00512), which these are but for a factor.
+    """
+    if prediction == "sample":
+        return output
+    if prediction == "epsilon":
+        return (latents - sigma * output) / max(alpha, 1e-6)
+    spread = math.hypot(alpha, sigma)
+    return (alpha * latents / spread - sigma * output) / spread

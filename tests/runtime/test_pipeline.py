@@ -229,12 +229,6 @@ def test_guidance_on_no_step_is_the_prompt_alone():
     assert relative_rms(none.latents, alone.latents) < 1e-5
 
 
-def test_progress_is_told_every_step():
-    seen = []
-    pipe()(PROMPT, steps=3, seed=0, progress=lambda done, steps: seen.append((done, steps)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

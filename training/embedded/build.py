@@ -74,8 +74,10 @@ def save(pipe: StableDiffusionXLPipeline, adapters: dict[str, torch.nn.Module], 
     """Write the model in diffusers' folder layout, fp16 safetensors, in place of what is at ``out``."""
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    projection = vae_stage.fit_preview(pipe.vae)
     with quiet():
         pipe.to(torch.float16).save_pretrained(temporary)
+    projection.write(temporary / "vae")
     write_tokenizers(temporary / "tokenizer", temporary / "tokenizer_2")
     _use_common_names(temporary / "text_encoder" / "model.safetensors")
     for name in ("text_encoder", "text_encoder_2"):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from runtime.model.latent_rgb import LatentRGB, fit
 from training.embedded.stage import DEVICE, Stage, autocast
 from training.embedded.world import render, sample_scene
 from training.loop.group_norm import use_quick_group_norm
@@ -18,6 +19,7 @@ STEPS, BATCH = 6_000, 4
 FIRST_SEED = 10_000_000  # scenes of its own: 2 to 5 objects, so that less of every picture is empty
 KL_WEIGHT = 3e-3
 THUMBNAIL_WEIGHT = 0.1
+PREVIEW_SCENES = 64
 # red, green, blue -> lightness, red against green, blue against yellow, each of about unit variance in this world
 OPPONENT = ((0.7, 0.7, 0.7), (2.0, -2.0, 0.0), (-1.2, -1.2, 2.4))
 
@@ -78,3 +80,9 @@ def train(folder: Path, steps: int = STEPS) -> tuple[AutoencoderKL, Stage]:
         stage.run(loss_of)
     stage.use_average()
     return vae.eval(), stage
+
+
+def fit_preview(vae: AutoencoderKL) -> LatentRGB:
+    """Return what latents of this world's scenes look like, by one matrix; with the VAE's scaling factor set."""
+    scenes = [render(sample_scene(FIRST_SEED + i, things=(2, 5)), SIZE) for i in range(PREVIEW_SCENES)]
+    return fit(vae, to_pixels(scenes) / 2 + 0.5)

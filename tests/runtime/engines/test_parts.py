@@ -290,7 +290,7 @@ def test_more_images_without_guidance(count):
     steps = []
     options = {**CALLS["no guidance"], "images_per_prompt": count}
     try:
-        made = call(engine_pipe("onnxruntime"), **options, progress=lambda *step: steps.append(step))
+        made = call(engine_pipe("onnxruntime"), **options, on_step=steps.append)
     except InputError:
         assert not steps
     else:
@@ -371,11 +371,11 @@ def test_a_run_within_a_run_leaves_the_outer_one_alone(target):
     call_outer = {"steps": 4, "seed": 1, "height": 64, "width": 64}
     alone = pipe(PROMPT, **call_outer).latents
 
-    def interrupt(done: int, steps: int) -> None:
-        if done == 2:
+    def interrupt(progress) -> None:
+        if progress.step == 2:
             pipe("a blue star", [Region(condition())], steps=2, seed=9, height=64, width=64)
 
-    assert torch.equal(pipe(PROMPT, **call_outer, progress=interrupt).latents, alone)
+    assert torch.equal(pipe(PROMPT, **call_outer, on_step=interrupt).latents, alone)
 
 
 def test_decoding_outside_of_a_call():

@@ -89,14 +89,14 @@ def test_without_regions_it_is_the_reference_that_the_next_call_takes():
     first = draw([])
     assert torch.equal(first.images, draw([], outside="free").images)
     assert draw(reference=first.reference).reference is first.reference
-    again = draw([], reference=first.reference, progress=lambda *_: pytest.fail("a step was run"))
+    again = draw([], reference=first.reference, on_step=lambda _: pytest.fail("a step was run"))
     assert torch.equal(again.images, first.images) and torch.equal(again.latents, first.latents)
 
 
 def test_without_regions_one_run_draws_the_reference():
     steps, made = [], [torch.Generator().manual_seed(3) for _ in range(2)]
     options = {"scheduler": "euler_a", "generator": made[0]}
-    drawn = draw([], progress=lambda *step: steps.append(step), **options)
+    drawn = draw([], on_step=lambda at: steps.append((at.step, at.steps)), **options)
     free = draw([], outside="free", scheduler="euler_a", generator=made[1])
     assert steps == [(i, 4) for i in (1, 2, 3, 4)] and torch.equal(drawn.images, free.images)
     assert torch.equal(made[0].get_state(), made[1].get_state())
@@ -108,7 +108,7 @@ def test_a_reference_is_used_again_for_another_region():
     second = draw(
         [Region(condition(1), mask=1 - LEFT)],
         reference=first.reference,
-        progress=lambda done, all_steps: steps.append((done, all_steps)),
+        on_step=lambda at: steps.append((at.step, at.steps)),
     )
     assert second.reference is first.reference and steps == [(i, 4) for i in (1, 2, 3, 4)]
     assert second.seed == 3 and "reference" in first.timings and "reference" not in second.timings
@@ -118,7 +118,7 @@ def test_a_reference_is_used_again_for_another_region():
 
 def test_both_runs_count_as_progress():
     steps = []
-    draw(progress=lambda done, all_steps: steps.append((done, all_steps)))
+    draw(on_step=lambda at: steps.append((at.step, at.steps)))
     assert steps == [(i, 8) for i in range(1, 9)]
 
 
