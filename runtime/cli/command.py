@@ -107,7 +107,8 @@ def add_model_sources(group) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a T2I-Adapter for SDXL: folder, file or hub id, and the name regions call it by; may be repeated",
+        help="a T2I-Adapter or ControlNet for SDXL: folder, file or hub id, and the name regions call it by; may be "
+        "repeated; of a ControlNet-Union the name says the control (depth, canny-2)",
     )
     group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
     group.add_argument(
