@@ -87,7 +87,9 @@ def _region_panels(item: PackedRegion, number: str, size: tuple[int, int]) -> li
     if isinstance(region.end, float) and (region.start, region.end) != (0, 1):
         where += f", steps {region.start:.0%} to {region.end:.0%}"
     elif region.end != 1:
-        where += (f", steps from {region.start:.0%}" if region.start else "") + f", fading {written(region.end)}"
+        where += (
+            f", steps from {region.start:.0%}" if region.start else ""
+        ) + f", fading {written(region.end)}"
     legend = [] if item.condition is None else [(None, strength)]
     if region.prompt is not None:
         share = f" at {written(region.prompt_weight)}" if region.prompt_weight != 1 else ""

@@ -63,7 +63,14 @@ WHOLE = (
     "num_trans_head",
     "num_trans_layer",
 )
-PER_LEVEL = ("block_out_channels", "layers_per_block", "transformer_layers_per_block", "attention_head_dim")
+# The least and the most of each level's
+PER_LEVEL = {
+    "block_out_channels": (1, 2**16),
+    "layers_per_block": (1, 100),
+    "transformer_layers_per_block": (0, 100),
+    "attention_head_dim": (1, 2**16),
+    "cross_attention_dim": (1, 2**16),
+}
 
 
 @dataclass(frozen=True)
@@ -195,10 +202,12 @@ def read_options(cls: type, model: type, config: Mapping, fixed: Mapping[str, tu
 def _per_level(values: dict, what: str) -> dict:
     """Spell out what diffusers lets a config abbreviate; InputError where an entry cannot be an SDXL-like UNet's."""
     levels = len(_as_tuple(values["block_out_channels"], 1))
-    for key in (*PER_LEVEL, "cross_attention_dim"):
+    for key, (least, most) in PER_LEVEL.items():
         spelled = _as_tuple(values[key], levels)
-        fits = len(spelled) == levels and all(isinstance(entry, int) for entry in spelled)
-        _expect(what, key, values[key], fits, f"{levels} whole numbers")
+        fits = len(spelled) == levels and all(
+            type(entry) is int and least <= entry <= most for entry in spelled
+        )
+        _expect(what, key, values[key], fits, f"{levels} whole numbers from {least} to {most}")
         values[key] = spelled
     for key in BLOCK_TYPES.keys() & values.keys():
         types = BLOCK_TYPES[key]
@@ -213,6 +222,13 @@ def _per_level(values: dict, what: str) -> dict:
         _expect(
             what, key, values[key], type(values[key]) is int and values[key] > 0, "a whole number above 0"
         )
+    channels = values["block_out_channels"]
+    attending = [kind.startswith("CrossAttn") for kind in values["down_block_types"][:-1]] + [True]
+    heads = values["attention_head_dim"]
+    fits = not any(c % n for c, n, has in zip(channels, heads, attending, strict=True) if has)
+    _expect(what, "attention_head_dim", heads, fits, f"numbers of heads that divide {channels} channels")
+    fits = not any(c % values["norm_num_groups"] for c in channels)
+    _expect(what, "norm_num_groups", values["norm_num_groups"], fits, f"one that divides {channels} channels")
     _expect(what, "norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
     return values
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 
 from runtime import fastest
 from runtime.capabilities import of_manifest
@@ -25,14 +26,18 @@ from runtime.control.region import Region, pack
 from runtime.engines import verified
 from runtime.engines.manifest import read_manifest
 from runtime.loading.adapter import load_adapter
+from runtime.loading.controls import load_controls
 from runtime.loading.folder import check_folder, load_folder
 from runtime.loading.lora import find_lora, fuse_lora
 from runtime.loading.single_file import check_layout, declared_schedule
 from runtime.loading.weights import load_pickle, tensor_shapes
+from runtime.model.latent_rgb import FILE, SDXL, LatentRGB
 from runtime.sampling.prompts import check_prompt, cut, parse
 from runtime.sampling.request import Request
 from tests.fuzz.mutate import VALUES, damaged, json_bytes, tensors_bytes
 from tests.support import engines, saved_model
+from tests.support.single_file_layout import controlnet_tensors
+from tests.support.tiny import make_controlnet, make_union
 from training.config import TrainConfig
 from training.data.sample import decode_text
 from training.data.sources import open_source
@@ -146,6 +151,39 @@ def adapters(rng: random.Random, folder: Path) -> Call:
 
 
 @cache
+def controlnets() -> list[tuple[dict, dict[str, torch.Tensor]]]:
+    """Configs and tensors: of a ControlNet, a union, and a ControlNet in the original layout, which has no config."""
+    unet = saved_model.pipeline().unet
+    found = []
+    for net in (make_controlnet(unet), make_union(unet)):
+        config = {**net.config, "_class_name": type(net).__name__}
+        found.append((json.loads(json.dumps(config)), net.state_dict()))
+    return [*found, ({}, controlnet_tensors(make_controlnet(unet)))]
+
+
+@target(1.5)
+def controlnet_files(rng: random.Random, folder: Path) -> Call:
+    config, tensors = rng.choice(controlnets())
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    whole = bool(config) and rng.random() < 0.7
+    if whole and rng.random() < 0.7:
+        written(folder / "config.json", json_bytes(config, rng))
+        written(weights, safetensors_bytes(tensors))
+    else:
+        written(folder / "config.json", json.dumps(config).encode())
+        written(weights, tensors_bytes(tensors, {}, rng))
+    sources = {rng.choice(("depth", "canny-2", "mine")): folder if whole else weights}
+    return lambda: load_controls(sources, torch.device("cpu"), torch.float32)
+
+
+@target(0.5)
+def projections(rng: random.Random, folder: Path) -> Call:
+    SDXL.write(folder)
+    written(folder / FILE, json_bytes(json.loads((folder / FILE).read_text()), rng))
+    return lambda: LatentRGB.read(folder, 4)
+
+
+@cache
 def pipe():
     return load_folder(saved_model.folder(), dtype=torch.float32)
 
@@ -206,8 +244,9 @@ def pickle_files(rng: random.Random, folder: Path) -> Call:
 
 
 REGION = {
-    "condition": "a.png", "mask": "a.png", "adapter": "canny", "scale": 0.5, "start": 0.0, "end": 0.8,
-    "levels": [1, 1, 0.5, 0], "preprocess": "none", "mask_condition": False,
+    "condition": "a.png", "mask": "a.png", "adapter": "canny", "scale": {"0": 0.5, "0.5": 1}, "start": 0.0, "end": 0.8,
+    "levels": [1, 1, 0.5, 0], "preprocess": "none", "mask_condition": False, "prompt": "a", "prompt_weight": [[0, 1]],
+    "uncond_scale": 0.5,
 }  # fmt: skip
 
 
@@ -229,7 +268,8 @@ def region_files(rng: random.Random, folder: Path) -> Call:
 @target(1)
 def region_texts(rng: random.Random, folder: Path) -> Call:
     written(folder / "a.png", pictures()[0])
-    text = ",".join(f"{k}={v}" for k, v in REGION.items() if k != "levels")
+    text = ",".join(f"{k}={v}" for k, v in REGION.items() if k not in ("levels", "prompt_weight"))
+    text = text.replace(str(REGION["scale"]), "0:0.5,0.5:1")
     text = damaged(text.encode(), rng).decode("utf-8", rng.choice(("replace", "surrogateescape")))
     return lambda: Region.from_dict(parse_region(text), "region", folder)
 
