@@ -28,8 +28,9 @@ from runtime.engines.ports import (
 from runtime.engines.unet_graph import Taken
 from runtime.model.unet import UNet
 from runtime.sampling.controlnets import ControlNets
-from runtime.sampling.denoiser import Step, segments_of
+from runtime.sampling.denoiser import segments_of
 from runtime.sampling.rows import repeat_rows
+from runtime.sampling.torch_step import Part, Step
 
 
 def constant_inputs(
@@ -142,6 +143,10 @@ class EngineDenoiser:
                 return bound.outputs[PREDICTION].clone()  # the next step writes the same memory
 
         return step
+
+    def together(self, parts: Sequence[Part]) -> list[Tensor]:
+        """See `Denoiser.together`: one by one."""
+        return [part.step(part.sample, part.index) for part in parts]
 
     def _bind(self, engine: Engine, sample: Tensor, text: Tensor) -> Binding:
         """Return the engine's tensors for latents of this shape and prompts (..., texts, tokens, D)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +11,11 @@ from torch import Tensor
 from runtime.control.features import Control, first_alike
 from runtime.control.residuals import Residuals
 from runtime.control.words import Words
-from runtime.model.blocks import Injection
 from runtime.model.unet import UNet
 from runtime.sampling.controlnets import ControlNets
 from runtime.sampling.deep_cache import DeepCache
-from runtime.sampling.rows import of_words, repeat_rows
-
-# (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
-Step = Callable[[Tensor, int], Tensor]
+from runtime.sampling.rows import repeat_rows
+from runtime.sampling.torch_step import Part, Step, TorchStep, together
 
 
 class Denoiser(Protocol):
@@ -56,6 +53,12 @@ class Denoiser(Protocol):
         timesteps: (T,). text (P, S, D), pooled (P, K) and time_ids (P, 6): one row for each prompt of the guidance
         batch, each of which serves `repeat` consecutive rows of the sample. cache_interval: how many steps in a row
         use the same deep features, see `DeepCache`. words: those of regions. residuals: of their ControlNets.
+        """
+
+    def together(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Run a step of each of several requests, and return their predictions.
+
+        Each is what its own `Step` gives, but for rounding. In one call where the denoiser can, otherwise one by one.
         """
 
 
@@ -98,26 +101,17 @@ class TorchDenoiser:
         dtype = self.dtype
         text = text.to(dtype) if words is None else words.beside(text.to(dtype))
         time = [repeat_rows(t, repeat, dim=1) for t in self.unet.embed_time(timesteps, pooled, time_ids)]
-        keys_values = [
-            (repeat_rows(k, repeat), repeat_rows(v, repeat)) for k, v in self.unet.project_text(text)
-        ]
-
+        pairs = [(repeat_rows(k, repeat), repeat_rows(v, repeat)) for k, v in self.unet.project_text(text)]
         nets = None
         if residuals is not None:
             nets = ControlNets(residuals, timesteps, text, pooled, time_ids, repeat, words)
         segments = segments_of(len(timesteps), control, words, residuals)
-        cache, levels_of_text = DeepCache(self.unet, cache_interval, segments), self.unet.text_levels()
-        one = torch.ones(1, device=self.device)
+        cache = DeepCache(self.unet, cache_interval, segments)
+        return TorchStep(self.unet, time, pairs, control, words, nets, cache)
 
-        def step(sample: Tensor, index: int) -> Tensor:
-            rows, sample = len(sample), sample.to(dtype)
-            gated = [] if control is None else control.gated(index, rows)
-            levels = [Injection([level], None, one) for level in gated] or None
-            own = [(k[-rows:], v[-rows:]) for k, v in keys_values]
-            shared = of_words(own, words, index, sample, levels_of_text)
-            return cache(index, sample, [t[index, -rows:] for t in time], shared, levels, nets).float()
-
-        return step
+    def together(self, parts: Sequence[Part]) -> list[Tensor]:
+        """See `Denoiser.together`."""
+        return together(self.unet, parts)
 
 
 def segments_of(steps: int, *given: Control | Words | Residuals | None) -> list[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from runtime.model.attention import use_attention
 from runtime.sampling import held
 from runtime.sampling.decode import decode, to_images
 from runtime.sampling.encode import encode
-from runtime.sampling.loop import AfterStep, denoise, make_noise
+from runtime.sampling.loop import AfterStep, Run, make_noise
 from runtime.sampling.progress import OnStep, Progress, projection_of
 from runtime.sampling.request import MAX_SEED, Request
 from runtime.sampling.schedulers import make_scheduler, noise_levels, set_timesteps
@@ -42,6 +42,8 @@ OUTPUT = {
     "pt": lambda pixels: pixels.cpu(),
     "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
 }
+T = TypeVar("T")
+Runs = Generator[Run, None, T]  # yields runs, each of which is done when the next is asked for; returns a T
 TextRows = tuple[Tensor, Tensor]  # states (G, S, D) and pooled embeddings (G, P)
 
 
@@ -91,34 +93,45 @@ class Drawing:
         self.all_held = self.held and not self.inside.any()  # the pictures are the reference's
         runs = (request.draws_reference and self.reference is None) + (not self.all_held)
         self.steps_done, self.all_steps = 0, runs * self.steps
+        self.result: Result | None = None
 
     def draw(self) -> Result:
         """Return the pictures. Raises InputError where a stage's result is not finite, naming the stage."""
+        for run in self.runs():
+            with self.pipe.at_work("denoise"), use_attention(self.pipe.attention):
+                run.finish()
+        return self.result
+
+    def runs(self) -> Iterator[Run]:
+        """Yield each run that the pictures need, to be done before the next is asked for; at the end `result` is there.
+
+        Raises InputError: see `draw`.
+        """
         with timed(self.timings, "total", self.device):
             start = self._encode_image()
             noise = self._make_noise()
             text, states = self._encode_text()
             if self.held:
-                self.reference = self._find_reference(text, noise, start)
+                self.reference = yield from self._find_reference(text, noise, start)
             if self.all_held:
                 latents = self.reference.trajectory[-1].clone()
             else:
-                latents = self._draw_regions(text, states, noise, start)
+                latents = yield from self._draw_regions(text, states, noise, start)
             images = [] if self.request.output_type == "latent" else self._make_images(latents)
         acting = activity(self.request.regions, self.steps)
         steps = [rows.nonzero()[:, 0].tolist() for rows in acting.T]
-        return Result(images, latents, self.timings, self.seed, steps, self.reference)
+        self.result = Result(images, latents, self.timings, self.seed, steps, self.reference)
 
     def _draw_regions(
         self, text: TextRows, states: Sequence[Tensor], noise: Tensor, start: Tensor | None
-    ) -> Tensor:
+    ) -> Runs[Tensor]:
         """Return the latents of the run with control and words. states: of the words."""
         request, packed = self.request, pad_regions(self.packed, *self.size)
         control, residuals = self._make_control(packed)
         words = Words.build(packed, states, self.steps, request.images, request.mask_resize)
         hold = held.Held(self.inside, self.size, self.reference) if self.held else None
         with timed(self.timings, "denoise", self.device):
-            return self._denoise(text, noise, start, control, words, hold, residuals)
+            return (yield from self._denoise(text, noise, start, control, words, hold, residuals))
 
     def _make_images(self, latents: Tensor) -> list[Image.Image] | np.ndarray | Tensor:
         with timed(self.timings, "decode", self.device):
@@ -193,7 +206,7 @@ class Drawing:
                 check_finite(feature, "adapter", self.dtype)
         return control, residuals
 
-    def _find_reference(self, text: TextRows, noise: Tensor, start: Tensor | None) -> held.Reference:
+    def _find_reference(self, text: TextRows, noise: Tensor, start: Tensor | None) -> Runs[held.Reference]:
         """Return the reference that was handed in, where it fits; otherwise the given picture's, or one drawn now."""
         request, found = self.request, self.reference
         if found is not None and (found.pixels is not None or request.output_type == "latent"):
@@ -203,12 +216,14 @@ class Drawing:
                 trajectory = held.image_trajectory(start, noise, noise_levels(*self._schedule()))
                 pixels = self._given_pixels().expand(request.images, -1, -1, -1)
             else:
-                trajectory = self._draw_reference(text, noise) if found is None else found.trajectory
+                trajectory = (
+                    (yield from self._draw_reference(text, noise)) if found is None else found.trajectory
+                )
                 pixels = None if request.output_type == "latent" else self._decode(trajectory[-1])
             generated, model = request.generators is not None, weakref.ref(self.model)
             return held.Reference(pixels, trajectory, self.seed, generated, self.settings, model)
 
-    def _draw_reference(self, text: TextRows, noise: Tensor) -> list[Tensor]:
+    def _draw_reference(self, text: TextRows, noise: Tensor) -> Runs[list[Tensor]]:
         """Return the latents after each step of the run without control; the next run draws the same numbers."""
         states = [generator.get_state() for generator in self.generators]
         trajectory: list[Tensor] = []
@@ -217,7 +232,7 @@ class Drawing:
             trajectory.append(latents)
             return latents
 
-        self._denoise(text, noise, None, None, None, keep)
+        yield from self._denoise(text, noise, None, None, None, keep)
         for generator, state in zip(self.generators, () if self.all_held else states, strict=False):
             generator.set_state(state)
         return trajectory
@@ -231,12 +246,12 @@ class Drawing:
         words: Words | None,
         after_step: AfterStep | None,
         residuals: Residuals | None = None,
-    ) -> Tensor:
+    ) -> Runs[Tensor]:
         request, (states, pooled) = self.request, text
         scheduler, timesteps = self._schedule()
         ids = torch.tensor([[*self.size, 0, 0, *self.size]], device=self.device)
         ids = ids.expand(len(states), -1).to(self.dtype)
-        with self.pipe.at_work("denoise"), use_attention(self.pipe.attention):
+        with self.pipe.at_work("denoise"):
             step = self.pipe.denoiser.prepare(
                 timesteps,
                 states,
@@ -248,21 +263,22 @@ class Drawing:
                 words,
                 residuals,
             )
-            latents = denoise(
-                step,
-                scheduler,
-                noise,
-                request.guidance,
-                self.generators,
-                self._note if self.on_step else None,
-                request.guidance_range,
-                request.guidance_rescale,
-                timesteps,
-                start,
-                after_step,
-            )
-            check_finite(latents, "denoise", self.dtype)
-        return latents
+        run = Run(
+            step,
+            scheduler,
+            noise,
+            request.guidance,
+            self.generators,
+            self._note if self.on_step else None,
+            request.guidance_range,
+            request.guidance_rescale,
+            timesteps,
+            start,
+            after_step,
+        )
+        yield run
+        check_finite(run.latents, "denoise", self.dtype)
+        return run.latents
 
     def _note(self, latents: Tensor, denoised: Callable[[], Tensor]) -> None:
         """Show the caller a step. Raises Cancelled where it wants no more of them."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kernels import ops, reference
 from runtime.errors import InputError
-from runtime.sampling.denoiser import Step
 from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
 from runtime.sampling.schedulers import noise_levels
+from runtime.sampling.torch_step import Step
 
 AfterStep = Callable[[Tensor, int], Tensor]  # (latents after a step, its index) -> latents
 # Called after a step with the latents, and with what gives the z0 that the step has predicted
@@ -46,50 +46,84 @@ def _shared(generators: Sequence[torch.Generator]) -> torch.Generator | list[tor
     return generators[0] if len(generators) == 1 else list(generators)
 
 
-def denoise(
-    step: Step,
-    scheduler: SchedulerMixin,
-    noise: Tensor,
-    guidance: float,
-    generators: Sequence[torch.Generator],
-    on_step: Note | None = None,
-    guidance_range: tuple[float, float] = (0.0, 1.0),
-    rescale: float = 0.0,
-    timesteps: Tensor | None = None,
-    start: Tensor | None = None,
-    after_step: AfterStep | None = None,
-) -> Tensor:
-    """Run the scheduler over its timesteps: noise (B, C, h, w) N(0, 1) -> latents (B, C, h, w), float32.
+class Run:
+    """One request's way through its steps: what the model is given at each, and what becomes of its answer.
 
-    guidance, guidance_range: see `request.guided_steps`; a guided step takes a batch of 2B, negative rows first.
-    rescale: how far the guided prediction is brought to the spread of the prompt's own, 0 to 1 (arXiv 2305.08891).
-    generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its batch.
-    on_step: see `Note`. timesteps: the last ones of the scheduler's, all by default. start: latents (B, C, h, w) of a
-    picture, from which the run starts, with the noise of the first timestep. after_step: what makes of the latents
-    after a step those that the next one takes.
+    latents: (B, C, h, w) float32. index: of the next step, `count` at the end.
     """
-    timesteps = scheduler.timesteps if timesteps is None else timesteps
-    if start is None:
-        latents = noise.float() * scheduler.init_noise_sigma
-    else:
-        latents = noised(start, noise.float(), scheduler, timesteps)
-    linear = linear_steps(scheduler, timesteps)
-    if linear is not None:
-        stepper = LinearStepper(linear, guidance, latents.device, rescale)
-    else:
-        stepper = SchedulerStepper(
-            scheduler, guidance, generators, rescale, timesteps, shown=on_step is not None
-        )
-    for i, guided in enumerate(guided_steps(guidance, guidance_range, len(timesteps))):
-        sample = stepper.scale(latents, i)
-        if guided:
-            sample = torch.cat([sample, sample])
-        latents = stepper.advance(latents, step(sample, i), i)
-        if after_step is not None:
-            latents = after_step(latents, i)
-        if on_step is not None:
-            on_step(latents, stepper.denoised)
-    return latents
+
+    def __init__(
+        self,
+        step: Step,
+        scheduler: SchedulerMixin,
+        noise: Tensor,
+        guidance: float,
+        generators: Sequence[torch.Generator],
+        on_step: Note | None = None,
+        guidance_range: tuple[float, float] = (0.0, 1.0),
+        rescale: float = 0.0,
+        timesteps: Tensor | None = None,
+        start: Tensor | None = None,
+        after_step: AfterStep | None = None,
+    ):
+        """noise: (B, C, h, w) N(0, 1), with which it begins at the scheduler's first timestep.
+
+        guidance, guidance_range: see `request.guided_steps`; a guided step takes a batch of 2B, negative rows first.
+        rescale: how far the guided prediction is brought to the spread of the prompt's own, 0 to 1 (arXiv 2305.08891).
+        generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its
+        batch. on_step: see `Note`. timesteps: the last ones of the scheduler's, all by default. start: latents
+        (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep. after_step: what
+        makes of the latents after a step those that the next one takes.
+        """
+        timesteps = scheduler.timesteps if timesteps is None else timesteps
+        self.step, self.on_step, self.after_step = step, on_step, after_step
+        self.count, self.index = len(timesteps), 0
+        self.guided = guided_steps(guidance, guidance_range, self.count)
+        if start is None:
+            self.latents = noise.float() * scheduler.init_noise_sigma
+        else:
+            self.latents = noised(start, noise.float(), scheduler, timesteps)
+        linear = linear_steps(scheduler, timesteps)
+        if linear is not None:
+            self.stepper = LinearStepper(linear, guidance, self.latents.device, rescale)
+        else:
+            shown = on_step is not None
+            self.stepper = SchedulerStepper(scheduler, guidance, generators, rescale, timesteps, shown)
+
+    @property
+    def done(self) -> bool:
+        """Return whether no step is left."""
+        return self.index == self.count
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows of the model's batch the next step takes."""
+        return len(self.latents) * (1 + self.guided[self.index])
+
+    def sample(self) -> Tensor:
+        """Return what the model is given at the next step, (rows, C, h, w)."""
+        sample = self.stepper.scale(self.latents, self.index)
+        return torch.cat([sample, sample]) if self.guided[self.index] else sample
+
+    def advance(self, output: Tensor) -> None:
+        """Take the step that the model's output (rows, C, h, w) is for."""
+        latents = self.stepper.advance(self.latents, output, self.index)
+        self.latents = latents if self.after_step is None else self.after_step(latents, self.index)
+        self.index += 1
+        if self.on_step is not None:
+            self.on_step(self.latents, self.stepper.denoised)
+
+    def finish(self) -> None:
+        """Take all the steps that are left, by itself."""
+        while not self.done:
+            self.advance(self.step(self.sample(), self.index))
+
+
+def denoise(step: Step, scheduler: SchedulerMixin, noise: Tensor, *options, **more) -> Tensor:
+    """Return the latents (B, C, h, w), float32, at the end of a run by itself; arguments: see `Run`."""
+    run = Run(step, scheduler, noise, *options, **more)
+    run.finish()
+    return run.latents
 
 
 class LinearStepper:

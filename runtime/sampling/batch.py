@@ -1,0 +1,29 @@
+"""Runs that share the denoiser's calls: a tick is a step of each, whatever step each of them is at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.sampling.denoiser import Denoiser
+from runtime.sampling.loop import Run
+from runtime.sampling.torch_step import Part
+
+
+def tick(denoiser: Denoiser, runs: Sequence[Run]) -> dict[Run, Exception]:
+    """Take the next step of every run, none of which is done; those of latents of one size in one call.
+
+    A picture does not depend on the runs beside it, beyond rounding. Returns what went wrong with single runs, such as
+    `Cancelled` of their on_step; these have taken their step, and are not to be gone on with.
+    """
+    failed: dict[Run, Exception] = {}
+    sizes: dict[tuple[int, ...], list[Run]] = {}
+    for run in runs:
+        sizes.setdefault(tuple(run.latents.shape[1:]), []).append(run)
+    for alike in sizes.values():
+        outputs = denoiser.together([Part(run.step, run.sample(), run.index) for run in alike])
+        for run, output in zip(alike, outputs, strict=True):
+            try:
+                run.advance(output)
+            except Exception as error:
+                failed[run] = error
+    return failed

@@ -1,0 +1,189 @@
+"""A request's steps on the UNet in PyTorch: by itself, or with the rows of others in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.ops import inject
+from runtime.control.features import Control
+from runtime.control.words import Words
+from runtime.model.blocks import Injection, KeyValue, SharedText
+from runtime.model.unet import UNet
+from runtime.sampling.controlnets import ControlNets
+from runtime.sampling.deep_cache import DeepCache
+from runtime.sampling.rows import of_words
+
+# (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
+Step = Callable[[Tensor, int], Tensor]
+
+
+class Part(NamedTuple):
+    """One request's share of a call: its `Step`, the sample (rows, C, h, w), and the index of its step."""
+
+    step: Step
+    sample: Tensor
+    index: int
+
+
+class TorchStep:
+    """What of one request is the same at every step, and a step of it.
+
+    time: each resnet's projections, (T, rows, C). text: each cross-attention's keys and values, (rows, ...); of
+    guidance the unguided rows first, so that without it the last ones count.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        time: Sequence[Tensor],
+        text: Sequence[KeyValue],
+        control: Control | None,
+        words: Words | None,
+        nets: ControlNets | None,
+        cache: DeepCache,
+    ):
+        self.time, self.text, self.control, self.words, self.nets, self.cache = (
+            time,
+            text,
+            control,
+            words,
+            nets,
+            cache,
+        )
+        self.levels, self.dtype = unet.text_levels(), unet.conv_in.weight.dtype
+
+    def __call__(self, sample: Tensor, index: int) -> Tensor:
+        """See `Step`."""
+        sample, rows = sample.to(self.dtype), len(sample)
+        gated = [] if self.control is None else self.control.gated(index, rows)
+        levels = [Injection([level], None, ones(sample)) for level in gated] or None
+        return self.cache(
+            index, sample, self.times(index, rows), self.texts(sample, index), levels, self.nets
+        ).float()
+
+    def times(self, index: int, rows: int) -> list[Tensor]:
+        """Return each resnet's time projection at a step, (rows, C)."""
+        return [t[index, -rows:] for t in self.time]
+
+    def texts(self, sample: Tensor, index: int) -> list[KeyValue | SharedText]:
+        """Return each cross-attention's keys and values at a step."""
+        own = [(k[-len(sample) :], v[-len(sample) :]) for k, v in self.text]
+        return of_words(own, self.words, index, sample, self.levels)
+
+
+def ones(like: Tensor) -> Tensor:
+    return torch.ones(1, device=like.device)
+
+
+def together(unet: UNet, parts: Sequence[Part]) -> list[Tensor]:
+    """Return the predictions of several requests' steps, of latents of one size, computed in one call.
+
+    Steps that may take deep features from another one are computed by themselves, and so is a part alone.
+    """
+    joint = [part for part in parts if part.step.cache.interval == 1]
+    if len(joint) < 2:
+        joint = []
+    found = dict(zip(map(id, joint), _joined(unet, joint) if joint else (), strict=True))
+    return [found[id(p)] if id(p) in found else p.step(p.sample, p.index) for p in parts]
+
+
+def _joined(unet: UNet, parts: Sequence[Part]) -> list[Tensor]:
+    rows = [len(part.sample) for part in parts]
+    sample = torch.cat([part.sample for part in parts]).to(unet.conv_in.weight.dtype)
+    times = [part.step.times(part.index, n) for part, n in zip(parts, rows, strict=True)]
+    time = [torch.cat(layer) for layer in zip(*times, strict=True)]
+    text = _texts(parts, sample.dtype)
+    prediction = unet(sample, time, text, _control(parts, rows), _residuals(parts, rows)).float()
+    return list(prediction.split(rows))
+
+
+def _texts(parts: Sequence[Part], dtype: torch.dtype) -> list[KeyValue | SharedText]:
+    """Return the keys and values of all parts' rows: texts as long as the longest, as many as of the most.
+
+    A shorter one is repeated, see `Words.beside`; one that a part does not have has no share.
+    """
+    given = [part.step.texts(part.sample.to(dtype), part.index) for part in parts]
+    most = max(found[0][0].shape[1] if len(found[0]) == 3 else 1 for found in given)
+    length = math.lcm(*(found[0][0].shape[-2] for found in given))
+    if most == 1 and all(len(found[0]) == 2 for found in given):
+        return [
+            tuple(torch.cat([_repeated(x, length) for x in side]) for side in zip(*layer, strict=True))
+            for layer in zip(*given, strict=True)
+        ]
+    found = []
+    for level, layer in zip(parts[0].step.levels, zip(*given, strict=True), strict=True):
+        size = tuple(-(-side // 2**level) for side in parts[0].sample.shape[2:])
+        shared = [_shared(own, size, most, length) for own in layer]
+        found.append(tuple(torch.cat(side) for side in zip(*shared, strict=True)))
+    return found
+
+
+def _repeated(x: Tensor, length: int) -> Tensor:
+    """Return keys or values (..., S, C) repeated to `length` tokens."""
+    return x if x.shape[-2] == length else x.repeat(*[1] * (x.ndim - 2), length // x.shape[-2], 1)
+
+
+def _shared(own: KeyValue | SharedText, size: tuple[int, int], most: int, length: int) -> SharedText:
+    """Return a part's keys, values and shares with `most` texts of `length` tokens; size: of the map attended to."""
+    if len(own) == 2:
+        key, value = (x[:, None] for x in own)
+        shares = key.new_ones(len(key), 1, *size)
+    else:
+        key, value, shares = own
+    missing = most - key.shape[1]
+    key, value = (_padded(_repeated(x, length), missing) for x in (key, value))
+    return key, value, _padded(shares, missing)
+
+
+def _padded(x: Tensor, missing: int) -> Tensor:
+    """Return (rows, P, ...) with `missing` texts of zeros more."""
+    return x if missing == 0 else torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1)
+
+
+def _control(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | None:
+    """Return the gated features of all parts' rows; None where no part has any."""
+    gated = [
+        None if part.step.control is None else part.step.control.gated(part.index, n)
+        for part, n in zip(parts, rows, strict=True)
+    ]
+    first = next((levels for levels in gated if levels is not None), None)
+    if first is None:
+        return None
+    found = [[f.new_zeros(1, *f.shape[1:]) for f in first] if levels is None else levels for levels in gated]
+    return [_injection(_rows(level, rows)) for level in zip(*found, strict=True)]
+
+
+def _residuals(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | None:
+    """Return what ControlNets add for all parts' rows; None where none acts. Each part's run by themselves."""
+    dtypes = [part.step.dtype for part in parts]
+    given = [
+        None if p.step.nets is None else p.step.nets(p.sample.to(dtype), p.index)
+        for p, dtype in zip(parts, dtypes, strict=True)
+    ]
+    first = next((places for places in given if places is not None), None)
+    if first is None:
+        return None
+    found = []
+    for place, injection in enumerate(first):
+        shape = injection.features[0].shape[1:]
+        sums = []
+        for places, n in zip(given, rows, strict=True):
+            zeros = injection.features[0].new_zeros(n, *shape).contiguous(memory_format=torch.channels_last)
+            sums.append(zeros if places is None else inject(zeros, *places[place], inplace=True))
+        found.append(_injection(torch.cat(sums)))
+    return found
+
+
+def _rows(features: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Return a map for every row, of maps (1 | rows, C, h, w) for each part."""
+    whole = torch.cat([f.expand(n, -1, -1, -1) for f, n in zip(features, rows, strict=True)])
+    return whole.contiguous(memory_format=torch.channels_last)
+
+
+def _injection(feature: Tensor) -> Injection:
+    return Injection([feature], None, ones(feature))
