@@ -21,7 +21,7 @@ class Capabilities:
     whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
     fixed_text: whether the text encoders give the states of one layer only. encodes: whether a run can start from a
     picture. words: of how many regions the words can take the prompt's place, None for any number. halves: whether
-    guidance's unguided half can have another control of T2I-Adapters. controlnets: those that are none.
+    guidance's unguided half can have another control of T2I-Adapters. controlnets: the adapters that are ControlNets.
     """
 
     adapters: Collection[str] | None = None

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, DiffusionPipeline, SchedulerMixin, T2IAdapter
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from kernels import ops
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
-from runtime.control.levels import SIZE_MULTIPLE
 from runtime.control.region import Region
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
@@ -22,7 +21,7 @@ from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.adapter import embedded_adapters
 from runtime.loading.controlnet import check_controlnet
-from runtime.loading.controls import AdapterSource, load_controls
+from runtime.loading.controls import KINDS, AdapterSource, load_controls
 from runtime.loading.load import Model
 from runtime.loading.lora import LoraSource
 from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
@@ -135,7 +134,11 @@ class LocalControlPipeline:
         one, named "canny".
         """
         own = getattr(pipe, "adapter", None) or getattr(pipe, "controlnet", None)
-        if adapters is None and isinstance(own, (T2IAdapter, ControlNetModel, ControlNetUnionModel)):
+        if adapters is None and own is not None:
+            if not isinstance(own, KINDS):
+                raise InputError(
+                    f"{type(pipe).__name__}: a {type(own).__name__}; name each: adapters={{'canny': ...}}"
+                )
             adapters = {"canny": own}
         model = loading.from_diffusers(pipe)
         adapters, nets = load_controls(adapters or {}, pipe.device, pipe.unet.dtype)
@@ -184,8 +187,8 @@ class LocalControlPipeline:
 
         compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
         `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see
-        `engines.torch_compile`), but for a number of regions with words, which has a graph of its own; a CUDA graph is
-        captured for each size. Returns itself.
+        `engines.torch_compile`), but for a number of regions with words, and for ControlNets, which have a graph of the
+        UNet of their own, and run beside it as they are. A CUDA graph is captured for each size. Returns itself.
 
         Raises InputError where the UNet runs on engines or is offloaded, or a CUDA graph is asked for without a GPU.
         """
@@ -220,7 +223,7 @@ class LocalControlPipeline:
         once |= {"image": None, "strength": 1.0, "generator": None, "outside": "free", "reference": None}
         words = [Region(prompt=text, label=f"region {i + 1}") for i, text in enumerate(request.words)]
         names = {r.adapter for r in request.regions if r.condition is not None} & self.controlnets.keys()
-        black = torch.zeros(1, 1, SIZE_MULTIPLE, SIZE_MULTIPLE)
+        black = torch.zeros(1, 1, *request.size(self.default_size))
         nets = [Region(black, adapter=name, label=name) for name in sorted(names)]
         for regions in ([], *filter(None, (words, words + nets if nets else []))):
             self.draw(replace(request, **once, regions=regions, latents=None, seed=0, cache_interval=1))
@@ -312,6 +315,8 @@ class LocalControlPipeline:
     def draw(self, request: Request, on_step: OnStep | None = None) -> Result:
         """Generate what a request asks for; see `__call__`."""
         self.capabilities.check(request)
+        if on_step is not None and not callable(on_step):
+            raise InputError(f"on_step: a {type(on_step).__name__}; expected a function")
         with ops.use_backend(self.backend):
             return Drawing(self, request, on_step).draw()
 

@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu.device import DEVICE, ON_GPU, free_memory
 from benchmarks.gpu.ours import Recorder, picture_row
 from benchmarks.gpu.world import DTYPE, diffusers_parts
-from runtime.loading.load import from_diffusers, load_adapters
+from runtime.loading.load import from_diffusers
 from runtime.optimize.offload import Offload
 from runtime.optimize.specialize import specialize
 from runtime.pipeline import LocalControlPipeline
@@ -26,7 +26,7 @@ def run(recorder: Recorder, small: bool) -> None:
     model = from_diffusers(parts)
     specialize(model, DEVICE, DTYPE, "auto")
     model.vae.enable_tiling()
-    adapters = load_adapters({"canny": adapter}, DEVICE, DTYPE, False)
+    adapters = {"canny": adapter}
     for gigabytes, how in sorted(CARDS.items(), reverse=True):
         free_memory()
         torch.cuda.set_per_process_memory_fraction((gigabytes - RESERVE_GB) * 1e9 / total)

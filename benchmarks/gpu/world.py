@@ -13,7 +13,7 @@ from runtime import Region
 from runtime.control.features import Control, strengths
 from runtime.control.levels import STRIDES
 from runtime.control.masks import box
-from runtime.loading.load import from_diffusers, load_adapters
+from runtime.loading.load import from_diffusers
 from runtime.optimize.specialize import specialize
 from runtime.pipeline import LocalControlPipeline
 
@@ -40,7 +40,7 @@ def our_pipeline(small: bool, backend: str, quantize: str | None = None) -> Loca
     parts, adapter = diffusers_parts(small)
     model = from_diffusers(parts)
     specialize(model, DEVICE, DTYPE, backend, quantize)
-    return LocalControlPipeline(model, load_adapters({"canny": adapter}, DEVICE, DTYPE, False), backend)
+    return LocalControlPipeline(model, {"canny": adapter}, backend)
 
 
 def region(size: int = SIZE) -> Region:

@@ -111,8 +111,12 @@ def capabilities(options: argparse.Namespace) -> Capabilities:
     embedded = options.model in (None, "embedded")
     own = embedded_adapters() if embedded else ()
     compiled = "a compiled UNet" if options.compile or options.cuda_graph else None
+    named = adapter_sources(options.adapter)
     return Capabilities(
-        {*own, *adapter_sources(options.adapter)}, whole_steps=compiled or whole_steps(options.offload)
+        {*own, *named},
+        whole_steps=compiled or whole_steps(options.offload),
+        halves=compiled is None,
+        controlnets=named,  # some may be none: what is loaded says so
     )
 
 

@@ -141,6 +141,19 @@ def strengths(regions: Sequence[Region], steps: int, unguided: bool = False) -> 
     return scales[:, None] * levels.T
 
 
+def acting_steps(regions: Sequence[Region], steps: int) -> list[list[int]]:
+    """Return the steps, from 0, in which each region does something: its control, its words, or both."""
+    found = []
+    for region in regions:
+        weights = torch.zeros(steps)
+        if region.condition is not None:
+            weights = torch.tensor(over_steps(region.scale, steps)).abs()
+        if region.prompt is not None:
+            weights = weights + torch.tensor(over_steps(region.prompt_weight, steps))
+        found.append((weights * activity([region], steps)[:, 0]).nonzero()[:, 0].tolist())
+    return found
+
+
 def first_alike(settings: Tensor) -> list[int]:
     """Return for each step the first one whose settings (steps, ...) are the same."""
     first: dict[tuple, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.control import conditions
-from runtime.control.keyframes import Keyframes, amounts, number, read_keyframes, written
+from runtime.control.keyframes import Keyframes, amounts, left_from, number, read_keyframes, written
 from runtime.control.levels import COUNT
 from runtime.errors import InputError
 
@@ -43,6 +43,10 @@ def _period(start, end, name: str) -> tuple[float, float | Keyframes]:
             raise InputError(f"{name}: {field} {written(value)} is outside [0, 1]; {expected}")
     if isinstance(end, float) and start > end:
         raise InputError(f"{name}: start {start:g} is after end {end:g}; {expected}")
+    if not isinstance(end, float) and not left_from(end, start):
+        raise InputError(
+            f"{name}: end {written(end)} leaves nothing from start {start:g} on; expected more than 0"
+        )
     return start, end
 
 

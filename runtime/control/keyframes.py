@@ -10,6 +10,7 @@ from runtime.errors import InputError
 
 Keyframes = tuple[tuple[float, float], ...]  # (fraction of the steps, value), in the order of the fractions
 MOST = 100
+LARGEST = 1e6
 EXPECTED = "expected a number, or keyframes such as 0:1.0,0.5:0.3 (fraction of the steps: value)"
 
 
@@ -21,6 +22,8 @@ def number(value, name: str) -> float:
         found = math.nan
     if not math.isfinite(found):
         raise InputError(f"{name} {value!r}; expected a finite number")
+    if abs(found) > LARGEST:
+        raise InputError(f"{name} {value!r}; expected a number between -{LARGEST:g} and {LARGEST:g}")
     return found
 
 
@@ -35,6 +38,8 @@ def read_keyframes(value, name: str) -> float | Keyframes:
     if not 1 <= len(pairs) <= MOST:
         raise InputError(f"{name} has {len(pairs)} keyframes; expected 1 to {MOST}")
     try:
+        if not all(isinstance(pair, (list, tuple)) for pair in pairs):
+            raise TypeError
         frames = tuple((number(at, name), number(amount, name)) for at, amount in pairs)
     except (TypeError, ValueError, InputError) as error:
         raise InputError(f"{name} {value!r}; {EXPECTED}") from error
@@ -49,6 +54,11 @@ def read_keyframes(value, name: str) -> float | Keyframes:
 def amounts(value: float | Keyframes) -> list[float]:
     """Return the number, or every keyframe's."""
     return [value] if isinstance(value, float) else [amount for _, amount in value]
+
+
+def left_from(frames: Keyframes, start: float) -> bool:
+    """Return whether any value from a fraction of the steps on is other than 0."""
+    return _at(frames, start) != 0 or any(amount != 0 for at, amount in frames if at > start)
 
 
 def over_steps(value: float | Keyframes, steps: int) -> list[float]:

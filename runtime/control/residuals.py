@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from runtime.control.adapters import check_name, fit_channels, same_condition
+from runtime.control.adapters import fit_channels, same_condition
 from runtime.control.features import first_alike, in_halves, strengths
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
@@ -76,7 +76,6 @@ class Residuals:
                 continue
             if not strengths([region], steps).any():
                 continue
-            check_name(region.adapter, controlnets.keys())
             net = controlnets[region.adapter]
             shown = fit_channels(item.condition, net.config.conditioning_channels)
             run = next((run for run in runs if run.net is net and same_condition(run.shown, shown)), None)

@@ -74,8 +74,11 @@ def load_adapter(
 def find_adapter(source: str, label: str, allow_pickle: bool) -> Path:
     """Return the folder or file of a T2I-Adapter or a ControlNet; of one on the hub, where its files were put."""
     for path in (expand(source), EMBEDDED / source):
-        if path.exists():
-            return path
+        try:
+            if path.exists():
+                return path
+        except OSError as error:  # a name that no file can have
+            raise InputError(f"{label}: {error.strerror}; expected a folder, a file or a hub id") from error
     looked = f"looked in {Path(source).absolute()}, {EMBEDDED}"
     if is_hub_id(source):
         patterns = ["config.json", "diffusion_pytorch_model*.safetensors"] + ["*.bin"] * allow_pickle

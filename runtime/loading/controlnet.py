@@ -11,16 +11,15 @@ import torch
 from diffusers import ControlNetModel, ControlNetUnionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.loading.adapter import find_adapter, read_weights
 from runtime.loading.folder import load_component
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import check_finite_weights, tensor_shapes
+from runtime.loading.weights import LOAD_ERRORS, check_finite_weights, tensor_shapes, weight_files
 from runtime.machine.files import read_json
 from runtime.model.config import MID_BLOCKS, ControlNetConfig, UNetConfig
 from runtime.model.controlnet import ControlNet, ControlNetUnion
 
-CLASSES = {"ControlNetModel": ControlNetModel, "ControlNetUnionModel": ControlNetUnionModel}
 EXPECTED = "expected a ControlNet for SDXL"
 # In names of a file's tensors: diffusers' layout, and the original one
 MARKERS = ("controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight")
@@ -36,6 +35,7 @@ UNION = (
     ("tile",),
     ("repaint", "inpaint"),
 )
+NO_UNION = "-"  # in place of a name where no union is wanted
 # Of SDXL, where a single file does not say; the UNet must have the same
 HEAD_CHANNELS, SDXL = 64, {"addition_time_embed_dim": 256, "norm_num_groups": 32, "norm_eps": 1e-5}
 ASSUMED = (*SDXL, "attention_head_dim", "flip_sin_to_cos", "freq_shift")
@@ -48,11 +48,13 @@ def load_controlnet(
     dtype: torch.dtype,
     allow_pickle: bool = False,
     name: str | None = None,
+    unions: bool = True,
 ) -> ControlNet:
     """Load a ControlNet for SDXL, in eval mode.
 
     source: as `adapter.load_adapter`'s, of a ControlNetModel or a ControlNetUnionModel. name: what to call it in an
-    error; of a union also which of its controls it is, such as "depth" or "depth-2" (see `UNION`).
+    error; of a union also which of its controls it is, such as "depth" or "depth-2" (see `UNION`). unions: whether one
+    is wanted.
 
     Raises InputError where it is missing, truncated, of another kind, or a pickle that was not asked for.
     """
@@ -60,9 +62,9 @@ def load_controlnet(
     path = find_adapter(str(source), label, allow_pickle)
     with quiet():
         if path.is_dir():
-            net = _load_folder(path, label, dtype, allow_pickle, name)
+            net = _load_folder(path, label, dtype, allow_pickle, name if unions else NO_UNION)
         else:
-            net = _load_file(path, label, allow_pickle, name)
+            net = _load_file(path, label, allow_pickle, name if unions else NO_UNION)
         check_finite_weights({"controlnet": net}, label)
         return net.to(device, dtype).eval()
 
@@ -77,12 +79,10 @@ def is_controlnet(path: Path, allow_pickle: bool = False) -> bool:
 
 def take(net: ControlNetModel | ControlNetUnionModel, name: str) -> ControlNet:
     """Return diffusers' ControlNet as ours, its weights shared. name: see `load_controlnet`."""
-    label = f"adapter {name}"
+    label, union = f"adapter {name}", isinstance(net, ControlNetUnionModel)
+    control = control_of(name, net.config.num_control_type, label) if union else None
     try:
-        union = isinstance(net, ControlNetUnionModel)
-        return ControlNet.from_diffusers(
-            net, control_of(name, net.config.num_control_type, label) if union else None
-        )
+        return ControlNet.from_diffusers(net, control)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
 
@@ -98,6 +98,8 @@ def as_control(net: ControlNet, name: str, label: str) -> ControlNet:
 
 def control_of(name: str | None, count: int, label: str) -> int:
     """Return which of a union's `count` controls a name is; InputError where it is none."""
+    if name is NO_UNION:
+        raise InputError(f"{label}: a ControlNet-Union; expected a ControlNet of one control")
     stem = re.match(r"[a-z_]*", (name or "").lower())[0].rstrip("_")
     for number, names in enumerate(UNION[:count]):
         if stem in names:
@@ -116,6 +118,7 @@ def check_controlnet(name: str, net: ControlNet, unet: UNetConfig, factor: int) 
         "in_channels",
         "cross_attention_dim",
         "projection_class_embeddings_input_dim",
+        "addition_time_embed_dim",
         "skip_channels",
         *net.assumed,
     ):
@@ -133,31 +136,36 @@ def _load_folder(
 ) -> ControlNet:
     config = read_json(folder / "config.json")
     kind = config.get("_class_name")
-    if kind not in CLASSES:
+    if kind not in ("ControlNetModel", "ControlNetUnionModel"):
         kind = "a T2I-Adapter" if kind == "T2IAdapter" else f"a {kind}"
         raise InputError(f"{label}: {kind}; {EXPECTED}")
     _check_generation(config.get("cross_attention_dim"), config.get("addition_embed_type"), label)
-    union = kind == "ControlNetUnionModel"
+    # The weights tell: unions are published whose config calls them a ControlNetModel.
+    files = weight_files(folder, dtype, allow_pickle)
+    union = any("task_embedding" in tensor_shapes(file, allow_pickle) for file in files)
     try:
         known = ControlNetConfig.from_diffusers(config, union)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
     control = control_of(name, known.num_control_type, label) if union else None
-    return ControlNet.from_diffusers(load_component(CLASSES[kind], folder, dtype, allow_pickle), control)
+    model_class = ControlNetUnionModel if union else ControlNetModel
+    net = load_component(model_class, folder, dtype, allow_pickle, strict=True)
+    return ControlNet.from_diffusers(net, control)
 
 
 def _load_file(path: Path, label: str, allow_pickle: bool, name: str | None) -> ControlNet:
     shapes = tensor_shapes(path, allow_pickle)
-    names = _diffusers_names(shapes, label)
-    shapes = {new: shapes[old] for new, old in names.items()}
-    config = _config_of(shapes, label)
-    union = "num_control_type" in config
     try:
-        known = ControlNetConfig.from_diffusers(config, union)
-    except (InputError, IndexError) as error:
-        raise InputError(f"{label}: {error}") from error
+        names = _diffusers_names(shapes, label)
+        shapes = {new: shapes[old] for new, old in names.items()}
+        config = _config_of(shapes, label)
+        known = ControlNetConfig.from_diffusers(config, "num_control_type" in config)
+    except InputError as error:
+        raise error if str(error).startswith(label) else InputError(f"{label}: {error}") from error
+    except (*LOAD_ERRORS, IndexError, ArithmeticError) as error:  # of shapes that no such file has
+        raise InputError(f"{label}: not a whole ControlNet: {first_line(error)}; {EXPECTED}") from error
     with torch.device("meta"):
-        if union:
+        if known.num_control_type:
             net = ControlNetUnion(known, control_of(name, known.num_control_type, label))
         else:
             net = ControlNet(known)
@@ -258,5 +266,5 @@ def _embedded(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _check_generation(text: object, added: object, label: str) -> None:
     """Raise InputError for a ControlNet of another Stable Diffusion. text: features of its text; added: None there."""
     if added is None:
-        kinds = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2"}
-        raise InputError(f"{label}: a ControlNet for {kinds.get(text, 'another model')}; {EXPECTED}")
+        kinds = {"768": "Stable Diffusion 1.5", "1024": "Stable Diffusion 2"}
+        raise InputError(f"{label}: a ControlNet for {kinds.get(str(text), 'another model')}; {EXPECTED}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from runtime.loading.quiet import quiet
 from runtime.model.controlnet import ControlNet
 
 AdapterSource = str | Path | T2IAdapter | ControlNetModel | ControlNetUnionModel
+KINDS = (T2IAdapter, ControlNetModel, ControlNetUnionModel)
+LISTED = ", ".join(kind.__name__ for kind in KINDS)
 Controls = tuple[dict[str, T2IAdapter], dict[str, ControlNet]]
 
 
@@ -37,6 +40,11 @@ def load_controls(
     home = controlnet_home or device
     known: dict[object, ControlNet] = {}
     for name, source in sources.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(f"adapters: the name {name!r}; expected a text, such as 'canny'")
+        if not isinstance(source, (str, os.PathLike, *KINDS)):
+            kind = type(source).__name__
+            raise InputError(f"adapter {name}: a {kind}; expected a folder, a file, a hub id, or a {LISTED}")
         label, key = f"adapter {name}", id(source)
         if isinstance(source, T2IAdapter):
             with quiet():

@@ -48,11 +48,15 @@ def load_folder(
 
 
 def load_component(
-    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, allow_pickle: bool = False
+    model_class: type[nn.Module],
+    folder: Path,
+    dtype: torch.dtype,
+    allow_pickle: bool = False,
+    strict: bool = False,
 ) -> nn.Module:
     """Load one model from its folder; InputError unless its files are whole and hold every weight of it.
 
-    Weights that the model has no place for are left out with a warning.
+    Weights that the model has no place for are left out with a warning, or refused where it is strict.
     """
     read_json(folder / "config.json")
     files = find_weights(folder, dtype, allow_pickle)
@@ -76,10 +80,10 @@ def load_component(
         name, found, expected = mismatched[0]
         raise InputError(f"{folder}: {name} is {list(found)}, config.json's model expects {list(expected)}")
     if unexpected := sorted(info["unexpected_keys"]):
-        warnings.warn(
-            f"{folder}: {len(unexpected)} weights unknown to config.json's model left out, first {unexpected[0]}",
-            stacklevel=2,
-        )
+        said = f"{folder}: {len(unexpected)} weights unknown to config.json's model"
+        if strict:
+            raise InputError(f"{said}, first {unexpected[0]}; expected none")
+        warnings.warn(f"{said} left out, first {unexpected[0]}", stacklevel=2)
     return model
 
 

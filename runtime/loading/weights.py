@@ -124,12 +124,22 @@ def find_weights(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -
     float16 is wanted or nothing else is there). Raises InputError naming the file that is missing, truncated
     or a pickle.
     """
+    _, name, variant = _find(folder, dtype, allow_pickle)
+    return {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
+
+
+def weight_files(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -> list[Path]:
+    """Return the files that `find_weights` has chosen."""
+    return _find(folder, dtype, allow_pickle)[0]
+
+
+def _find(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[list[Path], str, str | None]:
     for name in WEIGHT_NAMES:
         for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
             if files := _files(folder, name, variant):
                 for file in files:
                     tensor_shapes(file, allow_pickle)
-                return {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
+                return files, name, variant
     raise InputError(
         f"{folder}: weight file missing, expected diffusion_pytorch_model.safetensors or model.safetensors"
     )

@@ -178,6 +178,8 @@ class ControlNetConfig(EncoderConfig):
         }.items():
             if key in values:
                 _expect(what, key, values[key], values[key] in known, " or ".join(known))
+        heads, width = values.get("num_trans_head", 1), values.get("num_trans_channel", 0)
+        _expect(what, "num_trans_head", heads, width % heads == 0, f"heads that divide {width} channels")
         return cls(**values | {"conditioning_embedding_out_channels": widths})
 
 
@@ -190,7 +192,7 @@ def read_options(cls: type, model: type, config: Mapping, fixed: Mapping[str, tu
     options = defaults | {key: value for key, value in config.items() if not key.startswith("_")}
     values = {}
     for key, value in options.items():
-        if key in cls.__dataclass_fields__:
+        if key in cls.__dataclass_fields__ and key in defaults:
             values[key] = value
         elif key in fixed:
             _expect(what, key, value, value in fixed[key], " or ".join(map(repr, fixed[key])))
@@ -229,7 +231,12 @@ def _per_level(values: dict, what: str) -> dict:
     _expect(what, "attention_head_dim", heads, fits, f"numbers of heads that divide {channels} channels")
     fits = not any(c % values["norm_num_groups"] for c in channels)
     _expect(what, "norm_num_groups", values["norm_num_groups"], fits, f"one that divides {channels} channels")
-    _expect(what, "norm_eps", values["norm_eps"], type(values["norm_eps"]) in (int, float), "a number")
+    eps = values["norm_eps"]
+    _expect(what, "norm_eps", eps, type(eps) in (int, float) and 0 <= eps < 1, "a number from 0 to 1")
+    for key in ("use_linear_projection", "flip_sin_to_cos"):
+        _expect(what, key, values[key], type(values[key]) is bool, "true or false")
+    shift = values["freq_shift"]
+    _expect(what, "freq_shift", shift, type(shift) in (int, float) and abs(shift) < 1e6, "a number")
     return values
 
 

@@ -48,7 +48,7 @@ class LatentRGB:
         given = read_json(path)
         try:
             found = [torch.tensor(given[key], dtype=torch.float32) for key in ("factors", "bias")]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{path}: {error}; expected factors and bias, lists of numbers") from error
         if [tuple(t.shape) for t in found] != [(channels, 3), (3,)] or not all(
             t.isfinite().all() for t in found

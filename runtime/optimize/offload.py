@@ -43,7 +43,9 @@ class Offload:
         nets: ControlNets, which take their turn with the UNet; those beside a "group" one are on the device.
         """
         self.device, self.how, self.whole_steps = device, how, whole_steps(how)
-        self._turn = threading.Lock()
+        self._turn = (
+            threading.RLock()
+        )  # a stage may ask for another one: a step's caller that decodes its latents
         self.parts = {"text": model.text_encoders, "denoise": (model.unet, *nets), "decode": (model.vae,)}
         if how == "group":
             self.parts["denoise"] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from runtime.sampling.denoiser import Denoiser
 from runtime.sampling.loop import Run
@@ -13,17 +14,28 @@ def tick(denoiser: Denoiser, runs: Sequence[Run]) -> dict[Run, Exception]:
     """Take the next step of every run, none of which is done; those of latents of one size in one call.
 
     A picture does not depend on the runs beside it, beyond rounding. Returns what went wrong with single runs, such as
-    `Cancelled` of their on_step; these have taken their step, and are not to be gone on with.
+    `Cancelled`, or an error of their on_step; these are not to be gone on with.
     """
     failed: dict[Run, Exception] = {}
     sizes: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
         sizes.setdefault(tuple(run.latents.shape[1:]), []).append(run)
     for alike in sizes.values():
-        outputs = denoiser.together([Part(run.step, run.sample(), run.index) for run in alike])
-        for run, output in zip(alike, outputs, strict=True):
-            try:
+        parts = {}
+        for run in alike:
+            with noted(failed, run):
+                parts[run] = Part(run.step, run.sample(), run.index)
+        outputs = denoiser.together(list(parts.values())) if parts else []
+        for run, output in zip(parts, outputs, strict=True):
+            with noted(failed, run):
                 run.advance(output)
-            except Exception as error:
-                failed[run] = error
     return failed
+
+
+@contextmanager
+def noted(failed: dict[Run, Exception], run: Run) -> Iterator[None]:
+    """Keep what goes wrong in the block as that run's."""
+    try:
+        yield
+    except Exception as error:
+        failed[run] = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,12 +17,11 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from runtime.control.features import Control, activity
+from runtime.control.features import Control, acting_steps
 from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
 from runtime.control.residuals import Residuals
 from runtime.control.words import Words
-from runtime.errors import Cancelled
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
 from runtime.model.attention import use_attention
@@ -93,7 +93,7 @@ class Drawing:
         self.all_held = self.held and not self.inside.any()  # the pictures are the reference's
         runs = (request.draws_reference and self.reference is None) + (not self.all_held)
         self.steps_done, self.all_steps = 0, runs * self.steps
-        self.result: Result | None = None
+        self.cancelled, self.result = threading.Event(), None
 
     def draw(self) -> Result:
         """Return the pictures. Raises InputError where a stage's result is not finite, naming the stage."""
@@ -118,8 +118,7 @@ class Drawing:
             else:
                 latents = yield from self._draw_regions(text, states, noise, start)
             images = [] if self.request.output_type == "latent" else self._make_images(latents)
-        acting = activity(self.request.regions, self.steps)
-        steps = [rows.nonzero()[:, 0].tolist() for rows in acting.T]
+        steps = acting_steps(self.request.regions, self.steps)
         self.result = Result(images, latents, self.timings, self.seed, steps, self.reference)
 
     def _draw_regions(
@@ -275,19 +274,17 @@ class Drawing:
             timesteps,
             start,
             after_step,
+            self.cancelled,
         )
         yield run
         check_finite(run.latents, "denoise", self.dtype)
         return run.latents
 
     def _note(self, latents: Tensor, denoised: Callable[[], Tensor]) -> None:
-        """Show the caller a step. Raises Cancelled where it wants no more of them."""
+        """Show the caller a step."""
         self.steps_done += 1
         where = partial(projection_of, self.model)
-        progress = Progress(self.steps_done, self.all_steps, latents, denoised, where)
-        self.on_step(progress)
-        if progress.cancelled:
-            raise Cancelled(f"cancelled after step {progress.step} of {progress.steps}")
+        self.on_step(Progress(self.steps_done, self.all_steps, latents, denoised, where, self.cancelled))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 in [0, 1], at the picture's own size."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers import SchedulerMixin
@@ -13,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from kernels import ops, reference
-from runtime.errors import InputError
+from runtime.errors import Cancelled, InputError
 from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
@@ -65,6 +67,7 @@ class Run:
         timesteps: Tensor | None = None,
         start: Tensor | None = None,
         after_step: AfterStep | None = None,
+        cancelled: threading.Event | None = None,
     ):
         """noise: (B, C, h, w) N(0, 1), with which it begins at the scheduler's first timestep.
 
@@ -73,10 +76,10 @@ class Run:
         generators: one for each image or for all, for schedulers that draw noise: an image does not depend on its
         batch. on_step: see `Note`. timesteps: the last ones of the scheduler's, all by default. start: latents
         (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep. after_step: what
-        makes of the latents after a step those that the next one takes.
+        makes of the latents after a step those that the next one takes. cancelled: once it is set, no step is run.
         """
         timesteps = scheduler.timesteps if timesteps is None else timesteps
-        self.step, self.on_step, self.after_step = step, on_step, after_step
+        self.step, self.on_step, self.after_step, self.cancelled = step, on_step, after_step, cancelled
         self.count, self.index = len(timesteps), 0
         self.guided = guided_steps(guidance, guidance_range, self.count)
         if start is None:
@@ -101,7 +104,8 @@ class Run:
         return len(self.latents) * (1 + self.guided[self.index])
 
     def sample(self) -> Tensor:
-        """Return what the model is given at the next step, (rows, C, h, w)."""
+        """Return what the model is given at the next step, (rows, C, h, w). Raises Cancelled where it was."""
+        self._check()
         sample = self.stepper.scale(self.latents, self.index)
         return torch.cat([sample, sample]) if self.guided[self.index] else sample
 
@@ -111,7 +115,12 @@ class Run:
         self.latents = latents if self.after_step is None else self.after_step(latents, self.index)
         self.index += 1
         if self.on_step is not None:
-            self.on_step(self.latents, self.stepper.denoised)
+            self.on_step(self.latents, self.stepper.denoised())
+            self._check()
+
+    def _check(self) -> None:
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise Cancelled(f"cancelled after step {self.index} of {self.count}")
 
     def finish(self) -> None:
         """Take all the steps that are left, by itself."""
@@ -148,9 +157,10 @@ class LinearStepper:
         self.previous = self.z0 if self.remembers else None
         return latents
 
-    def denoised(self) -> Tensor:
-        """Return the z0 that the last step has predicted."""
-        return self.z0
+    def denoised(self) -> Callable[[], Tensor]:
+        """Return what gives the z0 that the last step has predicted."""
+        z0 = self.z0
+        return lambda: z0
 
 
 class SchedulerStepper:
@@ -173,6 +183,7 @@ class SchedulerStepper:
         self.fresh = copy.deepcopy(scheduler) if shown else None
         self.levels: list[tuple[float, float]] | None = None
         self.last: tuple[Tensor, Tensor, int] | None = None
+        self.z0: Tensor | None = None
 
     def scale(self, latents: Tensor, i: int) -> Tensor:
         return self.scheduler.scale_model_input(latents, self.timesteps[i])
@@ -182,13 +193,18 @@ class SchedulerStepper:
             output = reference.guide(output, self.guidance, self.rescale)
         self.last = (latents, output, i) if self.fresh is not None else None
         t = self.timesteps[i]
-        return self.scheduler.step(output, t, latents, **self.options, return_dict=False)[0]
+        made = self.scheduler.step(output, t, latents, **self.options)
+        self.z0 = made.get("pred_original_sample") if self.fresh is not None else None
+        return made.prev_sample
 
-    def denoised(self) -> Tensor:
-        """Return the z0 that the last step has predicted."""
+    def denoised(self) -> Callable[[], Tensor]:
+        """Return what gives the z0 that the last step has predicted: the scheduler's own where it says, it may clip."""
+        z0 = self.z0
+        return partial(self._predicted, *self.last) if z0 is None else lambda: z0
+
+    def _predicted(self, latents: Tensor, output: Tensor, i: int) -> Tensor:
         if self.levels is None:
             self.levels = noise_levels(self.fresh, self.timesteps)
-        latents, output, i = self.last
         alpha, sigma = self.levels[i]
         return predicted_z0(latents, output, alpha, sigma, self.scheduler.config.prediction_type)
 

@@ -29,7 +29,7 @@ class Progress:
     latents: Tensor
     denoised: Callable[[], Tensor] = field(repr=False)
     projection: Callable[[], LatentRGB] = field(repr=False)
-    cancelled: bool = False
+    cancelled: threading.Event = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
         """Return a small picture of each image, RGB, of the latents' size: what the step takes the picture to be.
@@ -39,8 +39,8 @@ class Progress:
         return to_images(self.projection().pixels(self.denoised()))
 
     def cancel(self) -> None:
-        """Have the run stop before its next step: the call raises `errors.Cancelled`."""
-        self.cancelled = True
+        """Have the run stop before its next step, from any thread: the call raises `errors.Cancelled`."""
+        self.cancelled.set()
 
 
 OnStep = Callable[[Progress], object]
@@ -50,7 +50,7 @@ _fitting = threading.Lock()
 def projection_of(model: Model) -> LatentRGB:
     """Return a model's projection, fitted at the first call for a VAE that is not known.
 
-    Raises InputError where its VAE, on engines, is not known and does not encode.
+    Raises InputError where its VAE is on engines and not known.
     """
     with _fitting:
         if model.latent_rgb is None:

@@ -101,9 +101,9 @@ class Request:
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
-            if region.uncond_scale != 1 and self.guidance <= 1:
+            if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
                 raise InputError(
-                    f"{region.label}: uncond_scale {region.uncond_scale:g}: guidance {self.guidance:g} has no unguided "
+                    f"{region.label}: uncond_scale {region.uncond_scale:g}: no step has guidance, and so an unguided "
                     "half; expected guidance above 1"
                 )
             if region.prompt is not None:

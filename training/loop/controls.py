@@ -58,7 +58,7 @@ def new_control(config: TrainConfig, model: Model) -> nn.Module:
         adapter = load_adapter(name, device="cpu", dtype=torch.float32)
         check_adapter(name, {name: adapter}, unet.config.control_channels)
         return adapter
-    ours = load_controlnet(name, device="cpu", dtype=torch.float32)
+    ours = load_controlnet(name, device="cpu", dtype=torch.float32, unions=False)
     check_controlnet(name, ours, unet.config, vae_factor(model.vae))
     return _as_diffusers(ours)
 
@@ -86,8 +86,8 @@ def new_controlnet(unet: UNet) -> ControlNetModel:
         )
     options = {key: getattr(unet.config, key) for key in FROM_UNET}
     net = ControlNetModel(**options, layers_per_block=layers.pop(), addition_embed_type="text_time")
-    weights = {key: value.detach().float().cpu() for key, value in unet.state_dict().items()}
-    encoder = {key: weights[key] for key in net.state_dict() if key in weights}
+    weights = unet.state_dict()
+    encoder = {key: weights[key].float().cpu() for key in net.state_dict() if key in weights}
     missing, _ = net.load_state_dict(encoder, strict=False)
     if stray := [key for key in missing if not key.startswith("controlnet_")]:
         raise InputError(f"model: its UNet has no {stray[0]}; expected SDXL's")

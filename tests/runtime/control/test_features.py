@@ -205,6 +205,12 @@ def test_an_end_of_keyframes_is_what_is_left_of_the_strength():
     assert activity([fading], 8)[:, 0].tolist() == [0, 0, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
+def test_an_end_that_leaves_nothing_is_refused():
+    for end in ("0:1,0.5:0", "0:0"):
+        with pytest.raises(InputError, match=f"region: end {end} leaves nothing from start 0.9 on; expected"):
+            Region(torch.rand(1, 1, *SIZE), start=0.9, end=end)
+
+
 def test_halves_have_their_own_strength():
     regions = regions_of(
         Region(torch.rand(1, 1, *SIZE), half_mask(), uncond_scale=0.25, end=0.5),

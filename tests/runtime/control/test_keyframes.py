@@ -52,6 +52,9 @@ def test_it_is_written_as_it_is_given():
         ("0:1:2", "scale '0:1:2'; expected a number, or keyframes"),
         ("0:often", "scale '0:often'; expected a number, or keyframes"),
         ("0:nan", "scale '0:nan'; expected a number, or keyframes"),
+        (["01", "12"], r"scale \['01', '12'\]; expected a number, or keyframes"),
+        (1e7, "scale 10000000.0; expected a number between -1e.06 and 1e.06"),
+        ("0:1e300", "scale '0:1e300'; expected a number, or keyframes"),
         ([1, 2], r"scale \[1, 2\]; expected a number, or keyframes"),
         (
             "0:1,1.5:0",

@@ -218,12 +218,13 @@ def first_prediction(regions, images):
     return found[0]
 
 
-def test_no_unguided_half_is_no_share_of_it():
+@pytest.mark.parametrize("options", [{"guidance": 1}, {"guidance_range": (0, 0)}])
+def test_no_unguided_half_is_no_share_of_it(options):
     region = Region(picture(), left_half(), "edges", uncond_scale=0.5)
     with pytest.raises(
-        InputError, match="region 1: uncond_scale 0.5: guidance 1 has no unguided half; expected"
+        InputError, match="region 1: uncond_scale 0.5: no step has guidance, and so an unguided half"
     ):
-        draw([region], guidance=1)
+        draw([region], **options)
 
 
 def test_a_compiled_unet_takes_the_share_of_controlnets_alone():
@@ -242,6 +243,9 @@ def test_keyframes_of_a_controlnet():
     ended = Region(picture(), left_half(), "edges", end=0.6)
     faded = Region(picture(), left_half(), "edges", scale="0:1,0.4:1,0.6:0")
     assert torch.equal(draw([faded]), draw([ended]))
+    for region in (faded, ended):
+        result = pipe()(PROMPT, [region], output_type="latent", **CALL)
+        assert result.region_steps == [[0, 1, 2]]
     assert not torch.equal(draw([Region(picture(), left_half(), "edges", scale="0:1,0.8:0")]), draw([ended]))
 
 
@@ -264,7 +268,7 @@ def test_compiled_is_the_same(words):
     assert torch.equal(compiled(PROMPT, output_type="latent", **CALL).latents, found) is False
 
 
-@pytest.mark.filterwarnings("ignore:region 1 condition. 80 x 64 stretched")
+@pytest.mark.filterwarnings("error:edges condition")
 def test_what_warms_up_compiles_the_graph_with_residuals_too():
     compiled = LocalControlPipeline.from_diffusers(base(), {"edges": make_controlnet(base().unet)})
     compiled.compile(compiler="eager")

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionXLControlNetPipeline
 from safetensors.torch import load_file, save_file
 
 from runtime import LocalControlPipeline
@@ -21,6 +21,8 @@ from tests.support.saved_model import edit_json, edit_tensors
 from tests.support.single_file_layout import controlnet_tensors
 from tests.support.tiny import make_adapter, make_controlnet, make_pipeline, make_union
 
+K = "control_model"
+TO_K = f"{K}.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 ON_CPU = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -183,6 +185,18 @@ def test_a_pickle_is_asked_for(folder):
         ({"global_pool_conditions": True}, "global_pool_conditions = True is not supported, expected False"),
         ({"cross_attention_dim": 48}, "config.json's model expects"),
         ({"layers_per_block": 2}, "weights of config.json's model missing"),
+        (
+            {"layers_per_block": 1, "mid_block_type": "UNetMidBlock2D"},
+            "weights unknown to config.json's model, first mid",
+        ),
+        ({"num_control_type": 8}, "num_control_type = 8 is not supported, expected no such option"),
+        ({"_class_name": ["ControlNetModel"]}, "a ['ControlNetModel']; expected a ControlNet for SDXL"),
+        ({"addition_embed_type": None, "cross_attention_dim": [768, 768]}, "a ControlNet for another model"),
+        ({"freq_shift": "a"}, "freq_shift = 'a' is not supported, expected a number"),
+        ({"flip_sin_to_cos": "x"}, "flip_sin_to_cos = 'x' is not supported, expected true or false"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan is not supported, expected a number from 0 to 1"),
+        ({"attention_head_dim": [2, 5, 4]}, "expected numbers of heads that divide (32, 64, 64) channels"),
+        ({"transformer_layers_per_block": [1, 1, 2**31]}, "expected 3 whole numbers from 0 to 100"),
     ],
 )
 def test_a_folder_of_another_kind(folder, values, expected):
@@ -190,6 +204,46 @@ def test_a_folder_of_another_kind(folder, values, expected):
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_a_union_whose_config_calls_it_a_controlnet(tmp_path):
+    make_union(unet(), controls=8).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", _class_name="ControlNetModel")
+    net = load(tmp_path, "canny")
+    assert isinstance(net, ControlNetUnion) and net.control == 3
+    edit_json(tmp_path / "config.json", num_trans_head=7)
+    with pytest.raises(
+        InputError, match="num_trans_head = 7 is not supported, expected heads that divide 32"
+    ):
+        load(tmp_path, "canny")
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (
+            {"x": MultiControlNetModel([])},
+            "adapter x: a MultiControlNetModel; expected a folder, a file, a hub id",
+        ),
+        ({"x": ["a", "b"]}, "adapter x: a list; expected a folder"),
+        ({1: "a"}, "adapters: the name 1; expected a text"),
+        ({"x": "a" * 5000}, "adapter x .*: File name too long; expected a folder, a file or a hub id"),
+        ({"mine": make_union(make_pipeline().unet)}, "^adapter mine: a ControlNet-Union, of which"),
+    ],
+)
+def test_what_is_no_adapter_is_refused_by_its_name(sources, expected):
+    with pytest.raises(InputError, match=expected):
+        load_controls(sources, *ON_CPU.values())
+
+
+def test_a_pipeline_of_several_controlnets_wants_names():
+    parts = make_pipeline().components
+    nets = [make_controlnet(unet()), make_controlnet(unet(), seed=1)]
+    pipe = StableDiffusionXLControlNetPipeline(**parts, controlnet=nets, add_watermarker=False)
+    with pytest.raises(InputError, match="a MultiControlNetModel; name each: adapters="):
+        LocalControlPipeline.from_diffusers(pipe)
+    named = LocalControlPipeline.from_diffusers(pipe, {"a": nets[0], "b": nets[1]})
+    assert list(named.controlnets) == ["a", "b"]
 
 
 def drop(*names):
@@ -203,6 +257,9 @@ def drop(*names):
     [
         (drop("label_emb"), "a ControlNet for another model; expected a ControlNet for SDXL"),
         (drop("zero_convs.3"), "not a whole ControlNet: controlnet_down_blocks.3.bias is missing"),
+        (lambda t: t.update({K + ".input_blocks.1.0.op.weight": torch.ones(1)}), "is not supported, ex"),
+        (lambda t: t.update({K + ".input_blocks.0.0.op.weight": torch.ones(1)}), "not a whole ControlNet: integer"),
+        (lambda t: t.update({TO_K: torch.ones(())}), "not a whole ControlNet"),
         (drop("middle_block_out"), "not a whole ControlNet: controlnet_mid_block.bias is missing"),
         (drop("input_hint_block"), "no ControlNet, its first tensor is"),
         (drop(".op."), "no input_blocks.N.0.op.weight in it"),
@@ -247,6 +304,11 @@ def test_what_a_file_does_not_say_must_be_the_unets(weights):
     check_controlnet("depth", net, config, 8)
     other = UNetConfig(**theirs | {"attention_head_dim": (2, 2, 2)}, out_channels=4, up_block_types=())
     with pytest.raises(InputError, match="'depth': a ControlNet with attention_head_dim .*, the UNet has"):
+        check_controlnet("depth", net, other, 8)
+    other = UNetConfig(**theirs | {"addition_time_embed_dim": 128}, out_channels=4, up_block_types=())
+    with pytest.raises(
+        InputError, match="'depth': a ControlNet with addition_time_embed_dim 256, the UNet has 128"
+    ):
         check_controlnet("depth", net, other, 8)
     with pytest.raises(InputError, match="'depth': a ControlNet reads latents of 8 pixels, the VAE's have 4"):
         check_controlnet("depth", net, config, 4)

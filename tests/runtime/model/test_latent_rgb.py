@@ -67,6 +67,7 @@ def test_it_is_read_as_it_was_written(tmp_path):
         {"bias": [1, 2]},
         {"bias": [1, 2, "three"]},
         {"bias": None},
+        {"bias": [1, 2, 10**400]},
         {"factors": [[1, 2, 3]] * 3 + [[1, 2]]},
         {"bias": [1, 2, float("nan")]},
     ],

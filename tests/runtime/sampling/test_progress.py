@@ -1,16 +1,20 @@
 """runtime.sampling.progress: what `on_step` is shown, previews of every kind of scheduler, and stopping."""
 
+import threading
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from runtime import Cancelled, InputError, LocalControlPipeline, Progress, Region
+from runtime.loading.load import load_model
 from runtime.model.latent_rgb import FILE, SDXL, fit
+from runtime.optimize.offload import Offload
 from runtime.sampling.progress import projection_of
-from runtime.sampling.schedulers import SCHEDULERS, make_scheduler, noise_levels, set_timesteps
+from runtime.sampling.schedulers import SCHEDULERS, make_scheduler, set_timesteps
 from tests.support import engines
 from tests.support.tiny import make_adapter, make_pipeline
 
@@ -58,13 +62,13 @@ def test_the_denoised_latents_are_those_the_output_says(prediction, scheduler):
     watched = LocalControlPipeline.from_diffusers(tiny)
     z0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     made = make_scheduler(scheduler, tiny.scheduler)
-    levels = noise_levels(made, set_timesteps(made, 5, torch.device("cpu")))
+    set_timesteps(made, 5, torch.device("cpu"))
+    sigmas = made.sigmas.tolist()  # over alpha
 
     def prepare(timesteps, *_):
         def step(sample, index):
-            alpha, sigma = levels[index]
-            spread = (alpha**2 + sigma**2) ** 0.5
-            alpha, sigma = alpha / spread, sigma / spread  # of the sample, which the scheduler has scaled
+            spread = (1 + sigmas[index] ** 2) ** 0.5
+            alpha, sigma = 1 / spread, sigmas[index] / spread  # of the sample, which the scheduler has scaled
             eps = (sample - alpha * z0) / sigma
             return {"epsilon": eps, "sample": z0.expand_as(sample)}.get(prediction, alpha * eps - sigma * z0)
 
@@ -89,6 +93,58 @@ def test_cancelled_it_runs_no_further_step(outside):
         pipe()(PROMPT, steps=5, seed=0, on_step=on_step, outside=outside)
     assert steps == [1, 2]
     assert len(pipe()(PROMPT, steps=1, seed=0).images) == 1
+
+
+def test_a_kept_one_is_of_its_own_step():
+    kept, shown = [], []
+
+    def on_step(at):
+        kept.append(at)
+        shown.append(np.asarray(at.preview()[0]))
+
+    for scheduler in ("euler", "heun"):
+        pipe()(PROMPT, steps=4, seed=0, scheduler=scheduler, on_step=on_step)
+    assert all(
+        np.array_equal(np.asarray(at.preview()[0]), then) for at, then in zip(kept, shown, strict=True)
+    )
+
+
+def test_it_may_be_cancelled_later_and_from_elsewhere():
+    kept = []
+
+    def on_step(at):
+        kept.append(at)
+        if at.step == 3:
+            thread = threading.Thread(target=kept[0].cancel)
+            thread.start()
+            thread.join()
+
+    with pytest.raises(Cancelled, match="cancelled after step 3 of 5"):
+        pipe()(PROMPT, steps=5, seed=0, on_step=on_step)
+    assert len(kept) == 3
+
+
+def test_a_schedulers_own_z0_is_shown():
+    """DDIM by its class clips what it predicts, unless it is told not to."""
+    shown = []
+    scheduler = DDIMScheduler.from_config(pipe().model.scheduler.config, clip_sample=True)
+    call = {"steps": 6, "seed": 0, "scheduler": scheduler, "output_type": "latent"}
+    pipe()(PROMPT, on_step=lambda at: shown.append(at.denoised()), **call)
+    assert len(shown) == 6 and all(z0.abs().max() <= 1 for z0 in shown)
+
+
+def test_its_latents_can_be_decoded_where_parts_wait():
+    model = load_model("embedded")
+    waiting = LocalControlPipeline(model, {}, offload=Offload(model, torch.device("cpu"), "model"))
+    shown = []
+    waiting(PROMPT, steps=2, seed=0, on_step=lambda at: shown.append(waiting.decode(at.latents)))
+    assert [tuple(pixels.shape) for pixels in shown] == [(1, 3, 128, 128)] * 2
+
+
+@pytest.mark.parametrize("on_step", [5, "x"])
+def test_what_cannot_be_called_is_refused(on_step):
+    with pytest.raises(InputError, match="on_step: a (int|str); expected a function"):
+        pipe()(PROMPT, steps=2, on_step=on_step)
 
 
 def test_what_it_raises_comes_out():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from runtime import LocalControlPipeline, Region
 from runtime.control.masks import mask_pyramid
 from runtime.loading.load import EMBEDDED, load_model
-from tests.support.tiny import make_adapter
+from tests.support.tiny import make_adapter, make_pipeline, make_union
 from tests.support.tolerances import RELATIVE_RMS, relative_rms
 from tests.support.training_runs import make_scenes, train
 from training.config import METHODS, with_preset
@@ -151,7 +151,9 @@ def test_the_sheet_while_it_trains(scenes, tmp_path):
 
 def test_one_kind_where_the_other_is_expected(finished, scenes, tmp_path, capsys):
     make_adapter().save_pretrained(tmp_path / "adapter")
+    make_union(make_pipeline().unet).save_pretrained(tmp_path / "union")
     for control, other, said in (
+        ("controlnet", tmp_path / "union", "a ControlNet-Union; expected a ControlNet of one control"),
         ("controlnet", tmp_path / "adapter", "a T2I-Adapter; expected a ControlNet for SDXL"),
         ("features", finished, "_class_name is ControlNetModel, expected T2IAdapter"),
     ):
