@@ -133,7 +133,9 @@ def tensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str], rn
             tensors[
                 name.rpartition(".")[0]
                 + rng.choice((".alpha", ".dora_scale", ".diff", ".hada_w1_a", ".lokr_w1"))
-            ] = torch.randn(rng.choice(((), (1,), (2, 2))))
+            ] = torch.randn(
+                rng.choice(((), (1,), (2, 2))), generator=torch.Generator().manual_seed(rng.randrange(2**31))
+            )
         else:
             tensors[name] = value.reshape(-1)
     data = save({k: v.contiguous().clone() for k, v in tensors.items()}, metadata)

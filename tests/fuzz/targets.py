@@ -153,12 +153,14 @@ def adapters(rng: random.Random, folder: Path) -> Call:
 @cache
 def controlnets() -> list[tuple[dict, dict[str, torch.Tensor]]]:
     """Configs and tensors: of a ControlNet, a union, and a ControlNet in the original layout, which has no config."""
-    unet = saved_model.pipeline().unet
-    found = []
-    for net in (make_controlnet(unet), make_union(unet)):
-        config = {**net.config, "_class_name": type(net).__name__}
-        found.append((json.loads(json.dumps(config)), net.state_dict()))
-    return [*found, ({}, controlnet_tensors(make_controlnet(unet)))]
+    with torch.random.fork_rng(devices=[]):  # an input does not depend on whether these were there before
+        unet = saved_model.pipeline().unet
+        plain, union = make_controlnet(unet), make_union(unet)
+    configs = (
+        json.loads(json.dumps({**net.config, "_class_name": type(net).__name__})) for net in (plain, union)
+    )
+    found = zip(configs, (plain.state_dict(), union.state_dict()), strict=True)
+    return [*found, ({}, controlnet_tensors(plain))]
 
 
 @target(1.5)

@@ -18,12 +18,19 @@ COMMANDS = {
 }
 
 
+def heed_interrupts():
+    """In a child: a shell has the programs that it runs in the background ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("module", COMMANDS)
 def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
     wait = random.Random(module).uniform(0.3, 0.9)
     call = [sys.executable, "-m", module, *COMMANDS[module]]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with subprocess.Popen(
+        call, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_interrupts
+    ) as run:
         time.sleep(wait)
         run.send_signal(signal.SIGINT)
         said = run.stderr.read()
@@ -43,7 +50,9 @@ try:
 except KeyboardInterrupt as error:
     raise {made} from error
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=heed_interrupts
+    )
     assert (run.stderr, run.returncode) == ("interrupted\n", 130)
 
 
