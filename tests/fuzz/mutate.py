@@ -77,7 +77,9 @@ def changed(value: Any, rng: random.Random) -> Any:
         elif kind == 1:
             holder[key] = [holder[key]]
         elif kind == 2 and isinstance(holder, dict):
-            holder[rng.choice(("x", "", "__class__", "_class_name", "\udc80"))] = copy.deepcopy(rng.choice(VALUES))
+            holder[rng.choice(("x", "", "__class__", "_class_name", "\udc80"))] = copy.deepcopy(
+                rng.choice(VALUES)
+            )
         elif kind == 3:
             other, name = rng.choice(places)
             holder[key] = copy.deepcopy(other[name]) if name in other or isinstance(other, list) else None
