@@ -35,7 +35,7 @@ UNION = (
     ("tile",),
     ("repaint", "inpaint"),
 )
-NO_UNION = "-"  # in place of a name where no union is wanted
+NO_UNION = "\0"  # in place of a name, which it cannot be, where no union is wanted
 # Of SDXL, where a single file does not say; the UNet must have the same
 HEAD_CHANNELS, SDXL = 64, {"addition_time_embed_dim": 256, "norm_num_groups": 32, "norm_eps": 1e-5}
 ASSUMED = (*SDXL, "attention_head_dim", "flip_sin_to_cos", "freq_shift")
@@ -98,7 +98,7 @@ def as_control(net: ControlNet, name: str, label: str) -> ControlNet:
 
 def control_of(name: str | None, count: int, label: str) -> int:
     """Return which of a union's `count` controls a name is; InputError where it is none."""
-    if name is NO_UNION:
+    if name == NO_UNION:
         raise InputError(f"{label}: a ControlNet-Union; expected a ControlNet of one control")
     stem = re.match(r"[a-z_]*", (name or "").lower())[0].rstrip("_")
     for number, names in enumerate(UNION[:count]):
