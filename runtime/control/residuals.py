@@ -30,12 +30,15 @@ class Run:
         self.net, self.condition, self.shown = net, condition, shown
         self.regions: list[Region] = []
         self.masks: list[Tensor | None] = []
+        self._sized: dict[tuple[int, int], list[Tensor | None]] = {}  # masks, by size
 
     def gate(self, scales: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         """Return sum_r s_r * m_r at one size, (1, 1, h, w); scales: (R,)."""
+        if size not in self._sized:
+            self._sized[size] = [None if m is None else mask_pyramid(m, [size], mode)[0] for m in self.masks]
         gate = torch.zeros(1, 1, *size)
-        for scale, mask in zip(scales.tolist(), self.masks, strict=True):
-            gate += scale if mask is None else scale * mask_pyramid(mask, [size], mode)[0].cpu()
+        for scale, mask in zip(scales.tolist(), self._sized[size], strict=True):
+            gate += scale if mask is None else scale * mask
         return gate
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import T2IAdapter
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
 from runtime.control.adapters import TYPE
 from runtime.control.levels import COUNT, STRIDES
@@ -52,7 +52,9 @@ def load_adapter(
     if path.is_dir():
         declared = _read_config(path, label)
         path = _weights_in(path)
-    shapes = _diffusers_names(tensor_shapes(path, allow_pickle))
+    given = tensor_shapes(path, allow_pickle)
+    names = _diffusers_names({name: name for name in given})
+    shapes = {new: given[old] for new, old in names.items()}
     config = _config_of(shapes, label)
     for key in config.keys() & declared.keys():
         if declared[key] != config[key]:
@@ -61,11 +63,7 @@ def load_adapter(
             )
     with torch.device("meta"):
         adapter = T2IAdapter(**config)
-    _check_shapes(adapter, shapes, label)
-    weights = _diffusers_names(read_weights(path))
-    if other := [key for key in shapes if not weights[key].is_floating_point()]:
-        raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
-    adapter.load_state_dict({key: weights[key] for key in shapes}, assign=True)
+    fill(adapter, path, names, shapes, label, TYPE)
     check_finite_weights({"adapter": adapter}, label)
     with quiet():
         return adapter.to(device, dtype).eval()
@@ -116,20 +114,31 @@ def _weights_in(folder: Path) -> Path:
     return next((file for file in files if file.exists()), files[0])
 
 
-def _check_shapes(adapter: T2IAdapter, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
-    expected = {key: tuple(value.shape) for key, value in adapter.state_dict().items()}
+def fill(
+    model: nn.Module,
+    path: Path,
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    label: str,
+    what: str,
+) -> None:
+    """Give a model without values those of a file. names, shapes: of the file's tensors, by the model's names.
+
+    Raises InputError, saying that it is not a whole `what`, unless the file has the model's tensors and no others.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for key in sorted(expected.keys() | shapes.keys()):
         if shapes.get(key) != expected.get(key):
             found, wanted = shapes.get(key, "missing"), expected.get(key, "no such tensor")
-            raise InputError(f"{label}: not a whole {TYPE}: {key} is {found}, expected {wanted}")
+            raise InputError(f"{label}: not a whole {what}: {key} is {found}, expected {wanted}")
+    weights = load_file(path) if content(path) == "safetensors" else load_pickle(path)
+    weights = {key: weights[names[key]] for key in shapes}
+    if other := [key for key, value in weights.items() if not value.is_floating_point()]:
+        raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
+    model.load_state_dict(weights, assign=True)
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a file that `tensor_shapes` has read."""
-    return load_file(path) if content(path) == "safetensors" else load_pickle(path)
-
-
-def _diffusers_names(tensors: Mapping) -> dict:
+def _diffusers_names(tensors: Mapping[str, str]) -> dict[str, str]:
     """Return the tensors under diffusers' names; those of the original files number all residual blocks in one row."""
     flat = {int(m[1]) for key in tensors if (m := re.match(r"body\.(\d+)\.block1\.weight", key))}
     per_level = max(len(flat) // COUNT, 1)

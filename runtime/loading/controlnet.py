@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from runtime.errors import InputError, first_line
-from runtime.loading.adapter import find_adapter, read_weights
+from runtime.loading.adapter import fill, find_adapter
 from runtime.loading.folder import load_component
 from runtime.loading.quiet import quiet
 from runtime.loading.weights import LOAD_ERRORS, check_finite_weights, tensor_shapes, weight_files
@@ -169,16 +169,7 @@ def _load_file(path: Path, label: str, allow_pickle: bool, name: str | None) -> 
             net = ControlNetUnion(known, control_of(name, known.num_control_type, label))
         else:
             net = ControlNet(known)
-    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    for key in sorted(expected.keys() | shapes.keys()):
-        if shapes.get(key) != expected.get(key):
-            found, wanted = shapes.get(key, "missing"), expected.get(key, "no such tensor")
-            raise InputError(f"{label}: not a whole ControlNet: {key} is {found}, expected {wanted}")
-    weights = read_weights(path)
-    weights = {new: weights[old] for new, old in names.items()}
-    if other := [key for key, value in weights.items() if not value.is_floating_point()]:
-        raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
-    net.load_state_dict(weights, assign=True)
+    fill(net, path, names, shapes, label, "ControlNet")
     net.assumed = ASSUMED
     return net.requires_grad_(False).to(memory_format=torch.channels_last)
 

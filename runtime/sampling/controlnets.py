@@ -29,6 +29,7 @@ class ControlNets:
         """text: with words beside the prompt where there are `words`; the others: see `Denoiser.prepare`."""
         self.residuals, self.words = residuals, words
         self.time, self.text = [], []
+        self.levels = [run.net.text_levels() for run in residuals.runs]
         for net in (run.net for run in residuals.runs):
             time = net.embed_time(timesteps, pooled, time_ids)
             self.time.append([repeat_rows(t, repeat, dim=1) for t in time])
@@ -44,7 +45,7 @@ class ControlNets:
         for number in self.residuals.acting(step):
             run = self.residuals.runs[number]
             text = [(k[-rows:], v[-rows:]) for k, v in self.text[number]]
-            text = of_words(text, self.words, step, sample, run.net.text_levels())
+            text = of_words(text, self.words, step, sample, self.levels[number])
             forward = run.net.forward_shallow if shallow else run.net
             time = [t[step, -rows:] for t in self.time[number]]
             found[number] = forward(sample, time, text, run.condition)

@@ -55,13 +55,14 @@ class TorchStep:
             nets,
             cache,
         )
-        self.levels, self.dtype = unet.text_levels(), unet.conv_in.weight.dtype
+        self.levels, weight = unet.text_levels(), unet.conv_in.weight
+        self.dtype, self.one = weight.dtype, torch.ones(1, device=time[0].device)
 
     def __call__(self, sample: Tensor, index: int) -> Tensor:
         """See `Step`."""
         sample, rows = sample.to(self.dtype), len(sample)
         gated = [] if self.control is None else self.control.gated(index, rows)
-        levels = [Injection([level], None, ones(sample)) for level in gated] or None
+        levels = [Injection([level], None, self.one) for level in gated] or None
         return self.cache(
             index, sample, self.times(index, rows), self.texts(sample, index), levels, self.nets
         ).float()
@@ -74,10 +75,6 @@ class TorchStep:
         """Return each cross-attention's keys and values at a step."""
         own = [(k[-len(sample) :], v[-len(sample) :]) for k, v in self.text]
         return of_words(own, self.words, index, sample, self.levels)
-
-
-def ones(like: Tensor) -> Tensor:
-    return torch.ones(1, device=like.device)
 
 
 def together(unet: UNet, parts: Sequence[Part]) -> list[Tensor]:
@@ -155,7 +152,7 @@ def _control(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | No
     if first is None:
         return None
     found = [[f.new_zeros(1, *f.shape[1:]) for f in first] if levels is None else levels for levels in gated]
-    return [_injection(_rows(level, rows)) for level in zip(*found, strict=True)]
+    return [Injection([_rows(level, rows)], None, parts[0].step.one) for level in zip(*found, strict=True)]
 
 
 def _residuals(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | None:
@@ -175,7 +172,7 @@ def _residuals(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | 
         for places, n in zip(given, rows, strict=True):
             zeros = injection.features[0].new_zeros(n, *shape).contiguous(memory_format=torch.channels_last)
             sums.append(zeros if places is None else inject(zeros, *places[place], inplace=True))
-        found.append(_injection(torch.cat(sums)))
+        found.append(Injection([torch.cat(sums)], None, parts[0].step.one))
     return found
 
 
@@ -183,7 +180,3 @@ def _rows(features: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """Return a map for every row, of maps (1 | rows, C, h, w) for each part."""
     whole = torch.cat([f.expand(n, -1, -1, -1) for f, n in zip(features, rows, strict=True)])
     return whole.contiguous(memory_format=torch.channels_last)
-
-
-def _injection(feature: Tensor) -> Injection:
-    return Injection([feature], None, ones(feature))
