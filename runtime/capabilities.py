@@ -20,8 +20,7 @@ class Capabilities:
     size is not asked for; None where it is not known yet. profile: the sizes that the UNet was built for, None for any.
     whole_steps: what computes every step whole, so that nothing can be kept from step to step; None for nothing.
     fixed_text: whether the text encoders give the states of one layer only. encodes: whether a run can start from a
-    picture. words: of how many regions the words can take the prompt's place, None for any number. halves: whether
-    guidance's unguided half can have another control of T2I-Adapters. controlnets: the adapters that are ControlNets.
+    picture. words: of how many regions the words can take the prompt's place, None for any number.
     """
 
     adapters: Collection[str] | None = None
@@ -31,19 +30,12 @@ class Capabilities:
     fixed_text: bool = False
     encodes: bool = True
     words: int | None = None
-    halves: bool = True
-    controlnets: Collection[str] = ()
 
     def check(self, request: Request) -> None:
         """Raise InputError, naming the field, where the request asks for what cannot be drawn here."""
         for region in request.regions:
             if self.adapters is not None and region.condition is not None:
                 check_name(region.adapter, self.adapters, f"{region.label}: adapter")
-            if not self.halves and region.uncond_scale != 1 and region.adapter not in self.controlnets:
-                raise InputError(
-                    f"{region.label}: uncond_scale {region.uncond_scale:g}: a compiled UNet takes the same control in "
-                    "both halves; expected 1"
-                )
         if request.cache_interval > 1 and self.whole_steps is not None:
             raise InputError(
                 f"cache_interval {request.cache_interval}: {self.whole_steps} computes every step whole; expected 1"
@@ -92,6 +84,4 @@ def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilit
     adapters = [*adapter_names(manifest), *adapters]
     fixed_text = "text_encoder" in manifest.engines
     encodes = "vae_decoder" not in manifest.engines or "vae_encoder" in manifest.engines
-    return Capabilities(
-        adapters, side, manifest.profile, "a compiled UNet", fixed_text, encodes, words, halves=False
-    )
+    return Capabilities(adapters, side, manifest.profile, "a compiled UNet", fixed_text, encodes, words)

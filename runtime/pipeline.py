@@ -331,8 +331,6 @@ class LocalControlPipeline:
             self.denoiser.profile,
             whole_steps,
             words=self.denoiser.most_words,
-            halves=self.denoiser.halves,
-            controlnets=self.controlnets.keys(),
         )
 
     @property

@@ -115,8 +115,6 @@ def capabilities(options: argparse.Namespace) -> Capabilities:
     return Capabilities(
         {*own, *named},
         whole_steps=compiled or whole_steps(options.offload),
-        halves=compiled is None,
-        controlnets=named,  # some may be none: what is loaded says so
     )
 
 

@@ -24,7 +24,8 @@ from runtime.engines.ports import Port, Profile
 from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 
-BINDINGS = 4  # sizes of an engine that are kept: two of pictures, each with and without guidance
+# Sizes of an engine that are kept: of two of pictures with and without guidance, or of one of many numbers of rows
+BINDINGS = 8
 
 
 @dataclass(eq=False)
@@ -46,10 +47,22 @@ class Engine(ABC):
     A call is safe from several threads. Who uses a binding itself holds `lock` from filling it to reading its outputs.
     """
 
+    by_size = False  # whether each size is compiled or captured for itself
+
     def __init__(self, spec: EngineSpec, profile: Profile, device: torch.device):
         self.spec, self.profile, self.device = spec, profile, device
         self.lock = threading.RLock()
         self._bindings: OrderedDict[tuple, Binding] = OrderedDict()
+
+    def rows_for(self, rows: int) -> int:
+        """Return how many rows are best run for so many of several requests, which come and go.
+
+        As many; but 2^k or 3 * 2^k of an engine that compiles or captures each size for itself, so that few are.
+        """
+        if not self.by_size:
+            return rows
+        double = 1 << (rows - 1).bit_length()
+        return min(double if rows > 3 * double // 4 else 3 * double // 4, self.profile.range("rows")[2])
 
     def bind(self, **sizes: int) -> Binding:
         """Return the tensors for a call of these sizes (rows, items, height, width: those its inputs depend on).

@@ -17,7 +17,7 @@ from runtime.errors import InputError, first_line
 from runtime.machine.files import expand, read_json, sha256, write_json
 
 NAME = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 MODEL_FILES = (
     "model"  # the subfolder with tokenizers, scheduler, the VAE's config and what runs in torch of the UNet
 )
@@ -97,9 +97,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     data = read_json(path)
     if data.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format {data.get('format')!r}, this version reads {FORMAT}; rebuild the engines"
-        )
+        command = data.get("command")
+        remedy = f"rebuild it: {command}" if isinstance(command, str) else "rebuild the engines"
+        raise InputError(f"{path}: format {data.get('format')!r}, this version reads {FORMAT}; {remedy}")
     try:
         given = {field.name: data[field.name] for field in fields(Manifest)}
         for name, kind in KINDS.items():

@@ -32,6 +32,7 @@ class OpenVinoEngine(Engine):
         """small: whether each size may hold a compiled copy of the weights."""
         super().__init__(spec, manifest.profile, torch.device("cpu"))
         self.core, self.model, self.small = core, model, small
+        self.by_size = small
         self._any_size: ov.CompiledModel | None = None
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Callable[[], None]:

@@ -101,7 +101,7 @@ class TorchEngine(Engine):
         spec = EngineSpec((), inputs, outputs, weight.dtype, weights="", onnx=None, layers={})
         profile = AnySize((1, 1, IMAGES), (16, 16, SIDE), (16, 16, SIDE))
         super().__init__(spec, profile, weight.device)
-        self.cuda_graph = cuda_graph
+        self.cuda_graph = self.by_size = cuda_graph
         self._pool = torch.cuda.graph_pool_handle() if cuda_graph else None
         self._graph, self._compiler = graph, compiler
         self._compiled: dict[

@@ -78,16 +78,16 @@ def unet_ports(
         Port(TIME, dtype, (rows, sum(graph.widths))),
         *(Port(numbered(kind, i), dtype, shape) for i, shape in enumerate(text) for kind in (KEY, VALUE)),
         *(Port(numbered(SHARES, i), dtype, (rows, texts, *pixel_axes(factor * 2**i))) for i in levels),
-        *level_ports(config.control_channels, dtype),
+        *level_ports(config.control_channels, dtype, rows),
         *(residual_ports(config, dtype, factor) if graph.residuals else ()),
     )
     return inputs, (Port(PREDICTION, torch.float32, (rows, config.out_channels, *latents)),)
 
 
-def level_ports(channels: Sequence[int], dtype: torch.dtype) -> tuple[Port, ...]:
-    """Return the gated features, as an adapter gives and the UNet takes them."""
+def level_ports(channels: Sequence[int], dtype: torch.dtype, rows: int | Axis = 1) -> tuple[Port, ...]:
+    """Return the gated features, as an adapter gives them for all rows, and the UNet takes them for each."""
     sized = enumerate(zip(channels, STRIDES, strict=True))
-    return tuple(Port(numbered(LEVEL, i), dtype, (1, c, *pixel_axes(stride))) for i, (c, stride) in sized)
+    return tuple(Port(numbered(LEVEL, i), dtype, (rows, c, *pixel_axes(stride))) for i, (c, stride) in sized)
 
 
 def residual_ports(config: UNetConfig, dtype: torch.dtype, factor: int) -> Iterator[Port]:

@@ -15,7 +15,7 @@ from runtime.model.unet import UNet
 from runtime.sampling.controlnets import ControlNets
 from runtime.sampling.deep_cache import DeepCache
 from runtime.sampling.rows import repeat_rows
-from runtime.sampling.torch_step import Part, Step, TorchStep, together
+from runtime.sampling.torch_step import Joint, Step, TorchJoint, TorchStep
 
 
 class Denoiser(Protocol):
@@ -23,7 +23,7 @@ class Denoiser(Protocol):
 
     device, dtype: what it computes on and in. latent_channels: of its input. control_channels: of the control at each
     level. profile: the sizes it was built for, None for any. most_tokens: of a prompt, most_words: regions with words,
-    None for any number. whole_steps, halves: see `capabilities.Capabilities`.
+    None for any number. whole_steps: see `capabilities.Capabilities`.
     """
 
     device: torch.device
@@ -34,7 +34,6 @@ class Denoiser(Protocol):
     most_tokens: int | None
     most_words: int | None
     whole_steps: str | None
-    halves: bool
 
     def prepare(
         self,
@@ -55,10 +54,10 @@ class Denoiser(Protocol):
         use the same deep features, see `DeepCache`. words: those of regions. residuals: of their ControlNets.
         """
 
-    def together(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Run a step of each of several requests, and return their predictions.
+    def joint(self) -> Joint:
+        """Return what runs a step of each of several requests, in as few calls as fit, and returns their predictions.
 
-        Each is what its own `Step` gives, but for rounding. In one call where the denoiser can, otherwise one by one.
+        Each is what its own `Step` gives, but for rounding. What a call has in common with the last one is kept.
         """
 
 
@@ -69,7 +68,6 @@ class TorchDenoiser:
     most_tokens = None
     most_words = None
     whole_steps = None
-    halves = True
 
     def __init__(self, unet: UNet, device: torch.device | None = None):
         """device: where it computes, if its weights are not there all the time."""
@@ -109,9 +107,9 @@ class TorchDenoiser:
         cache = DeepCache(self.unet, cache_interval, segments)
         return TorchStep(self.unet, time, pairs, control, words, nets, cache)
 
-    def together(self, parts: Sequence[Part]) -> list[Tensor]:
-        """See `Denoiser.together`."""
-        return together(self.unet, parts)
+    def joint(self) -> Joint:
+        """See `Denoiser.joint`."""
+        return TorchJoint(self.unet)
 
 
 def segments_of(steps: int, *given: Control | Words | Residuals | None) -> list[int]:

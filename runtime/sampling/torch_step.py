@@ -30,6 +30,9 @@ class Part(NamedTuple):
     index: int
 
 
+Joint = Callable[[Sequence[Part]], list[Tensor]]  # see `denoiser.Denoiser.joint`
+
+
 class TorchStep:
     """What of one request is the same at every step, and a step of it.
 
@@ -77,26 +80,44 @@ class TorchStep:
         return of_words(own, self.words, index, sample, self.levels)
 
 
-def together(unet: UNet, parts: Sequence[Part]) -> list[Tensor]:
-    """Return the predictions of several requests' steps, of latents of one size, computed in one call.
+class TorchJoint:
+    """Steps of several requests of latents of one size in one call of the UNet.
 
-    Steps that may take deep features from another one are computed by themselves, and so is a part alone.
+    Steps that may take deep features from another one are computed by themselves, and so is a part alone. The texts and
+    the control of all rows are put together once for as long as the same requests share the calls.
     """
-    joint = [part for part in parts if part.step.cache.interval == 1]
-    if len(joint) < 2:
-        joint = []
-    found = dict(zip(map(id, joint), _joined(unet, joint) if joint else (), strict=True))
-    return [found[id(p)] if id(p) in found else p.step(p.sample, p.index) for p in parts]
 
+    def __init__(self, unet: UNet):
+        self.unet = unet
+        self._kept: dict[str, tuple[tuple, object]] = {}
 
-def _joined(unet: UNet, parts: Sequence[Part]) -> list[Tensor]:
-    rows = [len(part.sample) for part in parts]
-    sample = torch.cat([part.sample for part in parts]).to(unet.conv_in.weight.dtype)
-    times = [part.step.times(part.index, n) for part, n in zip(parts, rows, strict=True)]
-    time = [torch.cat(layer) for layer in zip(*times, strict=True)]
-    text = _texts(parts, sample.dtype)
-    prediction = unet(sample, time, text, _control(parts, rows), _residuals(parts, rows)).float()
-    return list(prediction.split(rows))
+    def __call__(self, parts: Sequence[Part]) -> list[Tensor]:
+        """See `Joint`."""
+        joint = [part for part in parts if part.step.cache.interval == 1]
+        if len(joint) < 2:
+            joint = []
+        found = dict(zip(map(id, joint), self._run(joint) if joint else (), strict=True))
+        return [found[id(p)] if id(p) in found else p.step(p.sample, p.index) for p in parts]
+
+    def _run(self, parts: Sequence[Part]) -> list[Tensor]:
+        rows = [len(part.sample) for part in parts]
+        sample = torch.cat([part.sample for part in parts]).to(self.unet.conv_in.weight.dtype)
+        times = [part.step.times(part.index, n) for part, n in zip(parts, rows, strict=True)]
+        time = [torch.cat(layer) for layer in zip(*times, strict=True)]
+        text = self._same("text", parts, "words", lambda: _texts(parts, sample.dtype))
+        control = self._same("control", parts, "control", lambda: _control(parts, rows))
+        prediction = self.unet(sample, time, text, control, _residuals(parts, rows)).float()
+        return list(prediction.split(rows))
+
+    def _same(self, name: str, parts: Sequence[Part], varies: str, make: Callable[[], object]):
+        """Return what `make` gives, as it was for as long as parts, rows and segments of `varies` are the same."""
+        changing = [getattr(part.step, varies) for part in parts]
+        segments = [None if c is None else c.segments[p.index] for c, p in zip(changing, parts, strict=True)]
+        key = tuple((p.step, len(p.sample), s) for p, s in zip(parts, segments, strict=True))
+        if name not in self._kept or self._kept[name][0] != key:
+            self._kept.pop(name, None)  # before what replaces it is made
+            self._kept[name] = key, make()
+        return self._kept[name][1]
 
 
 def _texts(parts: Sequence[Part], dtype: torch.dtype) -> list[KeyValue | SharedText]:
