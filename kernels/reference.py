@@ -43,7 +43,9 @@ def inject(
         terms.append(feature.to(dtype) * gate)
     out = hidden if inplace else hidden.clone()
     if terms:
-        halves = out if batch == 1 else out.unflatten(0, (-1, batch))  # (G, B, C, H, W), a view
+        halves = (
+            out if batch == len(out) or batch == 1 else out.unflatten(0, (-1, batch))
+        )  # (G, B, C, H, W), a view
         halves.add_(sum(terms[1:], terms[0]))  # summed in the wider dtype, rounded as it is stored
     return out
 

@@ -11,10 +11,6 @@ import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other 
 
 import argparse
 import contextlib
-import getpass
-import json
-import os
-import re
 import sys
 import time
 import warnings
@@ -22,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-import kernels
 from runtime.cli.command import exit_code, heartbeat, quick_imports, say
 from runtime.cli.options import adapter_sources, lora_sources, parse, region_fields
 from runtime.cli.plan import (
@@ -55,6 +50,8 @@ def generate(options: argparse.Namespace) -> None:
         request = make_request(options, fields, check_outputs(options))
         capabilities(options).check(request)
         import runtime.pipeline  # noqa: F401 -- so that its seconds count as the start's
+        from runtime.cli.describe import describe
+        from runtime.control.region import Region
 
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
@@ -64,7 +61,10 @@ def generate(options: argparse.Namespace) -> None:
             _say_stage(
                 stage, result.timings[stage], f"{request.run_steps} steps" if stage == "denoise" else ""
             )
-    settings = describe(pipe, result, fields, options)
+    named = [
+        {**given, **region_paths(Region.from_dict(given, name, folder))} for name, given, folder in fields
+    ]
+    settings = describe(pipe, result, request, named, options.image, options)
     save(pipe, result, request, settings, options, {**seconds, **result.timings})
 
 
@@ -180,6 +180,7 @@ def save(
     seconds: dict[str, float],
 ) -> None:
     """Write the pictures, the sheet and the report."""
+    from runtime.cli.describe import png_text
     from runtime.control.images import save_png
     from runtime.control.region import union
     from runtime.control.sheet import changed_outside, make_sheet
@@ -221,91 +222,6 @@ def save(
         }
         write_json(report, options.report)
         say(f"saved {options.report}")
-
-
-def png_text(settings: dict, metadata: str) -> dict[str, str]:
-    """Return what a PNG says of its making; metadata: one of --metadata's choices."""
-    if metadata == "none":
-        return {}
-    shown = settings if metadata == "full" else {k: _plain(k, v) for k, v in settings.items()}
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in shown.items()}
-
-
-def _plain(key: str, value):
-    """Return a setting without absolute paths and the user's name, which tell of a person and a machine."""
-    if key in ("prompt", "negative_prompt") or not value:
-        return value
-    if isinstance(value, dict):
-        return {name: _plain(name, own) for name, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(key, own) for own in value]
-    if not isinstance(value, str):
-        return value
-    if key == "adapters" and "=" in value:
-        name, _, path = value.partition("=")
-        return f"{name}={_plain('', path)}"
-    parts = [part for part in re.split(r"[/\\]", value) if part]
-    personal = (
-        os.path.isabs(value) or value[0] == "~" or re.match(r"[A-Za-z]:[/\\]", value) or _user() in parts
-    )
-    return parts[-1] if personal and parts else value
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's process may be nobody
-        return ""
-
-
-def describe(pipe: LocalControlPipeline, result: Result, fields, options: argparse.Namespace) -> dict:
-    """Return all that it takes to repeat the run: the command line's options, with its defaults filled in."""
-    from runtime.control.region import Region
-    from runtime.machine.arithmetic import name_of
-
-    width, height = result.images[0].size
-    if options.outside == "held" and options.image:  # its own size, which may be no multiple of 16
-        width, height = options.width, options.height
-    return {
-        "prompt": options.prompt,
-        "negative_prompt": options.negative_prompt,
-        "prompt_syntax": options.prompt_syntax,
-        "clip_skip": options.clip_skip,
-        "regions": [
-            {**given, **region_paths(Region.from_dict(given, name, folder))} for name, given, folder in fields
-        ],
-        "image": options.image,
-        "strength": options.strength,
-        "outside": options.outside,
-        "seed": result.seed,
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "guidance_range": list(options.guidance_range),
-        "guidance_rescale": options.guidance_rescale,
-        "cache_interval": options.cache_interval,
-        "preset": options.preset,
-        "scheduler": options.scheduler or type(pipe.model.scheduler).__name__,
-        "height": height,
-        "width": width,
-        "model": pipe.model.name,
-        "engine": options.engine,
-        "adapters": options.adapter,
-        "vae": options.vae,
-        "prediction_type": options.prediction_type or pipe.model.scheduler.config.prediction_type,
-        "loras": options.lora,
-        "tokenizer": options.tokenizer,
-        "config": options.config,
-        "dtype": name_of(pipe.dtype),
-        "device": str(pipe.device),
-        "backend": pipe.backend,
-        "attention": pipe.attention,
-        "compile": options.compile,
-        "cuda_graph": options.cuda_graph,
-        "quantize": options.quantize,
-        "offload": options.offload,
-        "vae_tiling": options.vae_tiling,
-        "software": f"localcontrol {kernels.__version__}",
-    }
 
 
 def _say_stage(stage: str, seconds: float, note: str = "") -> None:

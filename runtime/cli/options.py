@@ -42,8 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_picture(parser.add_argument_group("the picture"))
     _add_region(parser.add_argument_group("one region"))
     _add_regions(parser.add_argument_group("several regions"))
-    _add_model(parser.add_argument_group("the model"))
-    _add_speed(parser.add_argument_group("speed and memory"))
+    add_model(parser.add_argument_group("the model"))
+    add_speed(parser.add_argument_group("speed and memory"))
     _add_output(parser.add_argument_group("output"))
     return parser
 
@@ -120,6 +120,13 @@ def _add_sampling(group) -> None:
         help="scheduler, steps and guidance that go together; options beside it override. lightning4, lcm4 and turbo1 "
         "are for models and LoRAs that were distilled to so few steps",
     )
+    group.add_argument(
+        "--cache-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compute the UNet's deep features at every Nth step only (default 1; lossy above)",
+    )
     group.add_argument("--seed", type=int, help="of the first image, the next has seed + 1 (default: drawn)")
     group.add_argument("--images", type=int, default=1, metavar="N", help="how many (default 1)")
     group.add_argument(
@@ -180,7 +187,7 @@ def _add_regions(group) -> None:
     )
 
 
-def _add_model(group) -> None:
+def add_model(group) -> None:
     group.add_argument(
         "--model",
         metavar="MODEL",
@@ -210,7 +217,7 @@ def _add_model(group) -> None:
     )
 
 
-def _add_speed(group) -> None:
+def add_speed(group) -> None:
     group.add_argument(
         "--attention",
         metavar="NAME",
@@ -220,13 +227,6 @@ def _add_speed(group) -> None:
         "--compile", action="store_true", help="torch.compile the UNet and the VAE: minutes, the first time"
     )
     group.add_argument("--cuda-graph", action="store_true", help="capture a step as a CUDA graph")
-    group.add_argument(
-        "--cache-interval",
-        type=int,
-        default=1,
-        metavar="N",
-        help="compute the UNet's deep features at every Nth step only (default 1; lossy above)",
-    )
     group.add_argument(
         "--quantize",
         metavar="NAME",

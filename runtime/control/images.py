@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -167,14 +168,20 @@ def save_png(image: Image.Image, path, metadata: dict[str, str] | None = None) -
     Raises:
         InputError: the file cannot be written.
     """
-    info = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():  # lone surrogates, from a shell's broken UTF-8, become "?"
-        info.add_text(key, str(value).encode("utf-8", "replace").decode("utf-8"))
     try:
         with replacing(path) as partial:
-            image.save(partial, format="PNG", pnginfo=info)
+            partial.write_bytes(png_bytes(image, metadata))
     except OSError as error:
         raise InputError(f"output: cannot write {path}: {_reason(error)}") from error
+
+
+def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a PNG with `metadata` as text chunks, see `save_png`."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, value in (metadata or {}).items():  # lone surrogates, from a shell's broken UTF-8, become "?"
+        info.add_text(key, str(value).encode("utf-8", "replace").decode("utf-8"))
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def _open(path: Path, name: str) -> Image.Image:

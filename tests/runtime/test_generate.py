@@ -13,6 +13,7 @@ from PIL import Image
 
 from kernels import ops
 from runtime import LocalControlPipeline, generate
+from runtime.cli.describe import png_text
 from runtime.loading import load as loading
 from tests.support import saved_model
 from tests.support.tiny import make_adapter
@@ -121,7 +122,7 @@ def test_the_metadata_tells_of_no_person_and_no_machine_unless_asked(run, files,
     assert json.loads(plain["regions"])[0]["mask"] == "mask.png"
     assert json.loads(plain["adapters"]) == [f"canny={adapter.name}"]
     assert not any(str(files.parent) in value or "somebody" in value for value in plain.values())
-    told = generate.png_text(
+    told = png_text(
         {"adapters": ["mine=/mnt/secret/lr=1e-5/out"], "loras": ["/mnt/x/a.safetensors=0.5"]}, "plain"
     )
     assert told == {"adapters": '["mine=out"]', "loras": '["a.safetensors=0.5"]'}

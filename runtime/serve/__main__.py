@@ -1,0 +1,226 @@
+"""python -m runtime.serve [--model MODEL ...] [--port 8000]
+
+Draw for clients over HTTP: requests share the model's steps. --help lists the options.
+"""
+
+from __future__ import annotations
+
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
+import argparse
+import ipaddress
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import fields
+
+from runtime.cli.command import Parser, exit_code, heartbeat, quick_imports, say
+from runtime.cli.options import add_model, add_speed
+from runtime.errors import InputError, first_line
+from runtime.serve.limits import Limits
+
+EXAMPLES = """\
+examples:
+  python -m runtime.serve
+  curl -H 'Content-Type: application/json' -d '{"prompt": "a red star on sand"}' \\
+      http://127.0.0.1:8000/v1/generate -o star.png
+  LOCALCONTROL_API_KEYS=secret python -m runtime.serve --host 0.0.0.0 --model sdxl.safetensors
+"""
+KEYS = "LOCALCONTROL_API_KEYS"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0 after SIGTERM or Ctrl-C; 2 for bad input (one line on stderr)."""
+    options = make_parser().parse_args(arguments)
+    return exit_code(lambda: serve(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m runtime.serve",
+        usage="%(prog)s [--model MODEL] [--host ADDRESS] [--port NUMBER] [options]",
+        description="Draw for clients over HTTP; their requests share the model's steps. /docs lists the routes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_network(parser.add_argument_group("the network"))
+    add_model(parser.add_argument_group("the model"))
+    add_speed(parser.add_argument_group("speed and memory"))
+    group = parser.add_argument_group("limits")
+    for each in fields(Limits):
+        about, kind = f"{each.metadata['help']} (default {each.default:g})", type(each.default)
+        group.add_argument(
+            f"--{each.name.replace('_', '-')}", type=kind, default=each.default, metavar="N", help=about
+        )
+    return parser
+
+
+def _add_network(group) -> None:
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help=f"another than this machine needs {KEYS}"
+    )
+    group.add_argument(
+        "--port", type=int, default=8000, metavar="NUMBER", help="0: any that is free (default 8000)"
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that the server is called by",
+    )
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may use it",
+    )
+    group.add_argument(
+        "--data", metavar="FOLDER", help="of files and jobs (default: serve in LOCALCONTROL_CACHE)"
+    )
+    group.add_argument("--log-prompts", action="store_true", help="have the log say them")
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Check, load, listen until a signal."""
+    limits = Limits(**{each.name: getattr(options, each.name) for each in fields(Limits)})
+    access = access_of(options)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"serve needs the package {error.name}; install it: pip install 'localcontrol[serve]'"
+        ) from error
+    with ExitStack() as opened:
+        listener = opened.enter_context(listening(options.host, options.port))
+        folder = opened.enter_context(data_folder(options.data))
+        with quick_imports():
+            from runtime.serve.app import make_app
+            from runtime.serve.identity import model_hash
+            from runtime.serve.service import Service
+        service = Service(load(options), folder, options, limits, model_hash(options))
+        app = make_app(service, access, options.log_prompts)
+        return run(app, listener, service, limits)
+
+
+def access_of(options: argparse.Namespace):
+    """Return who may ask. Raises InputError for an address of the network without a key."""
+    from runtime.serve.guard import LOOPBACK, Access
+
+    keys = [key for key in os.environ.get(KEYS, "").replace(",", " ").split() if key]
+    if not _is_loopback(options.host) and not keys:
+        raise InputError(
+            f"--host {options.host}: others can reach it; expected keys in {KEYS}, or --host 127.0.0.1"
+        )
+    hosts = options.allow_host
+    if _is_loopback(options.host):
+        hosts = [*LOOPBACK, options.host, *hosts]
+    return Access(keys, hosts, options.allow_origin)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises InputError where the address is another's, or none."""
+    if not 0 <= port < 65536:
+        raise InputError(f"--port {port}: expected 0 to 65535")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: {error.strerror or error}; try another port"
+        ) from error
+
+
+def data_folder(given: str | None):
+    """Return a context with the folder of files and jobs, which no other process uses. Raises InputError."""
+    from contextlib import contextmanager
+
+    from runtime.fastest import cache_folder
+    from runtime.machine.files import expand
+    from runtime.machine.lock import locked
+
+    @contextmanager
+    def held():
+        folder = expand(given, "--data") if given else cache_folder() / "serve"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / ".lock", f"--data {folder}: in use"):
+                yield folder
+        except OSError as error:
+            raise InputError(f"--data {folder}: {first_line(error)}; expected a folder") from error
+
+    return held()
+
+
+def load(options: argparse.Namespace):
+    """Return the pipeline that the options ask for."""
+    from runtime.generate import load as load_pipeline
+
+    start = time.perf_counter()
+    pipe = load_pipeline(options)
+    if options.compile or options.cuda_graph:
+        pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
+        with heartbeat("compiling: minutes the first time, later from the cache on disk"):
+            pipe.warm_up()
+    say(f"model    {time.perf_counter() - start:6.2f} s")
+    return pipe
+
+
+def run(app, listener: socket.socket, service, limits: Limits) -> int:
+    """Serve until a signal: then take no more work, let what runs end, and stop."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, number, frame) -> None:
+            if service.engine.draining:  # the second signal
+                self.should_exit = self.force_exit = True
+                return
+            say("ending: what runs is finished, nothing new is taken")
+            threading.Thread(target=self._drain, daemon=True).start()
+
+        def _drain(self) -> None:
+            service.engine.drain()
+            until = time.monotonic() + limits.drain_seconds
+            while service.unfinished and time.monotonic() < until:
+                time.sleep(0.02)
+            service.engine.stop()
+            self.should_exit = True
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=2**16,
+    )
+    host, port = listener.getsockname()[:2]
+    say(f"serving  http://{f'[{host}]' if ':' in host else host}:{port}")
+    server = Server(config)
+    server.run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What routes share: bodies read and parsed off the event loop, work waited for, events as a stream."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+
+from runtime.serve.events import Event
+from runtime.serve.orders import parse
+from runtime.serve.refusals import Refusal
+from runtime.serve.service import Service
+from runtime.serve.work import DISCONNECTED, Work
+
+T = TypeVar("T")
+PARSERS = 4  # bodies whose pictures are decoded at a time
+COMPONENTS = "#/components/schemas/{model}"
+SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+def owner_of(request: Request) -> tuple[str, bool]:
+    """Return whose request it is, and whether there are several who may ask."""
+    return request.state.owner, request.state.keyed
+
+
+async def off_loop(request: Request, call: Callable[..., T], *arguments: Any) -> T:
+    """Run on a thread, of which there are few, so that the event loop goes on."""
+    context = contextvars.copy_context()
+    return await run_sync(context.run, call, *arguments, limiter=request.app.state.parsers)
+
+
+def ready(request: Request) -> Service:
+    """Return the service. Raises Refusal where it takes no work."""
+    service = service_of(request)
+    if (why := service.not_ready) is not None:
+        raise Refusal(503, f"server: {why}; send the request again", retry_after=2)
+    return service
+
+
+async def body_of(request: Request, model: type[BaseModel]) -> BaseModel:
+    """Return the request's JSON. Raises Refusal: 415 for another type, and see `orders.parse`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(415, f"Content-Type {kind[:60]!r}: expected application/json", "Content-Type")
+    raw = await request.body()
+    body = await off_loop(request, parse, model, raw)
+    said = request.state.said
+    said |= {
+        name: getattr(body, name) for name in ("prompt", "steps") if getattr(body, name, None) is not None
+    }
+    return body
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI entry of a route that reads its body itself."""
+    schema = {"$ref": COMPONENTS.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def wait_for(request: Request, service: Service, work: Work) -> None:
+    """Wait for a work's end; where its client goes, so does the work. Raises Refusal where it has no picture."""
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        stop(service, work)
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch, group.cancel_scope)
+        await work.ended()
+        group.cancel_scope.cancel()
+    if work.result is None:
+        raise work.error or Refusal(409, DISCONNECTED)
+
+
+def stop(service: Service, work: Work) -> None:
+    """Have a work end whose client has gone."""
+    if work.stop("cancelled", DISCONNECTED):
+        service.engine.wake()
+
+
+def stream(
+    service: Service,
+    work: Work,
+    show: Callable[[Event], AsyncIterator[str]],
+    after: int = 0,
+    owned: bool = True,
+) -> Response:
+    """Return a work's events as server-sent events. show: what is sent for one. owned: it ends with its client."""
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            async for event in work.events.follow(after):
+                if event is None:
+                    yield ": still here\n\n"
+                    continue
+                async for text in show(event):
+                    yield text
+        finally:
+            if owned:
+                stop(service, work)
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=SSE)
+
+
+def sse(kind: str, data: dict[str, Any], number: int | None = None) -> str:
+    """Return one server-sent event."""
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,246 @@
+"""The HTTP interface: routes, and the application they make."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import anyio
+from fastapi import FastAPI, Header, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+import kernels
+from runtime.control.images import png_bytes
+from runtime.serve import openai
+from runtime.serve.answers import (
+    COMPONENTS,
+    PARSERS,
+    body_of,
+    off_loop,
+    owner_of,
+    ready,
+    service_of,
+    sse,
+    stream,
+    takes,
+    wait_for,
+)
+from runtime.serve.events import Event
+from runtime.serve.guard import Access, Guard, refused
+from runtime.serve.orders import heard
+from runtime.serve.refusals import Refusal
+from runtime.serve.schema import Condition, Generate, GenerateNow, ImagesGenerations
+from runtime.serve.service import Service, base64_of, shown
+from runtime.serve.store import Job
+from runtime.serve.work import Work
+
+PNG = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
+PICTURE = {
+    200: {
+        "content": {"image/png": {}, "application/json": {}, "text/event-stream": {}},
+        "description": "the picture; several, or with Accept: application/json, in JSON; with stream, events",
+    }
+}
+BINARY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+JobId = Annotated[str, Path(max_length=64)]
+
+
+def make_app(service: Service, access: Access | None = None, log_prompts: bool = False) -> FastAPI:
+    """Return the application; the service starts and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.parsers = anyio.CapacityLimiter(PARSERS)
+        with heard():
+            service.start()
+            yield
+            await anyio.to_thread.run_sync(service.close)
+
+    app = FastAPI(
+        title="localcontrol",
+        version=kernels.__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        description="Text-to-image with controls that act only inside painted regions.",
+    )
+    app.state.service = service
+    for add in (add_drawing, add_jobs, add_pictures, openai.add_routes, add_health):
+        add(app)
+    app.add_middleware(
+        Guard,
+        access=access or Access(),
+        limits=service.limits,
+        metrics=service.metrics,
+        log_prompts=log_prompts,
+    )
+    app.add_exception_handler(Refusal, lambda request, error: refused(error))
+    app.add_exception_handler(HTTPException, _refused_by_framework)
+    app.add_exception_handler(RequestValidationError, _refused_by_parameters)
+    app.openapi = lambda: document(app)
+    return app
+
+
+def _refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:
+    said = {404: f"{request.url.path[:80]}: no such route", 405: f"{request.method}: not for this route"}
+    answer = refused(Refusal(error.status_code, said.get(error.status_code, str(error.detail))))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _refused_by_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    field = str(first["loc"][-1])
+    return refused(Refusal(422, f"{field}: {first['msg']}", field))
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with the bodies that routes read themselves."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        for model in (GenerateNow, Generate, Condition, ImagesGenerations):
+            schema = model.model_json_schema(ref_template=COMPONENTS)
+            schemas |= schema.pop("$defs", {})
+            schemas[model.__name__] = schema
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def add_drawing(app: FastAPI) -> None:
+    @app.post("/v1/generate", responses=PICTURE, openapi_extra=takes(GenerateNow))
+    async def generate(request: Request) -> Response:
+        """Draw, and answer with the picture, or with the events on the way to it."""
+        service = ready(request)
+        body: GenerateNow = await body_of(request, GenerateNow)
+        work: Work = await off_loop(request, service.submit, body, *owner_of(request))
+        if body.stream:
+            return stream(service, work, lambda event: _with_pictures(event, work))
+        await wait_for(request, service, work)
+        request.state.said |= {"work": work.id, "rows": work.rows, **work.result["timings"]}
+        if len(work.pictures) > 1 or "application/json" in request.headers.get("accept", ""):
+            return JSONResponse({**work.result, "pictures": [base64_of(data) for data in work.pictures]})
+        about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.hash}
+        return Response(work.pictures[0], media_type="image/png", headers=about)
+
+    async def _with_pictures(event: Event, work: Work) -> AsyncIterator[str]:
+        data = event.data
+        if event.kind == "done":
+            data = {**data, "pictures": [base64_of(picture) for picture in work.pictures]}
+        yield sse(event.kind, data, event.number)
+
+
+def add_jobs(app: FastAPI) -> None:
+    async def _job(request: Request, id: str) -> Job:
+        service, (owner, _) = service_of(request), owner_of(request)
+        return await off_loop(request, service.store.get, id, owner)
+
+    @app.post("/v1/jobs", status_code=202, openapi_extra=takes(Generate))
+    async def submit(
+        request: Request, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    ) -> JSONResponse:
+        """Keep a job, which is drawn whether or not anybody waits. An Idempotency-Key makes it one job, sent twice."""
+        service = ready(request)
+        body = await body_of(request, Generate)
+        job = await off_loop(request, service.submit_job, body, *owner_of(request), idempotency_key)
+        request.state.said |= {"job": job.id}
+        return JSONResponse(shown(job), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+    @app.get("/v1/jobs/{id}")
+    async def look(request: Request, id: JobId) -> JSONResponse:
+        """Return a job's state; of one that is done its result and the addresses of its pictures."""
+        return JSONResponse(shown(await _job(request, id)))
+
+    @app.delete("/v1/jobs/{id}")
+    async def remove(request: Request, id: JobId) -> JSONResponse:
+        """Cancel a job that is open; forget one that has ended, with its pictures."""
+        job = await _job(request, id)
+        return JSONResponse(shown(await off_loop(request, service_of(request).cancel, job)))
+
+    @app.post("/v1/jobs/{id}/retry", status_code=202)
+    async def retry(request: Request, id: JobId) -> JSONResponse:
+        """Queue a job again that was interrupted or cancelled, or has failed."""
+        service, job = ready(request), await _job(request, id)
+        return JSONResponse(shown(await off_loop(request, service.again, job, owner_of(request)[1])), 202)
+
+    @app.get("/v1/jobs/{id}/events")
+    async def events(
+        request: Request, id: JobId, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    ) -> Response:
+        """Return a job's events, server-sent, from after Last-Event-ID on."""
+        service, job = service_of(request), await _job(request, id)
+        work = service.work_of(job)
+        if work is None:  # of before this process, or ended long since
+            data = job.result if job.state == "done" else {"error": job.error}
+            return Response(sse(job.state, data or {}), media_type="text/event-stream")
+        after = int(last_event_id) if (last_event_id or "").isdecimal() else 0
+
+        async def show(event: Event) -> AsyncIterator[str]:
+            yield sse(event.kind, event.data, event.number)
+
+        return stream(service, work, show, after, owned=False)
+
+    @app.get("/v1/jobs/{id}/images/{n}", responses=PNG, response_class=Response)
+    async def image(request: Request, id: JobId, n: Annotated[int, Path(ge=0, le=1000)]) -> Response:
+        """Return a picture of a job that is done."""
+        job = await _job(request, id)
+        data = await off_loop(request, service_of(request).store.picture, job, n)
+        return Response(data, media_type="image/png")
+
+
+def add_pictures(app: FastAPI) -> None:
+    @app.post("/v1/files", status_code=201, openapi_extra=BINARY)
+    async def add_file(request: Request) -> JSONResponse:
+        """Keep a picture's bytes, the body. Its id is their SHA-256; requests name it by that."""
+        data = await request.body()
+        if not data:
+            raise Refusal(400, "body: empty; expected a picture's bytes", "body")
+        name, image = await off_loop(request, service_of(request).files.add, data, "body", 415)
+        about = {"id": name, "bytes": len(data), "width": image.width, "height": image.height}
+        return JSONResponse(about, 201)
+
+    @app.post("/v1/conditions", responses=PNG, response_class=Response, openapi_extra=takes(Condition))
+    async def condition(request: Request) -> Response:
+        """Return a photo's edges, sketch ... as a run would compute them."""
+        body = await body_of(request, Condition)
+        service = service_of(request)
+
+        def make() -> bytes:
+            return png_bytes(service.orders.condition(body))
+
+        return Response(await off_loop(request, make), media_type="image/png")
+
+    @app.get("/v1/capabilities")
+    async def capabilities(request: Request) -> JSONResponse:
+        """Return what can be asked for: sizes, adapters, schedulers, presets, limits."""
+        return JSONResponse(service_of(request).capabilities())
+
+
+def add_health(app: FastAPI) -> None:
+    @app.get("/healthz")
+    async def healthy() -> PlainTextResponse:
+        """Say that the process answers."""
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz")
+    async def is_ready(request: Request) -> PlainTextResponse:
+        """Say whether work is taken: loaded, warmed up, the engine's thread alive, and not ending."""
+        service = ready(request)
+        if service.engine.draining:
+            raise Refusal(503, "server: it is ending", retry_after=5)
+        return PlainTextResponse("ready\n")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(request: Request) -> PlainTextResponse:
+        text = service_of(request).metrics.text()
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,191 @@
+"""What stands before every route: who may ask, how much may be sent, what is counted and logged."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.serve.limits import MIB, Limits
+from runtime.serve.metrics import Metrics
+from runtime.serve.refusals import Refusal
+
+log = logging.getLogger("runtime.serve.requests")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+OPEN = ("/healthz", "/readyz")  # asked for by whatever watches a server, without a key
+NOBODY = ""  # the owner of what is asked without keys
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask. keys: without any, everyone who reaches the server. hosts: names it is called by, none for any.
+
+    origins: of pages of other servers that may use it.
+    """
+
+    keys: Sequence[str] = ()
+    hosts: Sequence[str] = LOOPBACK
+    origins: Sequence[str] = ()
+
+    def check(self, path: str, headers: Headers) -> str:
+        """Return whose request it is: a hash of the key. Raises Refusal."""
+        host = headers.get("host", "")
+        if self.hosts and _name(host) not in self.hosts:
+            raise Refusal(
+                400, f"Host {host[:80]!r}: expected {', '.join(self.hosts)}; see --allow-host", "Host"
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
+            raise Refusal(403, f"Origin {origin[:80]!r}: another site; see --allow-origin", "Origin")
+        if not self.keys or path in OPEN:
+            return NOBODY
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        same = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
+        if scheme.lower() != "bearer" or not any(same):
+            raise Refusal(
+                401, "Authorization: expected 'Bearer' and an API key of this server", "Authorization"
+            )
+        return hashlib.sha256(self.keys[same.index(True)].encode()).hexdigest()[:16]
+
+
+def _name(host: str) -> str:
+    """Return a Host header's name, without its port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+class Guard:
+    """ASGI middleware: checks a request's head, counts its body, and notes its end."""
+
+    def __init__(
+        self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, log_prompts: bool = False
+    ):
+        self.app, self.access, self.limits, self.metrics = app, access, limits, metrics
+        self.log_prompts = log_prompts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await Exchange(self, scope, receive, send).run()
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send):
+        self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
+        self.id, self.start = secrets.token_hex(8), time.perf_counter()
+        self.status, self.received, self.sent, self.whole = 0, 0, 0, False
+        scope["state"] = {**scope.get("state", {}), "said": {}}
+
+    async def run(self) -> None:
+        headers = Headers(scope=self.scope)
+        try:
+            owner = self.guard.access.check(self.scope["path"], headers)
+            self.scope["state"] |= {"owner": owner, "keyed": len(self.guard.access.keys) > 1}
+            self._check_length(headers)
+            await self.guard.app(self.scope, self.receive, self.send)
+        except Refusal as error:
+            if self.status == 0:
+                await refused(error)(self.scope, self._receive, self.send)
+        except Exception as error:
+            logging.getLogger("runtime.serve").error("%s %s", self.id, self.scope["path"], exc_info=error)
+            if self.status == 0:
+                await refused(Refusal(500, f"server: {type(error).__name__}; its log says more"))(
+                    self.scope, self._receive, self.send
+                )
+        finally:
+            self._note()
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.guard.limits.body_mib * MIB:
+            raise self._too_large()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"body: more than {self.guard.limits.body_mib} MiB; expected less", "body")
+
+    async def receive(self) -> Message:
+        """Return the next part of the body, counted; while it lasts it must not take too long."""
+        if self.whole:
+            return await self._receive()
+        left = self.guard.limits.body_seconds - (time.perf_counter() - self.start)
+        with anyio.move_on_after(max(left, 0.01)) as waited:
+            message = await self._receive()
+        if waited.cancelled_caught:
+            raise Refusal(408, f"body: not all there after {self.guard.limits.body_seconds:g} s", "body")
+        if message["type"] == "http.request":
+            self.received += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+            if self.received > self.guard.limits.body_mib * MIB:
+                raise self._too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers["X-Request-Id"] = self.id
+            if not self.whole and self.status in (408, 413):
+                headers["Connection"] = "close"  # what comes of the body is nobody's request
+        elif message["type"] == "http.response.body":
+            self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+    def _note(self) -> None:
+        """Count the exchange, and log it in one line."""
+        route = getattr(self.scope.get("route"), "path", "other")
+        seconds, status = time.perf_counter() - self.start, self.status or 499
+        metrics = self.guard.metrics
+        metrics.requests.labels(route, status).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if status >= 400:
+            metrics.rejected.labels(status).inc()
+        said = dict(self.scope["state"]["said"])
+        if not self.guard.log_prompts:
+            said.pop("prompt", None)
+        line = {
+            "time": round(time.time(), 3),
+            "request": self.id,
+            "method": self.scope["method"],
+            "route": route,
+        }
+        line |= {
+            "status": status,
+            "seconds": round(seconds, 4),
+            "in": self.received,
+            "out": self.sent,
+            **said,
+        }
+        log.info("%s", json.dumps(line, ensure_ascii=False))
+
+
+def refused(error: Refusal) -> JSONResponse:
+    """Return a refusal as an answer."""
+    headers = dict(error.headers)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)

@@ -1,0 +1,345 @@
+"""What the routes stand on: orders in, work through the engine, pictures and jobs out."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from runtime.cli.describe import describe, png_text
+from runtime.cli.presets import PRESETS
+from runtime.control import conditions
+from runtime.control.images import formats, png_bytes
+from runtime.control.levels import SIZE_MULTIPLE
+from runtime.control.region import union
+from runtime.control.sheet import changed_outside
+from runtime.errors import InputError
+from runtime.pipeline import LocalControlPipeline
+from runtime.sampling.progress import Progress
+from runtime.sampling.schedulers import SCHEDULERS
+from runtime.serve.engine import Engine
+from runtime.serve.files import Files
+from runtime.serve.limits import Limits
+from runtime.serve.metrics import Metrics, resident_bytes
+from runtime.serve.orders import Order, Orders
+from runtime.serve.refusals import Refusal
+from runtime.serve.schema import Generate
+from runtime.serve.store import ENDED, Job, Store
+from runtime.serve.work import Drawn, Work
+
+log = logging.getLogger("runtime.serve")
+REMEMBERED = 64  # ended jobs whose events can be read again
+STAGES = ("encode", "text", "adapter", "reference", "denoise", "decode")
+
+
+class Service:
+    """One pipeline and all that serves it. Made before the server listens; `start` and `close` around its life."""
+
+    def __init__(
+        self,
+        pipe: LocalControlPipeline,
+        folder: Path,
+        options: argparse.Namespace,
+        limits: Limits | None = None,
+        model_hash: str = "",
+    ):
+        """folder: of files and jobs, this process's alone. options: of the command line, that say what was loaded."""
+        self.pipe, self.options, self.limits, self.hash = pipe, options, limits or Limits(), model_hash
+        self.metrics = Metrics()
+        self.files, self.store = Files(folder / "files", self.limits), Store(folder / "jobs", self.limits)
+        self.orders = Orders(pipe, self.files, self.limits)
+        self.engine = Engine(pipe, self.limits, self)
+        self._works: OrderedDict[str, Work] = OrderedDict()
+        self._lock = threading.RLock()
+        self._open: set[Work] = set()  # whose end has not been told
+        self._pool = ThreadPoolExecutor(2, "pictures")  # encodes
+        self._writer = ThreadPoolExecutor(
+            1, "store"
+        )  # one thread, so that a job's states come in their order
+        gauges = {
+            "queue_depth": ("requests that wait", lambda: self.engine.depth),
+            "resident_bytes": ("memory of the process", resident_bytes),
+            "engine_beat_age_seconds": (
+                "since the engine's thread was last seen",
+                lambda: time.monotonic() - self.engine.beat,
+            ),
+        }
+        if pipe.device.type == "cuda":
+            gauges["gpu_bytes"] = (
+                "memory of the GPU in use",
+                lambda: torch.cuda.memory_allocated(pipe.device),
+            )
+        for name, (about, read) in gauges.items():
+            self.metrics.gauge(name, about, read)
+
+    def start(self) -> None:
+        self.engine.start()
+
+    def close(self) -> None:
+        """End the engine's thread and what it runs; open jobs are interrupted."""
+        self.engine.stop()
+        self._pool.shutdown()
+        self._writer.shutdown()
+        self.store.close()
+
+    @property
+    def unfinished(self) -> int:
+        """Return how many requests wait, run, or are being written."""
+        return len(self._open)
+
+    @property
+    def not_ready(self) -> str | None:
+        """Return why no request can be taken now."""
+        if not self.engine.alive:
+            return "the engine's thread has ended"
+        return None if self.engine.warm else "warming up"
+
+    # What handlers call, in threads of their own
+
+    def submit(self, body: Generate, owner: str, keyed: bool) -> Work:
+        """Queue a request. Raises Refusal."""
+        order = self.orders.order(body)
+        work = Work(order, owner, body.session, body.previews)
+        self._submit(work, keyed)
+        return work
+
+    def _submit(self, work: Work, keyed: bool) -> None:
+        self._open.add(work)
+        try:
+            self.engine.submit(work, keyed)
+        except Refusal:
+            self._open.discard(work)
+            raise
+
+    def submit_job(self, body: Generate, owner: str, keyed: bool, key: str | None) -> Job:
+        """Keep a job, then queue it. Of a key that was used, return that job. Raises Refusal."""
+        order = self.orders.order(body)  # what is wrong is said before anything is kept
+        kept = self.orders.kept(body).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        with self._lock:
+            job, is_new = self.store.add(kept, owner, key)
+            if is_new:
+                return self._queue(job, order, keyed)
+            if job.state != "interrupted":
+                return job
+            return self._queue(self.store.reopen(job.id), order, keyed, before=job.state)
+
+    def again(self, job: Job, keyed: bool) -> Job:
+        """Queue a job again that has ended without its pictures. Raises Refusal."""
+        order = self.orders.order(Generate.model_validate_json(json.dumps(job.body)))
+        with self._lock:
+            return self._queue(self.store.reopen(job.id), order, keyed, before=job.state)
+
+    def _queue(self, job: Job, order: Order, keyed: bool, before: str | None = None) -> Job:
+        """before: the state that it goes back to where there is no room, None for a job that is then forgotten."""
+        work = Work(order, job.owner, order.body.session, order.body.previews, job=True, id=job.id)
+        try:
+            self._submit(work, keyed)
+        except Refusal:
+            self.store.end(job.id, before) if before else self.store.remove(job.id)
+            raise
+        self._works[job.id] = work
+        self._works.move_to_end(job.id)
+        ended = [name for name, other in self._works.items() if other.error or other.result]
+        for name in ended[: max(0, len(ended) - REMEMBERED)]:
+            del self._works[name]
+        return job
+
+    def work_of(self, job: Job) -> Work | None:
+        """Return a job's work, where this process has it."""
+        with self._lock:
+            return self._works.get(job.id)
+
+    def cancel(self, job: Job) -> Job:
+        """Stop a job that is open, or forget one that has ended. Returns it as it was."""
+        work = self.work_of(job)
+        if job.state in ENDED:
+            self.store.remove(job.id)
+        elif work is not None and work.stop("cancelled", "cancelled"):
+            self.engine.wake()
+        return job
+
+    def capabilities(self) -> dict[str, Any]:
+        """Return what can be asked for."""
+        can, profile = self.orders.capabilities, self.pipe.denoiser.profile
+        sizes = {"default": self.pipe.default_size, "multiple": SIZE_MULTIPLE, "most": self.limits.side}
+        if profile is not None:
+            for side in ("height", "width"):
+                sizes[side] = [profile.range(side)[0], min(profile.range(side)[2], self.limits.side)]
+        return {
+            "model": self.pipe.model.name,
+            "hash": self.hash,
+            "device": str(self.pipe.device),
+            "adapters": list(can.adapters),
+            "controlnets": list(self.pipe.controlnets),
+            "default_adapter": self.orders.default_adapter,
+            "preprocessors": conditions.names(),
+            "schedulers": list(SCHEDULERS),
+            "presets": PRESETS,
+            "sizes": sizes,
+            "formats": formats(),
+            "words": can.words,
+            "cache": can.whole_steps is None,
+            "rows": self.engine.rows,
+            "limits": {name: getattr(self.limits, name) for name in vars(self.limits)},
+        }
+
+    # What the engine's thread calls: see `engine.Watcher`
+
+    def started(self, work: Work) -> None:
+        self.metrics.stage_seconds.labels("queue").observe(work.started - work.created)
+        work.events.publish("started")
+        if work.job:
+            self._writer.submit(self._noted, self.store.start, work.id)
+
+    def stepped(self, work: Work, progress: Progress) -> None:
+        self.metrics.steps.inc()
+        work.events.publish("step", step=progress.step, steps=progress.steps)
+        if work.previews:
+            try:
+                small = progress.preview()
+            except InputError:  # engines whose VAE no projection is known of
+                work.previews = False
+                return
+            self._pool.submit(self._noted, self._preview, work, (progress.step, progress.steps), small)
+
+    def drawn(self, work: Work, drawn: Drawn) -> None:
+        for stage in STAGES:
+            if stage in drawn.result.timings:
+                self.metrics.stage_seconds.labels(stage).observe(drawn.result.timings[stage])
+        self._pool.submit(self._finish, work, drawn)
+
+    def ended(self, work: Work, state: str, error: Refusal) -> None:
+        self.metrics.ended.labels(state).inc()
+        work.error = error
+        if work.job:
+            self._writer.submit(self._noted, self._end, work, state, error)
+        else:
+            self._tell(work, state, error)
+
+    def ticked(self, rows: int, seconds: float) -> None:
+        self.metrics.tick_rows.observe(rows)
+        self.metrics.tick_seconds.observe(seconds)
+
+    # On threads of their own
+
+    @staticmethod
+    def _preview(work: Work, at: tuple[int, int], small: list[Image.Image]) -> None:
+        images = [base64_of(jpeg(image)) for image in small]
+        work.events.publish("preview", step=at[0], steps=at[1], images=images)
+
+    def _finish(self, work: Work, drawn: Drawn) -> None:
+        """Encode the pictures, keep them where they are a job's, and tell."""
+        try:
+            start = time.perf_counter()
+            pictures, result = self._encoded(work, drawn)
+            self.metrics.stage_seconds.labels("save").observe(time.perf_counter() - start)
+        except Exception as error:
+            log.error("request %s", work.id, exc_info=error)
+            self.ended(work, "failed", Refusal(500, f"server: {type(error).__name__}; its log says more"))
+            return
+        self.metrics.images.inc(len(pictures))
+        self.metrics.ended.labels("done").inc()
+        if work.job:
+            self._writer.submit(self._noted, self._keep, work, pictures, result)
+        else:
+            work.pictures = pictures
+            self._done(work, result)
+
+    def _encoded(self, work: Work, drawn: Drawn) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the PNGs, and what is said of them: the seed, the model's hash, seconds, warnings."""
+        order, result, request = work.order, drawn.result, work.order.request
+        options = argparse.Namespace(**{**vars(self.options), "preset": order.body.preset})
+        settings = describe(self.pipe, result, request, order.regions, order.image, options)
+        pictures = []
+        for i, image in enumerate(result.images):
+            text = png_text(settings | {"seed": result.seed + i}, order.body.metadata)
+            pictures.append(png_bytes(image, text))
+        width, height = result.images[0].size
+        about = {
+            "id": work.id,
+            "images": len(pictures),
+            "seed": result.seed,
+            "width": width,
+            "height": height,
+            "model": self.pipe.model.name,
+            "hash": self.hash,
+            "scheduler": settings["scheduler"],
+            "timings": {
+                "queued": round(drawn.queued, 4),
+                "running": round(drawn.running, 4),
+                **{stage: round(seconds, 4) for stage, seconds in result.timings.items()},
+            },
+            "region_steps": [list(steps) for steps in result.region_steps],
+            "warnings": order.warnings,
+        }
+        if result.reference is not None:
+            outside = union(request.pack(height, width), height, width)[0, 0].numpy()
+            pairs = zip(result.images, result.reference.images, strict=True)
+            about["pixels_changed_outside"] = int(sum(changed_outside(*pair, outside) for pair in pairs))
+        return pictures, about
+
+    def _keep(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
+        try:
+            self.store.finish(work.id, pictures, result)
+        except OSError as error:  # the disk is full
+            log.error("job %s", work.id, exc_info=error)
+            self._end(work, "failed", Refusal(500, f"server: cannot write: {error.strerror or error}"))
+            return
+        self._done(work, result)
+
+    def _done(self, work: Work, result: dict[str, Any]) -> None:
+        work.result = result
+        work.events.publish("done", **result)
+        self._open.discard(work)
+
+    def _end(self, work: Work, state: str, error: Refusal) -> None:
+        self.store.end(work.id, state, error.body()["error"])
+        self._tell(work, state, error)
+
+    def _tell(self, work: Work, state: str, error: Refusal) -> None:
+        work.error = error
+        work.events.publish(state, **error.body(), status=error.status)
+        self._open.discard(work)
+
+    @staticmethod
+    def _noted(call, *arguments) -> None:
+        """Run on a pool's thread, where nobody would hear of an error."""
+        try:
+            call(*arguments)
+        except Exception as error:
+            log.error("server", exc_info=error)
+
+
+def jpeg(image: Image.Image, quality: int = 80) -> bytes:
+    """Return a JPEG."""
+    file = io.BytesIO()
+    image.convert("RGB").save(file, format="JPEG", quality=quality)
+    return file.getvalue()
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def shown(job: Job) -> Mapping[str, Any]:
+    """Return what a client is told of a job."""
+    found = {"id": job.id, "state": job.state, "created": job.created, "started": job.started}
+    found |= {"ended": job.ended, "request": job.body}
+    if job.error is not None:
+        found["error"] = job.error
+    if job.result is not None:
+        found["result"] = job.result
+        found["images"] = [f"/v1/jobs/{job.id}/images/{i}" for i in range(job.result["images"])]
+    return found

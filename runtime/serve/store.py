@@ -1,0 +1,195 @@
+"""Jobs on the disk: what was asked for, what became of it, and its pictures; they outlive the server."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.machine.files import replacing
+from runtime.serve.limits import MIB, Limits
+from runtime.serve.refusals import Refusal
+
+FORMAT = 1  # of the table; a store of another one is begun anew
+OPEN, ENDED = ("queued", "running"), ("done", "failed", "cancelled", "interrupted")
+TABLE = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, key TEXT, state TEXT NOT NULL, body TEXT NOT NULL,
+    created REAL NOT NULL, started REAL, ended REAL, error TEXT, result TEXT, bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX job_keys ON jobs (owner, key) WHERE key IS NOT NULL;
+CREATE INDEX job_times ON jobs (created);
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is stored. owner: a hash of the API key that sent it. key: its Idempotency-Key. times: Unix seconds.
+
+    error: the body of the refusal, of a job that failed. result: seed, timings and so on, of one that is done.
+    """
+
+    id: str
+    owner: str
+    key: str | None
+    state: str
+    body: dict[str, Any]
+    created: float
+    started: float | None
+    ended: float | None
+    error: dict | None
+    result: dict | None
+    bytes: int
+
+
+class Store:
+    """A SQLite table of jobs, and a folder with the pictures of each that is done. From any thread."""
+
+    def __init__(self, folder: Path, limits: Limits):
+        """Open or make it. Jobs that another process has left open are interrupted; what it left half-written goes."""
+        self.limits, self.pictures = limits, folder / "pictures"
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._table = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        self._table.row_factory = sqlite3.Row
+        self._table.execute("PRAGMA journal_mode = WAL")
+        self._table.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+        if self._table.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+            self._table.executescript(f"DROP TABLE IF EXISTS jobs; {TABLE} PRAGMA user_version = {FORMAT};")
+        self._run(
+            "UPDATE jobs SET state = 'interrupted', ended = ? WHERE state IN ('queued', 'running')",
+            time.time(),
+        )
+        done = {row["id"] for row in self._run("SELECT id FROM jobs WHERE state = 'done'")}
+        for left in self.pictures.iterdir():
+            if left.name not in done:
+                shutil.rmtree(left, ignore_errors=True)
+        self.clean()
+
+    def add(self, body: dict, owner: str, key: str | None = None) -> tuple[Job, bool]:
+        """Keep a new job; with a key that its owner has used, find that job. Returns it, and whether it is new.
+
+        Raises Refusal where the key was used for another body.
+        """
+        text = json.dumps(body, sort_keys=True)
+        with self._lock:
+            found = key and self._run("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner, key).fetchone()
+            if found:
+                if found["body"] != text:
+                    message = f"Idempotency-Key {key[:40]!r}: used for another request; expected a new key"
+                    raise Refusal(422, message, "Idempotency-Key")
+                return _job(found), False
+            name = secrets.token_urlsafe(16)
+            self._run(
+                "INSERT INTO jobs (id, owner, key, state, body, created) VALUES (?, ?, ?, 'queued', ?, ?)",
+                *(name, owner, key, text, time.time()),
+            )
+            self.clean()
+            return self.get(name, owner), True
+
+    def reopen(self, name: str) -> Job:
+        """Queue an interrupted, failed or cancelled job again. Raises Refusal where it is in another state."""
+        with self._lock:
+            done = self._run(
+                "UPDATE jobs SET state = 'queued', started = NULL, ended = NULL, error = NULL WHERE id = ? AND state "
+                "IN ('interrupted', 'failed', 'cancelled')",
+                name,
+            )
+            if done.rowcount == 0:
+                raise Refusal(
+                    409, f"job {name}: not ended without a picture, so it cannot be sent again", "id"
+                )
+            return _job(self._run("SELECT * FROM jobs WHERE id = ?", name).fetchone())
+
+    def get(self, name: str, owner: str) -> Job:
+        """Return a job. Raises Refusal where its owner has none of that name."""
+        with self._lock:
+            row = self._run("SELECT * FROM jobs WHERE id = ? AND owner = ?", name, owner).fetchone()
+        if row is None:
+            raise Refusal(404, f"job {name[:40]!r}: there is none; it may have been removed", "id")
+        return _job(row)
+
+    def remove(self, name: str) -> None:
+        """Forget a job and its pictures."""
+        with self._lock:
+            self._run("DELETE FROM jobs WHERE id = ?", name)
+            shutil.rmtree(self.pictures / name, ignore_errors=True)
+
+    def start(self, name: str) -> None:
+        """Note that a job's first step is taken."""
+        with self._lock:
+            self._run(
+                "UPDATE jobs SET state = 'running', started = ? WHERE id = ? AND state = 'queued'",
+                *(time.time(), name),
+            )
+
+    def finish(self, name: str, pictures: Sequence[bytes], result: dict) -> None:
+        """Keep a job's pictures, then that it is done: one that is done has all of them."""
+        folder = self.pictures / name
+        folder.mkdir(exist_ok=True)
+        for i, picture in enumerate(pictures):
+            with replacing(folder / f"{i}.png") as partial:
+                partial.write_bytes(picture)
+        with self._lock:
+            size = sum(map(len, pictures))
+            done = self._run(
+                "UPDATE jobs SET state = 'done', ended = ?, result = ?, bytes = ? WHERE id = ? AND state = 'running'",
+                *(time.time(), json.dumps(result), size, name),
+            )
+            if done.rowcount == 0:  # it was cancelled or removed meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
+            self.clean()
+
+    def end(self, name: str, state: str, error: dict | None = None) -> None:
+        """Note that an open job has ended without a picture."""
+        with self._lock:
+            self._run(
+                "UPDATE jobs SET state = ?, ended = ?, error = ? WHERE id = ? AND state IN ('queued', 'running')",
+                *(state, time.time(), error and json.dumps(error), name),
+            )
+
+    def picture(self, job: Job, index: int) -> bytes:
+        """Return a picture's PNG. Raises Refusal where the job has none of that number, or not yet."""
+        if job.state != "done":
+            raise Refusal(409, f"job {job.id}: {job.state}; its pictures are there once it is done", "id")
+        try:
+            return (self.pictures / job.id / f"{index}.png").read_bytes()
+        except OSError:
+            raise Refusal(404, f"image {index}: expected 0 to {job.result['images'] - 1}", "image") from None
+
+    def clean(self) -> None:
+        """Remove ended jobs that are too old, and the oldest of those that are too many or too large."""
+        with self._lock:
+            rows = self._run(
+                "SELECT id, state, created, bytes FROM jobs WHERE state NOT IN ('queued', 'running') ORDER BY created"
+            ).fetchall()
+            count = self._run("SELECT count(*) FROM jobs").fetchone()[0]
+            total, oldest = sum(row["bytes"] for row in rows), time.time() - self.limits.kept_hours * 3600
+            for row in rows:
+                many = count > self.limits.jobs or total > self.limits.kept_mib * MIB
+                if not many and row["created"] >= oldest:
+                    break
+                self.remove(row["id"])
+                count, total = count - 1, total - row["bytes"]
+
+    def close(self) -> None:
+        with self._lock, suppress(sqlite3.Error):
+            self._table.close()
+
+    def _run(self, command: str, *values: Any) -> sqlite3.Cursor:
+        return self._table.execute(command, values)
+
+
+def _job(row: sqlite3.Row) -> Job:
+    fields = dict(row)
+    for name in ("body", "error", "result"):
+        fields[name] = fields[name] and json.loads(fields[name])
+    return Job(**fields)

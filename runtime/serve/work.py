@@ -1,0 +1,78 @@
+"""One request on its way through the engine: what it asks, where it is, and what became of it."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.sampling.drawing import Result
+from runtime.serve.events import Events
+from runtime.serve.orders import Order
+from runtime.serve.refusals import Refusal
+
+DISCONNECTED, CANCELLED, REPLACED = (
+    "the client has gone",
+    "cancelled",
+    "replaced by a newer one of its session",
+)
+
+
+@dataclass(eq=False)
+class Work:
+    """A request that waits, runs or has ended.
+
+    owner: whose API key. session: a newer work of the same owner and session takes this one's place. job: whether the
+    store has it, by this id. created, started: seconds of time.monotonic(). pictures: PNGs, once it is done; result:
+    seed, timings, and what is said of them. error: why there are none.
+    """
+
+    order: Order
+    owner: str
+    session: str | None = None
+    previews: bool = False
+    job: bool = False
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    created: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    events: Events = field(default_factory=Events)
+    pictures: list[bytes] = field(default_factory=list)
+    result: dict[str, Any] | None = None
+    error: Refusal | None = None
+    steps_done: int = 0
+    _stopped: tuple[str, str] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stop(self, state: str, why: str) -> bool:
+        """Ask for its end before the next step, from any thread. Returns whether it was the first to ask."""
+        with self._lock:
+            first = self._stopped is None
+            self._stopped = self._stopped or (state, why)
+            return first
+
+    @property
+    def stopped(self) -> tuple[str, str] | None:
+        """Return the state it is to end in, and why, where its end was asked for."""
+        return self._stopped
+
+    @property
+    def rows(self) -> int:
+        """Return the most rows of the UNet that a step of it takes."""
+        request = self.order.request
+        return request.images * (1 + any(request.guided_steps(request.run_steps)))
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        async for _ in self.events.follow():
+            pass
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the engine hands over: the result, and seconds in the queue and at work."""
+
+    result: Result
+    queued: float
+    running: float

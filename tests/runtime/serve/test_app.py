@@ -1,0 +1,246 @@
+"""runtime.serve.app: the routes, asked over HTTP."""
+
+import base64
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from runtime.serve.guard import Access
+from tests.support.server import SMALL, events, pipe, png, running, wait_until
+
+MASK = png(Image.new("L", (64, 64), 255))
+LINES = png(Image.effect_noise((64, 64), 80))
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("serve")) as client:
+        yield client
+
+
+def expected(**settings):
+    options = {**SMALL, **settings}
+    return pipe()(options.pop("prompt"), **options).images[0]
+
+
+def test_a_picture(client):
+    status, headers, data = client.post("/v1/generate", SMALL)
+    assert status == 200 and headers["content-type"] == "image/png"
+    assert headers["x-seed"] == "7" and headers["x-model-hash"] == "0" * 32
+    image = Image.open(io.BytesIO(data))
+    assert image.tobytes() == expected().tobytes()
+    assert image.text["prompt"] == "a red star" and image.text["seed"] == "7" and image.text["steps"] == "3"
+    assert headers["content-security-policy"].startswith("default-src 'self'") and headers["x-request-id"]
+
+
+def test_several_pictures_come_in_json(client):
+    status, _, data = client.post("/v1/generate", {**SMALL, "images": 2})
+    answer = json.loads(data)
+    assert status == 200 and answer["images"] == 2 and answer["seed"] == 7 and answer["hash"] == "0" * 32
+    seeds = [Image.open(io.BytesIO(base64.b64decode(text))).text["seed"] for text in answer["pictures"]]
+    assert seeds == ["7", "8"]
+    assert answer["timings"]["denoise"] > 0 and answer["warnings"] == []
+    _, _, data = client.post("/v1/generate", SMALL, Accept="application/json")
+    assert len(json.loads(data)["pictures"]) == 1
+
+
+def test_events_on_the_way(client):
+    body = {**SMALL, "stream": True, "previews": True}
+    status, headers, data = client.post("/v1/generate", body)
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    found = events(data)
+    assert [kind for kind, _ in found if kind != "preview"] == ["queued", "started", *["step"] * 3, "done"]
+    assert [said for kind, said in found if kind == "step"][-1] == {"step": 3, "steps": 3}
+    previews = [said for kind, said in found if kind == "preview"]
+    assert Image.open(io.BytesIO(base64.b64decode(previews[0]["images"][0]))).size == (8, 8)
+    done = found[-1][1]
+    assert Image.open(io.BytesIO(base64.b64decode(done["pictures"][0]))).tobytes() == expected().tobytes()
+
+
+def test_a_region_with_a_file_and_one_in_base64(client):
+    status, _, data = client.post("/v1/files", MASK, Content_Type="image/png")
+    kept = json.loads(data)
+    assert status == 201 and kept["width"] == 64 and kept["bytes"] == len(MASK)
+    assert json.loads(client.post("/v1/files", MASK)[2])["id"] == kept["id"]
+    inline = "data:image/png;base64," + base64.b64encode(LINES).decode()
+    region = {"condition": inline, "mask": kept["id"], "scale": {"0": 1, "0.5": 0.5}, "end": 0.9}
+    image = client.picture({**SMALL, "regions": [region]})
+    shown = json.loads(image.text["regions"])
+    assert (
+        shown[0]["mask"] == kept["id"] and shown[0]["adapter"] == "canny" and len(shown[0]["condition"]) == 64
+    )
+    assert image.tobytes() != expected().tobytes()
+
+
+def test_a_job(client):
+    status, headers, data = client.post("/v1/jobs", {**SMALL, "images": 2}, Idempotency_Key="once")
+    job = json.loads(data)
+    assert status == 202 and headers["location"] == f"/v1/jobs/{job['id']}" and job["state"] == "queued"
+    again = json.loads(client.post("/v1/jobs", {**SMALL, "images": 2}, Idempotency_Key="once")[2])
+    assert again["id"] == job["id"]
+    error = client.error(422, "/v1/jobs", SMALL, Idempotency_Key="once")
+    assert error["param"] == "Idempotency-Key"
+    done = client.job(job["id"])
+    assert done["state"] == "done" and done["result"]["seed"] == 7 and len(done["images"]) == 2
+    status, headers, data = client.get(done["images"][0])
+    assert Image.open(io.BytesIO(data)).tobytes() == expected().tobytes()
+    assert client.error(404, f"/v1/jobs/{job['id']}/images/2", method="GET")["param"] == "image"
+    found = events(client.get(f"/v1/jobs/{job['id']}/events")[2])
+    assert found[0][0] == "queued" and found[-1][0] == "done"
+    later = events(client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID="4")[2])
+    assert len(later) == len(found) - 4
+    assert client.ask("DELETE", f"/v1/jobs/{job['id']}")[0] == 200
+    assert client.error(404, f"/v1/jobs/{job['id']}", method="GET")["param"] == "id"
+
+
+def test_a_job_is_cancelled_and_sent_again(client):
+    job = json.loads(client.post("/v1/jobs", {**SMALL, "steps": 100})[2])
+    client.job(job["id"], until=("running",))
+    assert client.error(409, f"/v1/jobs/{job['id']}/images/0", method="GET")["param"] == "id"
+    assert client.ask("DELETE", f"/v1/jobs/{job['id']}")[0] == 200
+    ended = client.job(job["id"])
+    assert ended["state"] == "cancelled" and ended["error"]["message"] == "cancelled"
+    assert client.post(f"/v1/jobs/{job['id']}/retry")[0] == 202
+    assert client.job(job["id"])["state"] == "done"
+    client.error(409, f"/v1/jobs/{job['id']}/retry")
+
+
+def test_a_client_that_goes_cancels_its_work(client):
+    for stream in (False, True):
+        opened = client.open("/v1/generate", {**SMALL, "steps": 100, "stream": stream})
+        wait_until(lambda: client.service.engine.busy)
+        time.sleep(0.05)
+        opened.close()
+        start = time.monotonic()
+        wait_until(lambda: not client.service.engine.busy)
+        assert time.monotonic() - start < 1.0
+
+
+def test_a_newer_request_of_a_session_takes_the_older_ones_place(client):
+    live = {**SMALL, "session": "mine"}
+    first = json.loads(client.post("/v1/jobs", {**live, "steps": 100})[2])
+    client.job(first["id"], until=("running",))
+    client.picture(live)
+    assert client.job(first["id"])["error"]["message"] == "replaced by a newer one of its session"
+
+
+def test_a_condition_is_what_a_run_would_compute(client):
+    photo = Image.effect_noise((80, 48), 60).convert("RGB")
+    body = {"image": base64.b64encode(png(photo)).decode(), "preprocess": "sobel"}
+    status, _, data = client.post("/v1/conditions", body)
+    from runtime.control.conditions import preprocess
+
+    assert status == 200
+    assert Image.open(io.BytesIO(data)).tobytes() == preprocess("sobel", photo).tobytes()
+    sized = Image.open(io.BytesIO(client.post("/v1/conditions", {**body, "height": 64, "width": 64})[2]))
+    assert sized.size == (64, 64)
+    assert client.error(422, "/v1/conditions", {**body, "preprocess": "x"})["param"] == "preprocess"
+
+
+def test_what_can_be_asked_for(client):
+    found = json.loads(client.get("/v1/capabilities")[2])
+    assert (
+        found["adapters"] == ["canny"] and found["sizes"]["default"] == 64 and "euler" in found["schedulers"]
+    )
+    assert found["limits"]["regions"] == 16 and "lcm4" in found["presets"]
+
+
+def test_warnings_come_with_the_picture(tmp_path):
+    black = base64.b64encode(png(Image.new("L", (64, 64)))).decode()
+    regions = [{"prompt": "a heart", "mask": black}]
+    _, _, data = client.post("/v1/generate", {**SMALL, "regions": regions}, Accept="application/json")
+    assert json.loads(data)["warnings"] == ["regions.0 mask: all zero (black), so the region has no words"]
+
+
+BAD = {
+    "prompt": ({"prompt": 3}, 422, "prompt"),
+    "unknown": ({"promt": "a"}, 422, "promt"),
+    "steps": ({"steps": 0}, 422, "steps"),
+    "many steps": ({"steps": 101}, 422, "steps"),
+    "text for steps": ({"steps": "3"}, 422, "steps"),
+    "half a step": ({"steps": 2.5}, 422, "steps"),
+    "size": ({"height": 65}, 422, "height"),
+    "large": ({"height": 4112}, 422, "height"),
+    "too many pixels": ({"height": 4096, "width": 4096}, 422, "width"),
+    "images": ({"images": 5}, 422, "images"),
+    "no images": ({"images": 0}, 422, "images_per_prompt"),
+    "seed": ({"seed": -1}, 422, "seed"),
+    "scheduler": ({"scheduler": "PNDMScheduler"}, 422, "scheduler"),
+    "preset": ({"preset": "x"}, 422, "preset"),
+    "guidance": ({"guidance": True}, 422, "guidance"),
+    "long": ({"prompt": "a " * 2001}, 422, "prompt"),
+    "surrogate": ({"prompt": "\udc80"}, 400, None),
+    "a path": ({"image": "/etc/passwd"}, 422, "image"),
+    "an address": ({"image": "http://169.254.169.254/"}, 422, "image"),
+    "no file": ({"image": "a" * 64}, 404, "image"),
+    "no picture": ({"image": base64.b64encode(b"<svg/>").decode()}, 422, "image"),
+    "a region's scale": ({"regions": [{"prompt": "a", "scale": "x"}]}, 422, "regions.0.scale"),
+    "a region's adapter": (
+        {"regions": [{"condition": base64.b64encode(LINES).decode(), "adapter": "x"}]}, 422, "regions.0.adapter"
+    ),
+    "a region of nothing": ({"regions": [{}]}, 422, "regions.0.condition"),
+    "a region's field": ({"regions": [{"prompt": "a", "label": "x"}]}, 422, "regions.0.label"),
+    "regions": ({"regions": [{"prompt": "a"}] * 17}, 422, "regions"),
+    "strength": ({"strength": 0.5}, 422, "strength"),
+    "held": ({"outside": "x"}, 422, "outside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_that_names_the_field(client, name):
+    change, status, field = BAD[name]
+    for path in ("/v1/generate", "/v1/jobs"):
+        error = client.error(status, path, {**SMALL, **change})
+        assert error["param"] == field, error
+        assert field is None or error["message"].startswith(field.partition(".")[0]), error
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"prompt": NaN}', "\xff", '{"prompt": "a"} {}'])
+def test_what_is_no_request(client, body):
+    error = client.error(
+        400 if body not in ("[]", "null", '{"prompt": NaN}') else 422,
+        "/v1/generate",
+        body.encode("latin-1"),
+        Content_Type="application/json",
+    )
+    assert error["message"]
+
+
+def test_a_type_that_is_not_json(client):
+    assert client.error(415, "/v1/generate", b"prompt=a")["param"] == "Content-Type"
+    assert client.error(415, "/v1/files", b"GIF8", Content_Type="image/gif")["param"] == "body"
+
+
+def test_no_such_route_or_method(client):
+    assert client.error(404, "/v2/x")["message"] == "/v2/x: no such route"
+    assert client.error(405, "/v1/generate", method="GET")["message"] == "GET: not for this route"
+
+
+def test_the_document_has_every_body(client):
+    document = json.loads(client.get("/openapi.json")[2])
+    assert {"GenerateNow", "Generate", "RegionBody", "Condition"} <= document["components"]["schemas"].keys()
+    references = json.dumps(document).count("#/components/schemas/")
+    assert references > 5
+    assert client.get("/docs")[0] == 200
+
+
+def test_health_and_numbers(client):
+    assert client.get("/healthz")[2] == b"ok\n" and client.get("/readyz")[2] == b"ready\n"
+    text = client.get("/metrics")[2].decode()
+    assert 'localcontrol_requests_total{code="200",route="/v1/generate"}' in text
+    assert "localcontrol_tick_rows_count" in text and "localcontrol_queue_depth 0.0" in text
+    assert "localcontrol_resident_bytes" in text
+
+
+def test_keys(tmp_path):
+    with running(tmp_path, access=Access(keys=("one", "two"))) as client:
+        assert client.error(401, "/v1/generate", SMALL)["param"] == "Authorization"
+        assert client.post("/v1/generate", SMALL)[1]["www-authenticate"] == "Bearer"
+        assert client.error(401, "/v1/generate", SMALL, Authorization="Bearer three")
+        assert client.post("/v1/generate", SMALL, Authorization="Bearer two")[0] == 200
+        job = json.loads(client.post("/v1/jobs", SMALL, Authorization="Bearer one")[2])
+        client.error(404, f"/v1/jobs/{job['id']}", method="GET", Authorization="Bearer two")
+        assert client.get(f"/v1/jobs/{job['id']}", Authorization="Bearer one")[0] == 200
