@@ -10,12 +10,12 @@ import anyio
 from fastapi import FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 import kernels
 from runtime.control.images import png_bytes
-from runtime.serve import openai
+from runtime.serve import docs, openai
 from runtime.serve.answers import (
     COMPONENTS,
     PARSERS,
@@ -69,6 +69,7 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
         title="localcontrol",
         version=kernels.__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page fetches its scripts from another host
         redoc_url=None,
         description="Text-to-image with controls that act only inside painted regions.",
     )
@@ -239,6 +240,14 @@ def add_health(app: FastAPI) -> None:
         if service.engine.draining:
             raise Refusal(503, "server: it is ending", retry_after=5)
         return PlainTextResponse("ready\n")
+
+    @app.get("/docs", include_in_schema=False)
+    async def read_docs() -> HTMLResponse:
+        return HTMLResponse(docs.page(document(app)))
+
+    @app.get("/docs/style.css", include_in_schema=False)
+    async def style() -> Response:
+        return Response(docs.STYLE, media_type="text/css")
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> PlainTextResponse:

@@ -197,7 +197,13 @@ class Engine:
         while (work := self._next()) is not None:
             work.started = time.monotonic()
             self.watcher.started(work)
-            drawing = Drawing(self.pipe, work.order.request, lambda at, work=work: self._stepped(work, at))
+            try:
+                drawing = Drawing(
+                    self.pipe, work.order.request, lambda at, work=work: self._stepped(work, at)
+                )
+            except Exception as error:
+                self._fail(work, error)
+                continue
             active = Active(work, drawing, drawing.runs())
             with self._changed:
                 self._active.append(active)

@@ -67,6 +67,9 @@ class Files:
         """Return the decoded picture. Its size is checked first, by its header. Raises Refusal, naming `field`."""
         try:
             image = Image.open(io.BytesIO(data), formats=formats())
+        except Image.DecompressionBombError:
+            message = f"{field}: too many pixels; expected at most {self.limits.megapixels:g} million"
+            raise Refusal(422, message, field) from None
         except Exception as error:  # the decoders raise a dozen types on foreign data
             message = f"{field}: not a picture in a known format; expected {', '.join(formats())}"
             raise Refusal(status, message, field) from error

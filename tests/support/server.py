@@ -106,12 +106,12 @@ def png(image: Image.Image) -> bytes:
 
 
 @contextmanager
-def running(folder, *, on=None, access: Access | None = None, headers=None, **limits):
+def running(folder, *, on=None, access: Access | None = None, headers=None, log_prompts=False, **limits):
     """A client of a server that is ready."""
     options = make_parser().parse_args([])
     service = Service(on or pipe(), folder, options, Limits(**limits), "0" * 32)
     config = uvicorn.Config(
-        make_app(service, access), log_config=None, access_log=False, timeout_graceful_shutdown=2
+        make_app(service, access, log_prompts), log_config=None, access_log=False, timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -151,7 +151,8 @@ def test_what_can_be_asked_for(client):
 def test_warnings_come_with_the_picture(tmp_path):
     black = base64.b64encode(png(Image.new("L", (64, 64)))).decode()
     regions = [{"prompt": "a heart", "mask": black}]
-    _, _, data = client.post("/v1/generate", {**SMALL, "regions": regions}, Accept="application/json")
+    with running(tmp_path) as client:  # of its own: pytest sets every test's warnings anew
+        _, _, data = client.post("/v1/generate", {**SMALL, "regions": regions}, Accept="application/json")
     assert json.loads(data)["warnings"] == ["regions.0 mask: all zero (black), so the region has no words"]
 
 

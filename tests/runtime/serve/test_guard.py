@@ -1,0 +1,129 @@
+"""runtime.serve.guard: who may ask, how much may be sent, what is logged."""
+
+import json
+import logging
+import socket
+
+import pytest
+from starlette.datastructures import Headers
+
+from runtime.serve.guard import HEADERS, Access
+from runtime.serve.refusals import Refusal
+from tests.support.server import SMALL, running
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("serve"), body_mib=1, body_seconds=0.5) as client:
+        yield client
+
+
+def check(access, path="/v1/generate", **headers):
+    return access.check(path, Headers({name.replace("_", "-"): value for name, value in headers.items()}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000"])
+def test_names_of_this_machine(host):
+    assert check(Access(), host=host) == ""
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example:1", "[::1", "a b"]
+)
+def test_another_name_is_refused(host):
+    with pytest.raises(Refusal) as caught:
+        check(Access(), host=host)
+    assert (caught.value.status, caught.value.field) == (400, "Host")
+
+
+def test_other_names_and_sites_by_option():
+    access = Access(hosts=("pictures.example",), origins=("https://shop.example",))
+    assert check(access, host="pictures.example:443", origin="https://shop.example") == ""
+    with pytest.raises(Refusal):
+        check(access, host="localhost")
+    assert check(Access(keys=("k",), hosts=()), host="any", authorization="Bearer k")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://"])
+def test_pages_of_other_sites_are_refused(origin):
+    with pytest.raises(Refusal) as caught:
+        check(Access(), host="127.0.0.1:8000", origin=origin)
+    assert (caught.value.status, caught.value.field) == (403, "Origin")
+    assert check(Access(), host="127.0.0.1:8000", origin="http://127.0.0.1:8000") == ""
+
+
+def test_keys_are_owners():
+    access = Access(keys=("one", "zwölf"), hosts=())
+    first, second = (check(access, authorization=f"Bearer {key}") for key in access.keys)
+    assert first != second and "one" not in first
+    for given in ("", "one", "Bearer", "Bearer  ", "Basic one", "Bearer one two", "Bearer ONE"):
+        with pytest.raises(Refusal) as caught:
+            check(access, authorization=given)
+        assert caught.value.status == 401
+    assert check(access, "/healthz") == ""
+
+
+def test_a_body_is_counted_before_it_comes_and_while_it_does(client):
+    error = client.error(413, "/v1/generate", b"x" * (2**20 + 1), Content_Type="application/json")
+    assert error == {**error, "param": "body", "message": "body: more than 1 MiB; expected less"}
+
+    def parts():
+        for _ in range(40):
+            yield b"x" * 50_000
+
+    assert client.error(413, "/v1/files", parts())["param"] == "body"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(client):
+    opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+    head = (
+        "POST /v1/generate HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        "Content-Length: 50",
+    )
+    opened.sendall("\r\n".join([*head, "", "{"]).encode())
+    assert opened.recv(2000).startswith(b"HTTP/1.1 408 ")
+    opened.close()
+
+
+HEADS = [b"GET / HTTP/1.1", b"GET /healthz HTTP/1.1\r\nHost: evil", b"nonsense", b"\x16\x03\x01\x02\x00"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_foreign_heads_are_answered_or_dropped(client, head):
+    opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+    opened.sendall(head + b"\r\n\r\n")
+    opened.shutdown(socket.SHUT_WR)
+    answer = opened.recv(2000)
+    assert not answer or answer.startswith(b"HTTP/1.1 4")
+    opened.close()
+    assert client.get("/healthz")[0] == 200
+
+
+def test_every_answer_has_the_headers(client):
+    for path in ("/healthz", "/nothing", "/docs"):
+        headers = client.get(path)[1]
+        assert headers["x-content-type-options"] == "nosniff" and "access-control-allow-origin" not in headers
+        assert all(headers[name.lower()] == value for name, value in HEADERS.items())
+
+
+def test_a_line_a_request_without_prompts_unless_asked(client, caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "runtime.serve.requests"):
+        client.post("/v1/generate", {**SMALL, "prompt": "a secret"})
+        client.get("/v1/jobs/x")
+    lines = [
+        json.loads(record.message) for record in caplog.records if record.name == "runtime.serve.requests"
+    ]
+    drawn, missing = lines[-2:]
+    assert (drawn["route"], drawn["status"], drawn["steps"]) == ("/v1/generate", 200, 3) and drawn[
+        "denoise"
+    ] > 0
+    assert (missing["route"], missing["status"]) == ("/v1/jobs/{id}", 404)
+    assert "secret" not in caplog.text
+    with (
+        running(tmp_path, log_prompts=True) as other,
+        caplog.at_level(logging.INFO, "runtime.serve.requests"),
+    ):
+        other.post("/v1/generate", {**SMALL, "prompt": "a secret"})
+    assert "a secret" in caplog.text
