@@ -143,9 +143,8 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise InputError(
-            f"--host {host} --port {port}: {error.strerror or error}; try another port"
-        ) from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(f"--host {host} --port {port}: {reason}; try another port") from error
 
 
 def data_folder(given: str | None):

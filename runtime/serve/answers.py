@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
-from runtime.serve.events import Event
+from runtime.serve.events import Event, Events
 from runtime.serve.orders import parse
 from runtime.serve.refusals import Refusal
 from runtime.serve.service import Service
@@ -92,27 +92,25 @@ def stop(service: Service, work: Work) -> None:
 
 
 def stream(
-    service: Service,
-    work: Work,
+    events: Events,
     show: Callable[[Event], AsyncIterator[str]],
     after: int = 0,
-    owned: bool = True,
+    left: Callable[[], None] = lambda: None,
 ) -> Response:
-    """Return a work's events as server-sent events. show: what is sent for one. owned: it ends with its client."""
+    """Return events as server-sent ones. show: what is sent for one. left: called at the end, or where a client goes."""
 
-    async def events() -> AsyncIterator[str]:
+    async def sent() -> AsyncIterator[str]:
         try:
-            async for event in work.events.follow(after):
+            async for event in events.follow(after):
                 if event is None:
                     yield ": still here\n\n"
                     continue
                 async for text in show(event):
                     yield text
         finally:
-            if owned:
-                stop(service, work)
+            left()
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers=SSE)
+    return StreamingResponse(sent(), media_type="text/event-stream", headers=SSE)
 
 
 def sse(kind: str, data: dict[str, Any], number: int | None = None) -> str:

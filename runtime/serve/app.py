@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -25,6 +26,7 @@ from runtime.serve.answers import (
     ready,
     service_of,
     sse,
+    stop,
     stream,
     takes,
     wait_for,
@@ -126,7 +128,8 @@ def add_drawing(app: FastAPI) -> None:
         body: GenerateNow = await body_of(request, GenerateNow)
         work: Work = await off_loop(request, service.submit, body, *owner_of(request))
         if body.stream:
-            return stream(service, work, lambda event: _with_pictures(event, work))
+            show = partial(_with_pictures, work)
+            return stream(work.events, show, left=partial(stop, service, work))
         await wait_for(request, service, work)
         request.state.said |= {"work": work.id, "rows": work.rows, **work.result["timings"]}
         if len(work.pictures) > 1 or "application/json" in request.headers.get("accept", ""):
@@ -134,7 +137,7 @@ def add_drawing(app: FastAPI) -> None:
         about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.hash}
         return Response(work.pictures[0], media_type="image/png", headers=about)
 
-    async def _with_pictures(event: Event, work: Work) -> AsyncIterator[str]:
+    async def _with_pictures(work: Work, event: Event) -> AsyncIterator[str]:
         data = event.data
         if event.kind == "done":
             data = {**data, "pictures": [base64_of(picture) for picture in work.pictures]}
@@ -180,8 +183,8 @@ def add_jobs(app: FastAPI) -> None:
     ) -> Response:
         """Return a job's events, server-sent, from after Last-Event-ID on."""
         service, job = service_of(request), await _job(request, id)
-        work = service.work_of(job)
-        if work is None:  # of before this process, or ended long since
+        found = service.events_of(job)
+        if found is None:  # of before this process, or ended long since
             data = job.result if job.state == "done" else {"error": job.error}
             return Response(sse(job.state, data or {}), media_type="text/event-stream")
         after = int(last_event_id) if (last_event_id or "").isdecimal() else 0
@@ -189,7 +192,7 @@ def add_jobs(app: FastAPI) -> None:
         async def show(event: Event) -> AsyncIterator[str]:
             yield sse(event.kind, event.data, event.number)
 
-        return stream(service, work, show, after, owned=False)
+        return stream(found, show, after)
 
     @app.get("/v1/jobs/{id}/images/{n}", responses=PNG, response_class=Response)
     async def image(request: Request, id: JobId, n: Annotated[int, Path(ge=0, le=1000)]) -> Response:

@@ -17,7 +17,18 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from runtime.control.images import png_bytes
-from runtime.serve.answers import body_of, off_loop, owner_of, ready, service_of, sse, stream, takes, wait_for
+from runtime.serve.answers import (
+    body_of,
+    off_loop,
+    owner_of,
+    ready,
+    service_of,
+    sse,
+    stop,
+    stream,
+    takes,
+    wait_for,
+)
 from runtime.serve.events import Event
 from runtime.serve.orders import of_validation
 from runtime.serve.refusals import Refusal
@@ -57,7 +68,8 @@ async def _answer(request: Request, asked: ImagesGenerations, make, kind: str) -
     body = await off_loop(request, make)
     work: Work = await off_loop(request, service.submit, body, *owner_of(request))
     if asked.stream:
-        return stream(service, work, partial(_event, request, asked, work, kind))
+        show = partial(_event, request, asked, work, kind)
+        return stream(work.events, show, left=partial(stop, service, work))
     await wait_for(request, service, work)
     pictures = await off_loop(request, _converted, asked, work.pictures)
     about = {"created": int(time.time()), "data": [{"b64_json": base64_of(data)} for data in pictures]}

@@ -30,6 +30,7 @@ from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.progress import Progress
 from runtime.sampling.schedulers import SCHEDULERS
 from runtime.serve.engine import Engine
+from runtime.serve.events import Events
 from runtime.serve.files import Files
 from runtime.serve.limits import Limits
 from runtime.serve.metrics import Metrics, resident_bytes
@@ -40,7 +41,7 @@ from runtime.serve.store import ENDED, Job, Store
 from runtime.serve.work import Drawn, Work
 
 log = logging.getLogger("runtime.serve")
-REMEMBERED = 64  # ended jobs whose events can be read again
+REMEMBERED = 256  # jobs whose events can be read again
 STAGES = ("encode", "text", "adapter", "reference", "denoise", "decode")
 
 
@@ -61,7 +62,8 @@ class Service:
         self.files, self.store = Files(folder / "files", self.limits), Store(folder / "jobs", self.limits)
         self.orders = Orders(pipe, self.files, self.limits)
         self.engine = Engine(pipe, self.limits, self)
-        self._works: OrderedDict[str, Work] = OrderedDict()
+        self._jobs: dict[str, Work] = {}  # that are open
+        self._events: OrderedDict[str, Events] = OrderedDict()
         self._lock = threading.RLock()
         self._open: set[Work] = set()  # whose end has not been told
         self._pool = ThreadPoolExecutor(2, "pictures")  # encodes
@@ -116,12 +118,21 @@ class Service:
         return work
 
     def _submit(self, work: Work, keyed: bool) -> None:
-        self._open.add(work)
+        with self._lock:
+            self._open.add(work)
+            if work.job:
+                self._jobs[work.id] = work
         try:
             self.engine.submit(work, keyed)
         except Refusal:
-            self._open.discard(work)
+            self._close(work)
             raise
+
+    def _close(self, work: Work) -> None:
+        with self._lock:
+            self._open.discard(work)
+            if self._jobs.get(work.id) is work:
+                del self._jobs[work.id]
 
     def submit_job(self, body: Generate, owner: str, keyed: bool, key: str | None) -> Job:
         """Keep a job, then queue it. Of a key that was used, return that job. Raises Refusal."""
@@ -149,21 +160,21 @@ class Service:
         except Refusal:
             self.store.end(job.id, before) if before else self.store.remove(job.id)
             raise
-        self._works[job.id] = work
-        self._works.move_to_end(job.id)
-        ended = [name for name, other in self._works.items() if other.error or other.result]
-        for name in ended[: max(0, len(ended) - REMEMBERED)]:
-            del self._works[name]
+        self._events[job.id] = work.events
+        self._events.move_to_end(job.id)
+        while len(self._events) > REMEMBERED:
+            self._events.popitem(last=False)
         return job
 
-    def work_of(self, job: Job) -> Work | None:
-        """Return a job's work, where this process has it."""
+    def events_of(self, job: Job) -> Events | None:
+        """Return a job's events, where this process has them still."""
         with self._lock:
-            return self._works.get(job.id)
+            return self._events.get(job.id)
 
     def cancel(self, job: Job) -> Job:
         """Stop a job that is open, or forget one that has ended. Returns it as it was."""
-        work = self.work_of(job)
+        with self._lock:
+            work = self._jobs.get(job.id)
         if job.state in ENDED:
             self.store.remove(job.id)
         elif work is not None and work.stop("cancelled", "cancelled"):
@@ -302,7 +313,7 @@ class Service:
     def _done(self, work: Work, result: dict[str, Any]) -> None:
         work.result = result
         work.events.publish("done", **result)
-        self._open.discard(work)
+        self._close(work)
 
     def _end(self, work: Work, state: str, error: Refusal) -> None:
         self.store.end(work.id, state, error.body()["error"])
@@ -311,7 +322,7 @@ class Service:
     def _tell(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error
         work.events.publish(state, **error.body(), status=error.status)
-        self._open.discard(work)
+        self._close(work)
 
     @staticmethod
     def _noted(call, *arguments) -> None:

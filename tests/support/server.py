@@ -35,7 +35,7 @@ class Client:
         self.port, self.service, self.headers = port, service, headers or {}
 
     def ask(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         headers = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
         if isinstance(body, (dict, list)):
             body = json.dumps(body)
@@ -84,7 +84,7 @@ class Client:
         lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(data)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         lines += ["Content-Type: application/json"] if data else []
-        opened = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        opened = socket.create_connection(("127.0.0.1", self.port), timeout=90)
         opened.sendall("\r\n".join([*lines, "", ""]).encode() + data)
         return opened
 
