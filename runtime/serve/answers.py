@@ -97,7 +97,10 @@ def stream(
     after: int = 0,
     left: Callable[[], None] = lambda: None,
 ) -> Response:
-    """Return events as server-sent ones. show: what is sent for one. left: called at the end, or where a client goes."""
+    """Return events as server-sent ones.
+
+    show: what is sent for one. left: called at the end, also where the client goes.
+    """
 
     async def sent() -> AsyncIterator[str]:
         try:

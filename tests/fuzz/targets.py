@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from runtime.control.masks import load_mask, read_mask
 from runtime.control.region import Region, pack
 from runtime.engines import verified
 from runtime.engines.manifest import read_manifest
+from runtime.errors import InputError
 from runtime.loading.adapter import load_adapter
 from runtime.loading.controls import load_controls
 from runtime.loading.folder import check_folder, load_folder
@@ -34,8 +37,13 @@ from runtime.loading.weights import load_pickle, tensor_shapes
 from runtime.model.latent_rgb import FILE, SDXL, LatentRGB
 from runtime.sampling.prompts import check_prompt, cut, parse
 from runtime.sampling.request import Request
+from runtime.serve import orders
+from runtime.serve.files import Files
+from runtime.serve.limits import Limits
+from runtime.serve.refusals import Refusal
+from runtime.serve.schema import GenerateNow
 from tests.fuzz.mutate import VALUES, damaged, json_bytes, tensors_bytes
-from tests.support import engines, saved_model
+from tests.support import engines, saved_model, server
 from tests.support.single_file_layout import controlnet_tensors
 from tests.support.tiny import make_controlnet, make_union
 from training.config import TrainConfig
@@ -274,6 +282,31 @@ def region_texts(rng: random.Random, folder: Path) -> Call:
     text = text.replace(str(REGION["scale"]), "0:0.5,0.5:1")
     text = damaged(text.encode(), rng).decode("utf-8", rng.choice(("replace", "surrogateescape")))
     return lambda: Region.from_dict(parse_region(text), "region", folder)
+
+
+_DIRECTORY = tempfile.TemporaryDirectory(prefix="localcontrol-fuzz-")  # removed when the run ends
+
+
+@cache
+def server_orders():
+    return orders.Orders(server.pipe(), Files(Path(_DIRECTORY.name), Limits()), Limits())
+
+
+@target(2)
+def server_bodies(rng: random.Random, _: Path) -> Call:
+    picture = base64.b64encode(pictures()[0]).decode()
+    region = {**REGION, "condition": picture, "mask": picture, "prompt_weight": 0.5}
+    body = {"prompt": "a", "regions": [region], "steps": 2, "seed": 1, "guidance_range": [0, 1], "height": 32,
+            "width": 32, "image": base64.b64encode(pictures()[1]).decode(), "strength": 0.5}  # fmt: skip
+    data = json_bytes(body, rng)
+
+    def read():
+        try:
+            server_orders().order(orders.parse(GenerateNow, data))
+        except Refusal as error:
+            raise (InputError if error.status < 500 else RuntimeError)(str(error)) from error
+
+    return read
 
 
 @target(1)

@@ -1,27 +1,16 @@
-"""python -m tests.soak: a server under rough clients, and one that is killed again and again.
-
-`--minutes 10`: 64 clients that send, go away, are slow, send halves and follow events; at the end no job may be lost,
-no picture be another than its solo one, and memory, files and threads be what they were. `--kills 20`: the server is
-killed under load; after each start every acknowledged job is done, failed or interrupted, and no picture is torn.
-"""
+"""Clients that behave in every way, and the requests they send."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import collections
 import contextlib
+import http.client
 import io
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -64,43 +53,6 @@ def solo(pipe: LocalControlPipeline, body: dict) -> np.ndarray:
     return np.asarray(pipe(options.pop("prompt"), regions, **options).images[0])
 
 
-class Server:
-    """A process that serves the embedded model from one folder."""
-
-    def __init__(self, folder: Path, *options: str):
-        command = [sys.executable, "-m", "runtime.serve", "--data", str(folder), "--port", "0", *options]
-        self.log = open(folder / "log.txt", "a+")  # noqa: SIM115 -- as long as the process
-        start = self.log.seek(0, os.SEEK_END)
-        self.process = subprocess.Popen(command, stderr=self.log)
-        while not (port := self._port(start)):
-            assert self.process.poll() is None, (folder / "log.txt").read_text()[-2000:]
-            time.sleep(0.1)
-        self.client = Client(port, None)
-        while self.client.get("/readyz")[0] != 200:
-            time.sleep(0.1)
-
-    def _port(self, start: int) -> int | None:
-        with open(self.log.name) as file:
-            file.seek(start)
-            lines = [line for line in file if line.startswith("serving ")]
-        return int(lines[-1].rpartition(":")[2]) if lines else None
-
-    def state(self) -> dict[str, int]:
-        """Return MiB of memory, open files and threads."""
-        proc = Path(f"/proc/{self.process.pid}")
-        pages = int((proc / "statm").read_text().split()[1])
-        return {
-            "MiB": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
-            "files": len(list((proc / "fd").iterdir())),
-            "threads": len(list((proc / "task").iterdir())),
-        }
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.log.close()
-
-
 class Rough:
     """Clients that behave in every way, and what became of it."""
 
@@ -133,7 +85,7 @@ class Rough:
             try:
                 way(kind, rng)
                 self._count(way.__name__)
-            except (ConnectionError, OSError, TimeoutError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 self._count(f"{way.__name__}: {type(error).__name__}")
                 time.sleep(0.05)
             except Exception as error:
@@ -223,95 +175,3 @@ class Rough:
                 found += part
         if b"image/png" in found:
             self.check(found[found.index(b"\x89PNG") :], kind)
-
-
-def settled(client: Client, jobs: dict[str, int]) -> dict[str, dict]:
-    """Return every job once none is open; one that was removed to make room is not there."""
-    found = {}
-    for id in jobs:
-        while True:
-            status, _, data = client.get(f"/v1/jobs/{id}")
-            if status == 404 or json.loads(data)["state"] not in ("queued", "running"):
-                break
-            time.sleep(0.05)
-        found[id] = json.loads(data) if status == 200 else {"state": "missing"}
-    return found
-
-
-def soak(folder: Path, minutes: float, bodies: list[dict], truths: list[np.ndarray]) -> list[str]:
-    """Return the faults of a server under rough clients for some minutes."""
-    server = Server(folder, "--jobs", "1000000", "--queue", "48")
-    rough, end, states = Rough(server.client, bodies, truths), time.monotonic() + 60 * minutes, []
-    rough.start()
-    while time.monotonic() < end:
-        time.sleep(min(10.0, max(0.1, end - time.monotonic())))
-        states.append(server.state())
-        print({**states[-1], "drawn": sum(rough.counts.values()), "faults": len(rough.faults)}, flush=True)
-    rough.join()
-    jobs = settled(server.client, rough.jobs)
-    lost = [id for id, job in jobs.items() if job["state"] not in ("done", "failed")]
-    for id, job in list(jobs.items())[-200:]:
-        if job["state"] == "done":
-            rough.check(server.client.get(job["images"][0])[2], rough.jobs[id])
-    time.sleep(6)  # connections that were kept open end
-    states.append(server.state())
-    half = states[len(states) // 2 :]
-    slope = np.polyfit(range(len(half)), [state["MiB"] for state in half], 1)[0] if len(half) > 2 else 0.0
-    print(f"{len(jobs)} jobs, {len(lost)} lost; {dict(rough.counts)}")
-    print(f"memory at the end {states[-1]['MiB']} MiB, slope of the second half {slope * 6:.2f} MiB a minute")
-    print(
-        f"files {states[0]['files']} -> {states[-1]['files']}, threads {states[0]['threads']} -> {states[-1]['threads']}"
-    )
-    server.kill()
-    return rough.faults + [f"lost {id}: {jobs[id]}" for id in lost]
-
-
-def kills(folder: Path, count: int, bodies: list[dict], truths: list[np.ndarray]) -> list[str]:
-    """Return the faults of a server that is killed under load."""
-    faults, acknowledged = [], {}
-    for turn in range(count):
-        server = Server(folder, "--jobs", "1000000")
-        rough = Rough(server.client, bodies, truths, seed=1000 * turn)
-        states = settled(server.client, acknowledged)
-        for id, job in states.items():
-            if job["state"] not in ("done", "failed", "interrupted"):
-                faults.append(f"{id}: {job}")
-            elif job["state"] == "done":
-                rough.check(server.client.get(job["images"][0])[2], acknowledged[id])
-        rough.start()
-        time.sleep(1.5 + random.random() * 2)
-        rough.stop.set()
-        server.kill()
-        rough.join()
-        acknowledged |= rough.jobs
-        faults += [fault for fault in rough.faults if "KeyError" not in fault]
-        found = collections.Counter(job["state"] for job in states.values())
-        print(
-            f"kill {turn + 1}: {len(acknowledged)} jobs, before it {dict(found)}, {len(faults)} faults",
-            flush=True,
-        )
-    return faults
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Return 0 where there was no fault."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("--kills", type=int, default=0)
-    options = parser.parse_args(arguments)
-    pipe, bodies = LocalControlPipeline.from_pretrained(), kinds()
-    truths = [solo(pipe, body) for body in bodies]
-    del pipe
-    faults = []
-    for run, amount in ((soak, options.minutes), (kills, options.kills)):
-        if amount:
-            with tempfile.TemporaryDirectory(prefix="localcontrol-soak-") as folder:
-                faults += run(Path(folder), amount, bodies, truths)
-    for fault in faults[:40]:
-        print(f"fault: {fault}")
-    print(f"{len(faults)} faults")
-    return int(bool(faults))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
