@@ -1,61 +1,48 @@
 """python -m benchmarks.serving [--model embedded | --engine folder] [--clients 1 8 16] [--rates 0.5 0.9 1.5] [--quick]
 
-Many clients at one pipeline: a server that takes a step of every request at a time (`runtime.serve.engine.Engine`,
-"shared steps"), against one request after the other ("one by one"), and against batches of requests of equal size, steps,
-guidance and scheduler that are drawn from start to finish ("batches of alike"), as other servers of pictures make them.
+Many clients at one pipeline. Compares a server that takes a step of every request at a time ("shared steps",
+`runtime.serve.engine.Engine`) with one request after the other ("one by one"), and with what other servers of pictures
+do ("batches of alike": requests of equal size, steps, guidance and scheduler are drawn together from start to finish).
 In one process and in turn, on the same requests at the same times, without HTTP. Writes <out>/serving.csv and
 serving.png.
 
 The load: prompts, half of them with a masked control, 4 to 30 steps, three quarters with guidance. Closed loop: each
-client sends its next request when its last one is done. Open loop: requests come at random (Poisson) at rates relative to
-what "one by one" can draw. All that is drawn in a sample is compared with the request drawn alone.
+client sends its next request when its last one is done. Open loop: requests come at random (Poisson), at rates
+relative to what "one by one" can draw. A sample of the pictures is compared with the same requests drawn alone.
 
-In favour of "batches of alike": control with other masks, or none, does not keep requests apart, members come from
-anywhere in the queue, and a picture is handed over when it is decoded. Against it: texts are encoded and pictures decoded
-one by one, as in "shared steps".
+In favour of "batches of alike": other masks, or none, do not keep requests apart; members come from anywhere in the
+queue. Against it: texts are encoded and pictures decoded one by one, as they are in "shared steps".
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import random
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from benchmarks.measure import check_counts, check_out, environment, results_folder, write_rows
+from benchmarks.serving_load import SHORT, closed, make_limits, make_orders, opened, running
 from benchmarks.serving_policies import Baseline, Notes, make_policies
 from runtime import LocalControlPipeline
 from runtime.cli.command import Parser, exit_code
-from runtime.control.images import png_bytes
 from runtime.errors import InputError
 from runtime.machine.files import replacing
 from runtime.sampling.drawing import Result
 from runtime.serve.engine import Engine, Watcher, most_rows
-from runtime.serve.files import Files
-from runtime.serve.limits import Limits
-from runtime.serve.orders import Order, Orders
-from runtime.serve.schema import Generate, RegionBody
-from runtime.serve.work import Work
+from runtime.serve.orders import Order
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 FULL = {"clients": [1, 2, 4, 8, 16], "rates": [0.5, 0.9, 1.5], "requests": 64, "repeats": 3}
 QUICK = {"clients": [4], "rates": [1.5], "requests": 8, "repeats": 1}
-COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("star", "circle", "square", "triangle")
-STEPS, SHORT = (4, 8, 15, 30), 8  # a request of up to 8 steps is a short one
 SAMPLE = 8  # requests, at least, whose pictures are compared
 # of latents, beside their largest number; rows of other batches are rounded otherwise
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
@@ -150,42 +137,6 @@ def load(options: argparse.Namespace) -> LocalControlPipeline:
     return pipe
 
 
-def make_limits(rows: int, requests: int) -> Limits:
-    """Return limits that refuse none of the requests, however long they wait."""
-    return Limits(rows=rows, queue=requests, queue_mib=2**20, queued_seconds=1e6, running_seconds=1e6)
-
-
-def make_orders(pipe: LocalControlPipeline, count: int) -> list[Order]:
-    """Return the load: requests as clients send them, always the same ones; a request's seed is its number."""
-    choose, limits, found = random.Random(0), Limits(), []
-    with tempfile.TemporaryDirectory() as folder:
-        orders = Orders(pipe, Files(Path(folder), limits), limits)
-        for number in range(count):
-            words = [f"a {choose.choice(COLOURS)} {choose.choice(SHAPES)}" for _ in range(2)]
-            body = Generate(
-                prompt=" and ".join(words[: choose.randint(1, 2)]),
-                steps=choose.choice(STEPS),
-                guidance=5.0 if choose.random() < 0.75 else 1.0,
-                seed=number,
-            )
-            if choose.random() < 0.5:
-                body.regions = [make_region(choose, pipe.default_size)]
-            found.append(orders.order(body))
-    return found
-
-
-def make_region(choose: random.Random, side: int) -> RegionBody:
-    """Return a control: the outline of a disc somewhere, and as its mask a box around it."""
-    radius = side * choose.uniform(0.15, 0.3)
-    x, y = (choose.uniform(radius, side - radius) for _ in range(2))
-    box = (x - radius, y - radius, x + radius, y + radius)
-    condition, mask = (Image.new("L", (side, side)) for _ in range(2))
-    ImageDraw.Draw(condition).ellipse(box, outline=255)
-    ImageDraw.Draw(mask).rectangle(box, fill=255)
-    pictures = (base64.b64encode(png_bytes(image)).decode() for image in (condition, mask))
-    return RegionBody(**dict(zip(("condition", "mask"), pictures, strict=True)))
-
-
 def rows_of(
     policies: dict[str, Callable[[Watcher], Engine | Baseline]],
     orders: Sequence[Order],
@@ -221,39 +172,6 @@ def rows_of(
                 row = measure(name, partial(opened, rate=rate * capacity, seed=repeat))
                 load = {"loop": "open", "clients": "", "rate": rate, "sent_per_s": round(rate * capacity, 4)}
                 yield {"policy": name, **load, "repeat": repeat, **row}
-
-
-@contextmanager
-def running(policy: Engine | Baseline) -> Iterator[Engine | Baseline]:
-    """Start a policy, wait until it is warm, stop it at the end."""
-    policy.start()
-    try:
-        while not policy.warm:
-            time.sleep(0.005)
-        yield policy
-    finally:
-        policy.stop()
-
-
-def closed(policy: Engine | Baseline, notes: Notes, orders: Sequence[Order], clients: int) -> None:
-    """Send requests so that as many as there are clients are under way, until none is left."""
-    for number, order in enumerate(orders):
-        if number >= clients:
-            notes.next_end()
-        policy.submit(Work(order, ""))
-    for _ in orders[-clients:]:
-        notes.next_end()
-
-
-def opened(policy: Engine | Baseline, notes: Notes, orders: Sequence[Order], rate: float, seed: int) -> None:
-    """Send `rate` requests a second in the mean, at times that the seed says, whatever becomes of them."""
-    gaps, due = random.Random(seed), time.monotonic()
-    for order in orders:
-        due += gaps.expovariate(rate)
-        time.sleep(max(0.0, due - time.monotonic()))
-        policy.submit(Work(order, "", created=due))
-    for _ in orders:
-        notes.next_end()
 
 
 def figures(notes: Notes) -> dict:

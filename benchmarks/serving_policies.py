@@ -86,15 +86,23 @@ class Baseline:
         self._thread.join()
 
     def _serve(self) -> None:
-        while works := self._take():
+        try:
+            while works := self._take():
+                self._try(works)
+        finally:
+            for work in self._queue:  # nobody waits for them in vain
+                self.watcher.ended(work, "interrupted", None)
+
+    def _try(self, works: list[Work]) -> None:
+        """Draw requests, and tell of those that fail."""
+        for work in works:
+            work.started = time.monotonic()
+        try:
+            self._draw(works)
+        except Exception as error:
             for work in works:
-                work.started = time.monotonic()
-            try:
-                self._draw(works)
-            except Exception as error:
-                for work in works:
-                    work.error = Refusal(500, f"{type(error).__name__}: {error}")
-                    self.watcher.ended(work, "failed", work.error)
+                work.error = Refusal(500, f"{type(error).__name__}: {error}")
+                self.watcher.ended(work, "failed", work.error)
 
     def _take(self) -> list[Work]:
         """Wait for requests, and take them from the queue; none at the end."""

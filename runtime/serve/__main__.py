@@ -139,10 +139,17 @@ def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises InputError where the address is another's, or none."""
     if not 0 <= port < 65536:
         raise InputError(f"--port {port}: expected 0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol's name: asyncio then sends small packets at once (TCP_NODELAY), and not after 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        if os.name == "posix":  # on Windows it would share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+        return listener
     except OSError as error:
+        listener.close()
         reason = os.strerror(error.errno) if error.errno else error
         raise InputError(f"--host {host} --port {port}: {reason}; try another port") from error
 

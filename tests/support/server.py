@@ -13,7 +13,7 @@ import uvicorn
 from PIL import Image
 
 from runtime import LocalControlPipeline
-from runtime.serve.__main__ import make_parser
+from runtime.serve.__main__ import listening, make_parser
 from runtime.serve.app import make_app
 from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
@@ -114,7 +114,7 @@ def running(folder, *, on=None, access: Access | None = None, headers=None, log_
         make_app(service, access, log_prompts), log_config=None, access_log=False, timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listening("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     client = Client(listener.getsockname()[1], service, headers)
