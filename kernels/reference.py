@@ -43,9 +43,8 @@ def inject(
         terms.append(feature.to(dtype) * gate)
     out = hidden if inplace else hidden.clone()
     if terms:
-        halves = (
-            out if batch == len(out) or batch == 1 else out.unflatten(0, (-1, batch))
-        )  # (G, B, C, H, W), a view
+        # (G, B, C, H, W), a view; not where each row has its own, or all the same. len() would fix a graph's batch.
+        halves = out if batch in (1, out.shape[0]) else out.unflatten(0, (-1, batch))
         halves.add_(sum(terms[1:], terms[0]))  # summed in the wider dtype, rounded as it is stored
     return out
 
