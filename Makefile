@@ -8,19 +8,22 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo demo-edit test fuzz test-versions machine lint static engines bench-cpu bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
 	@echo "make demo-edit  draw into a photograph, whose outside stays as it is: out/edit.png and out/edit-sheet.png"
+	@echo "make serve  draw for clients on http://127.0.0.1:8000 with the embedded model"
 	@echo "make test   run the tests, a worker on each core"
 	@echo "make fuzz   give 20,000 made-up files and arguments to whatever reads strangers' (15 minutes)"
+	@echo "make soak   a server under 64 rough clients, killed, and sent nonsense (25 minutes)"
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
 	@echo "make machine  print what this machine is and which versions are installed"
-	@echo "make lint   check style and formatting"
+	@echo "make lint   check style and formatting; where node is installed, the page's types and logic too"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"
+	@echo "make bench-serving  many clients at once: shared steps, one by one, and batches of alike (45 minutes)"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
@@ -42,11 +45,17 @@ demo-edit: $(INSTALLED)
 		--condition examples/sketch.png --preprocess sketch \
 		--seed 3 --out out/edit.png --sheet out/edit-sheet.png
 
+serve: $(INSTALLED)
+	$(BIN)/python -m runtime.serve
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --durations 10
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --count 20000
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --minutes 10 --kills 20 --bodies 10000
 
 test-versions:
 	$(PYTHON) tests/versions.py
@@ -57,6 +66,16 @@ machine: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory page; \
+	else echo "the page's types and logic are not checked: node and npm are missing"; fi
+
+# What the server's page is written in has types in its comments; TypeScript, which checks them, is for developers alone.
+page: tests/page/node_modules/.installed
+	cd tests/page && npx tsc --project tsconfig.json && node --test
+
+tests/page/node_modules/.installed: tests/page/package.json
+	cd tests/page && npm install --no-package-lock --no-audit --no-fund
+	@touch $@
 
 # Neither static analysis nor its compiler needs a GPU.
 static: $(INSTALLED)
@@ -77,6 +96,9 @@ bench-cpu: $(ENGINES)
 	$(BIN)/python -m benchmarks.roofline --full-size
 	$(BIN)/python -m benchmarks.full_size --repeats 8
 	$(BIN)/python -m benchmarks.memory
+
+bench-serving: $(INSTALLED)
+	$(BIN)/python -m benchmarks.serving
 
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export
@@ -104,7 +126,7 @@ wheels:
 		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d wheels $(WHEELS)
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/page/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv writes: a folder without it is a broken start, to be completed.

@@ -91,7 +91,7 @@ setup(
     # `benchmarks` and `tests` run from a clone, where their results are committed; as top-level packages of
     # these names they would only get in the way of others in site-packages.
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"runtime": ["configs/**/*", "embedded/**/*"]},
+    package_data={"runtime": ["configs/**/*", "embedded/**/*", "serve/page/**/*"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

@@ -62,7 +62,11 @@ def built(tmp_path_factory):
 
 def expected_files() -> set[str]:
     code = {path for package in PACKAGES for path in sources(package)}
-    data = {path for folder in ("embedded", "configs") for path in (ROOT / "runtime" / folder).rglob("*")}
+    data = {
+        path
+        for folder in ("embedded", "configs", "serve/page")
+        for path in (ROOT / "runtime" / folder).rglob("*")
+    }
     return {str(path.relative_to(ROOT)) for path in code | data if path.is_file() and path.suffix != ".pyc"}
 
 

@@ -15,7 +15,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import fields
@@ -101,6 +100,8 @@ def serve(options: argparse.Namespace) -> int:
         raise InputError(
             f"serve needs the package {error.name}; install it: pip install 'localcontrol[serve]'"
         ) from error
+    from runtime.serve.wire import listening
+
     with ExitStack() as opened:
         listener = opened.enter_context(listening(options.host, options.port))
         folder = opened.enter_context(data_folder(options.data))
@@ -133,25 +134,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises InputError where the address is another's, or none."""
-    if not 0 <= port < 65536:
-        raise InputError(f"--port {port}: expected 0 to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # By its protocol's name: asyncio then sends small packets at once (TCP_NODELAY), and not after 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # on Windows it would share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        return listener
-    except OSError as error:
-        listener.close()
-        reason = os.strerror(error.errno) if error.errno else error
-        raise InputError(f"--host {host} --port {port}: {reason}; try another port") from error
 
 
 def data_folder(given: str | None):
@@ -191,40 +173,13 @@ def load(options: argparse.Namespace):
 
 def run(app, listener: socket.socket, service, limits: Limits) -> int:
     """Serve until a signal: then take no more work, let what runs end, and stop."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, number, frame) -> None:
-            if service.engine.draining:  # the second signal
-                self.should_exit = self.force_exit = True
-                return
-            say("ending: what runs is finished, nothing new is taken")
-            threading.Thread(target=self._drain, daemon=True).start()
-
-        def _drain(self) -> None:
-            service.engine.drain()
-            until = time.monotonic() + limits.drain_seconds
-            while service.unfinished and time.monotonic() < until:
-                time.sleep(0.02)
-            service.engine.stop()
-            self.should_exit = True
+    from runtime.serve.wire import Server, config_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=2**16,
-    )
     host, port = listener.getsockname()[:2]
     say(f"serving  http://{f'[{host}]' if ':' in host else host}:{port}")
-    server = Server(config)
-    server.run(sockets=[listener])
+    Server(config_of(app, limits), service).run(sockets=[listener])
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.resources import files
 from typing import Annotated, Any
 
 import anyio
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 import kernels
 from runtime.control.images import png_bytes
@@ -53,7 +55,18 @@ BINARY = {
         "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+PAGE = files("runtime.serve") / "page"
+CLEAN = 600.0  # seconds
 JobId = Annotated[str, Path(max_length=64)]
+
+
+class Page(StaticFiles):
+    """The page's files, which a browser asks for again once they have changed."""
+
+    def file_response(self, *arguments, **options) -> Response:
+        answer = super().file_response(*arguments, **options)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
 
 
 def make_app(service: Service, access: Access | None = None, log_prompts: bool = False) -> FastAPI:
@@ -64,7 +77,10 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
         app.state.parsers = anyio.CapacityLimiter(PARSERS)
         with heard():
             service.start()
-            yield
+            async with anyio.create_task_group() as group:
+                group.start_soon(keep_clean, service)
+                yield
+                group.cancel_scope.cancel()
             await anyio.to_thread.run_sync(service.close)
 
     app = FastAPI(
@@ -78,6 +94,7 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
     app.state.service = service
     for add in (add_drawing, add_jobs, add_pictures, openai.add_routes, add_health):
         add(app)
+    app.mount("/", Page(directory=PAGE, html=True), name="page")
     app.add_middleware(
         Guard,
         access=access or Access(),
@@ -90,6 +107,13 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
     app.add_exception_handler(RequestValidationError, _refused_by_parameters)
     app.openapi = lambda: document(app)
     return app
+
+
+async def keep_clean(service: Service) -> None:
+    """Remove what is too old, now and then, also where nothing new comes."""
+    while True:
+        await anyio.sleep(CLEAN)
+        await anyio.to_thread.run_sync(service.clean)
 
 
 def _refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:
@@ -212,6 +236,14 @@ def add_pictures(app: FastAPI) -> None:
         name, image = await off_loop(request, service_of(request).files.add, data, "body", 415)
         about = {"id": name, "bytes": len(data), "width": image.width, "height": image.height}
         return JSONResponse(about, 201)
+
+    @app.get("/v1/files/{id}", response_class=Response)
+    async def file(request: Request, id: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> Response:
+        """Return a picture's bytes again."""
+        _, data = await off_loop(request, service_of(request).files.read, id, "id")
+        return Response(
+            data, media_type="application/octet-stream", headers={"Cache-Control": "private, immutable"}
+        )
 
     @app.post("/v1/conditions", responses=PNG, response_class=Response, openapi_extra=takes(Condition))
     async def condition(request: Request) -> Response:

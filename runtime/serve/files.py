@@ -33,6 +33,8 @@ class Files:
         self.folder, self.limits = folder, limits
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        self._bytes = 0  # at most what is kept
+        self.clean()
 
     def add(self, data: bytes, field: str = "file", status: int = 422) -> tuple[str, Image.Image]:
         """Keep a picture's bytes. Returns their hash and the picture. Raises Refusal where it is none, or too large."""
@@ -44,7 +46,9 @@ class Files:
             if not self._touched(path):
                 with replacing(path) as partial:
                     partial.write_bytes(data)
-            self.clean(keep=path)
+                self._bytes += len(data)
+            if self._bytes > self.limits.kept_mib * MIB:
+                self.clean(keep=path)
         return name, image
 
     def read(self, text: str, field: str) -> tuple[str, bytes]:
@@ -92,6 +96,7 @@ class Files:
                 with suppress(OSError):
                     path.unlink()
                     total -= size
+        self._bytes = total
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

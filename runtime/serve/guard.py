@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.serve.limits import MIB, Limits
@@ -33,6 +33,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+ALLOWED = {  # to pages of the sites of --allow-origin
+    "Allow-Methods": "GET, POST, DELETE",
+    "Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    "Expose-Headers": "X-Seed, X-Model-Hash, X-Request-Id, Location, Retry-After",
+    "Max-Age": "600",
+}
+
 
 @dataclass(frozen=True)
 class Access:
@@ -45,7 +52,7 @@ class Access:
     hosts: Sequence[str] = LOOPBACK
     origins: Sequence[str] = ()
 
-    def check(self, path: str, headers: Headers) -> str:
+    def check(self, path: str, headers: Headers, method: str = "GET") -> str:
         """Return whose request it is: a hash of the key. Raises Refusal."""
         host = headers.get("host", "")
         if self.hosts and _name(host) not in self.hosts:
@@ -55,7 +62,7 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
             raise Refusal(403, f"Origin {origin[:80]!r}: another site; see --allow-origin", "Origin")
-        if not self.keys or path in OPEN:
+        if not self.keys or path in OPEN or (method == "OPTIONS" and origin in self.origins):
             return NOBODY
         scheme, _, given = headers.get("authorization", "").partition(" ")
         same = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
@@ -81,13 +88,17 @@ class Guard:
         self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, log_prompts: bool = False
     ):
         self.app, self.access, self.limits, self.metrics = app, access, limits, metrics
-        self.log_prompts = log_prompts
+        self.log_prompts, self.open = log_prompts, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        await Exchange(self, scope, receive, send).run()
+        self.open += 1
+        try:
+            await Exchange(self, scope, receive, send).run()
+        finally:
+            self.open -= 1
 
 
 class Exchange:
@@ -97,14 +108,22 @@ class Exchange:
         self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
         self.id, self.start = secrets.token_hex(8), time.perf_counter()
         self.status, self.received, self.sent, self.whole = 0, 0, 0, False
+        self.allowed: str | None = None  # another site, whose pages may read the answer
         scope["state"] = {**scope.get("state", {}), "said": {}}
 
     async def run(self) -> None:
         headers = Headers(scope=self.scope)
+        if headers.get("origin") in self.guard.access.origins:
+            self.allowed = headers["origin"]
         try:
-            owner = self.guard.access.check(self.scope["path"], headers)
+            owner = self.guard.access.check(self.scope["path"], headers, self.scope["method"])
             self.scope["state"] |= {"owner": owner, "keyed": len(self.guard.access.keys) > 1}
             self._check_length(headers)
+            if self.guard.open > self.guard.limits.connections:
+                raise Refusal(503, f"server: {self.guard.open} requests at a time; come again", retry_after=2)
+            if self.allowed and self.scope["method"] == "OPTIONS":
+                await Response(status_code=204)(self.scope, self._receive, self.send)
+                return
             await self.guard.app(self.scope, self.receive, self.send)
         except Refusal as error:
             if self.status == 0:
@@ -149,6 +168,11 @@ class Exchange:
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             headers["X-Request-Id"] = self.id
+            if self.allowed:
+                headers["Access-Control-Allow-Origin"], headers["Vary"] = self.allowed, "Origin"
+                headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+                for name, value in ALLOWED.items():
+                    headers[f"Access-Control-{name}"] = value
             if not self.whole and self.status in (408, 413):
                 headers["Connection"] = "close"  # what comes of the body is nobody's request
         elif message["type"] == "http.response.body":

@@ -17,6 +17,7 @@ class Limits:
     """All that bounds a request, the queue, and what is kept."""
 
     body_mib: int = limit(32, "MiB of a request's body, counted while it comes in")
+    head_seconds: float = limit(15.0, "seconds in which a request's head must have come in")
     body_seconds: float = limit(60.0, "seconds in which a request's body must have come in")
     megapixels: float = limit(16.0, "millions of pixels of a picture, by its header")
     side: int = limit(4096, "pixels of a picture's side")

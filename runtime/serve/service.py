@@ -96,6 +96,11 @@ class Service:
         self._writer.shutdown()
         self.store.close()
 
+    def clean(self) -> None:
+        """Remove files and jobs that are too old."""
+        self.files.clean()
+        self.store.clean()
+
     @property
     def unfinished(self) -> int:
         """Return how many requests wait, run, or are being written."""

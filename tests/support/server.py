@@ -13,11 +13,12 @@ import uvicorn
 from PIL import Image
 
 from runtime import LocalControlPipeline
-from runtime.serve.__main__ import listening, make_parser
+from runtime.serve.__main__ import make_parser
 from runtime.serve.app import make_app
 from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
 from runtime.serve.service import Service
+from runtime.serve.wire import config_of, listening
 from tests.support.tiny import make_adapter, make_pipeline
 
 SMALL = {"prompt": "a red star", "height": 64, "width": 64, "steps": 3, "seed": 7}
@@ -110,9 +111,8 @@ def running(folder, *, on=None, access: Access | None = None, headers=None, log_
     """A client of a server that is ready."""
     options = make_parser().parse_args([])
     service = Service(on or pipe(), folder, options, Limits(**limits), "0" * 32)
-    config = uvicorn.Config(
-        make_app(service, access, log_prompts), log_config=None, access_log=False, timeout_graceful_shutdown=2
-    )
+    config = config_of(make_app(service, access, log_prompts), service.limits)
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     listener = listening("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from runtime.serve.guard import HEADERS, Access
 from runtime.serve.refusals import Refusal
-from tests.support.server import SMALL, running
+from tests.support.server import SMALL, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,44 @@ def test_foreign_heads_are_answered_or_dropped(client, head):
     assert not answer or answer.startswith(b"HTTP/1.1 4")
     opened.close()
     assert client.get("/healthz")[0] == 200
+
+
+def test_half_a_head_does_not_hold_a_connection(tmp_path):
+    """At once, and after a first request that was whole; one that is being answered is let go on."""
+    with running(tmp_path, head_seconds=0.3) as client:
+        for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+            opened.sendall(first)
+            assert not first or opened.recv(2000).startswith(b"HTTP/1.1 200")
+            opened.sendall(b"GET /healthz HT")
+            assert opened.recv(2000) == b""
+            opened.close()
+        assert client.post("/v1/generate", {**SMALL, "steps": 60})[0] == 200
+
+
+def test_too_many_at_a_time_are_asked_to_come_again(tmp_path):
+    with running(tmp_path, connections=2) as client:
+        opened = [client.open("/v1/generate", {**SMALL, "steps": 100}) for _ in range(2)]
+        wait_until(lambda: client.service.engine.busy)
+        status, headers, data = client.get("/healthz")
+        assert (status, headers["retry-after"]) == (503, "2") and json.loads(data)["error"][
+            "type"
+        ] == "overloaded_error"
+        for each in opened:
+            each.close()
+        wait_until(lambda: client.get("/healthz")[0] == 200)
+
+
+def test_pages_of_a_site_that_was_allowed_may_read_the_answers(tmp_path):
+    site = "https://shop.example"
+    with running(tmp_path, access=Access(keys=("k",), origins=(site,))) as client:
+        status, headers, _ = client.ask("OPTIONS", "/v1/generate", Origin=site)
+        assert status == 204 and headers["access-control-allow-origin"] == site
+        assert "Authorization" in headers["access-control-allow-headers"]
+        headers = client.post("/v1/generate", SMALL, Origin=site, Authorization="Bearer k")[1]
+        assert headers["access-control-allow-origin"] == site and headers["vary"] == "Origin"
+        assert client.ask("OPTIONS", "/v1/generate", Origin="https://evil.example")[0] == 403
+        assert "access-control-allow-origin" not in client.get("/healthz")[1]
 
 
 def test_every_answer_has_the_headers(client):

@@ -13,7 +13,16 @@ LIMITS = {"steps": 3, "megapixels": 0.01, "side": 64, "images": 1, "regions": 2,
 @pytest.mark.slow
 def test_no_answer_is_the_servers_fault(tmp_path):
     with running(tmp_path, **LIMITS) as client:
-        command = ["-m", "schemathesis.cli", "run", f"http://127.0.0.1:{client.port}/openapi.json", "--seed", "1"]
+        command = [
+            "-m",
+            "schemathesis.cli",
+            "run",
+            f"http://127.0.0.1:{client.port}/openapi.json",
+            "--seed",
+            "1",
+        ]
         checks = ["--checks", "not_a_server_error", "--max-examples", "30", "--request-timeout", "20"]
-        done = subprocess.run([sys.executable, *command, *checks], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, *command, *checks], capture_output=True, text=True, cwd=tmp_path
+        )
     assert done.returncode == 0, done.stdout[-4000:]

@@ -1,0 +1,216 @@
+// Hands on the canvas: mouse, pen and fingers, as strokes of the tool at hand; and the view's moves.
+
+import { flood, lasso, reach, rectangle, segment, whole } from "./bitmap.js";
+import { Recording } from "./history.js";
+
+/** @typedef {import("./bitmap.js").Bitmap} Bitmap */
+/** @typedef {import("./bitmap.js").Point} Point */
+/** @typedef {"brush" | "eraser" | "rectangle" | "lasso" | "fill"} Tool */
+
+export class Hands {
+  /**
+   * @param {import("./canvas.js").Scene} scene @param {import("./view.js").View} view
+   * @param {import("./history.js").History} history
+   * @param {{target: () => Bitmap | null, changed: () => void, released: () => void}} page
+   */
+  constructor(scene, view, history, page) {
+    this.scene = scene;
+    this.view = view;
+    this.history = history;
+    this.page = page;
+    /** @type {Tool} */ this.tool = "brush";
+    this.size = 16; // the brush's diameter, pixels of the picture
+    /** @type {Recording | null} */ this.recording = null;
+    /** @type {Point[]} */ this.path = [];
+    /** @type {Point | null} */ this.lastEnd = null; // of the last stroke, for shift-click
+    this.radius = 8;
+    /** @type {number | null} */ this.pointer = null; // the one that draws
+    this.pen = 0; // when a pen was last seen, ms: fingers near it are a hand that rests
+    /** @type {Map<number, Point>} */ this.fingers = new Map();
+    /** @type {"pan" | "size" | null} */ this.mode = null;
+    this.space = false;
+    const { canvas } = scene;
+    for (const [name, handle] of /** @type {[string, (event: any) => void][]} */ ([
+      ["pointerdown", this.down], ["pointermove", this.move], ["pointerup", this.up], ["pointercancel", this.up],
+      ["pointerleave", this.leave], ["wheel", this.wheel], ["contextmenu", (e) => e.preventDefault()],
+    ])) canvas.addEventListener(name, handle.bind(this), { passive: false });
+  }
+
+  /** @param {MouseEvent} event @returns {Point} on the canvas */
+  onScreen(event) {
+    const box = this.scene.canvas.getBoundingClientRect();
+    return { x: event.clientX - box.left, y: event.clientY - box.top };
+  }
+
+  /** @param {PointerEvent} event */
+  down(event) {
+    const at = this.onScreen(event);
+    if (event.pointerType === "pen") this.pen = performance.now();
+    if (event.pointerType === "touch") {
+      if (performance.now() - this.pen < 1000) return; // the palm of a hand that holds a pen
+      this.fingers.set(event.pointerId, at);
+      if (this.fingers.size === 2) return this.abandon(); // a pinch has begun as a stroke
+    }
+    if (this.pointer !== null || this.fingers.size > 1) return;
+    this.scene.canvas.setPointerCapture(event.pointerId); // a stroke that leaves the canvas goes on
+    this.pointer = event.pointerId;
+    this.mode = event.button === 1 || this.space ? "pan" : event.altKey ? "size" : null;
+    this.path = [at];
+    if (!this.mode && event.button === 0) this.begin(event, this.view.toPicture(at));
+  }
+
+  /** @param {PointerEvent} event @param {Point} at */
+  begin(event, at) {
+    const bitmap = this.page.target();
+    if (!bitmap) return;
+    this.recording = new Recording(bitmap);
+    this.radius = this.radiusOf(event);
+    this.path = [at];
+    if (this.tool === "fill") {
+      this.recording.keep(whole(bitmap));
+      this.scene.changed(bitmap, flood(bitmap, at, event.shiftKey ? 0 : 255));
+      this.end();
+    } else if (this.tool === "brush" || this.tool === "eraser") {
+      const from = event.shiftKey && this.lastEnd ? this.lastEnd : at;
+      this.stroke(bitmap, from, at, this.radius);
+      this.lastEnd = at;
+    }
+  }
+
+  /** @param {PointerEvent} event */
+  radiusOf(event) {
+    const pressure = event.pointerType === "pen" ? Math.max(0.1, event.pressure) : 1;
+    return (this.size / 2) * pressure;
+  }
+
+  /** @param {Bitmap} bitmap @param {Point} a @param {Point} b @param {number} radius */
+  stroke(bitmap, a, b, radius) {
+    const before = this.radius;
+    this.recording?.keep(reach(bitmap, a, b, Math.max(before, radius)));
+    this.scene.changed(bitmap, segment(bitmap, a, b, before, radius, this.tool === "eraser"));
+    this.radius = radius;
+    this.page.changed();
+  }
+
+  /** @param {PointerEvent} event */
+  move(event) {
+    const at = this.onScreen(event);
+    if (event.pointerType === "pen") this.pen = performance.now();
+    if (this.fingers.has(event.pointerId) && this.fingers.size === 2) return this.pinch(event.pointerId, at);
+    this.scene.brush = { ...this.view.toPicture(at), radius: this.size / 2 };
+    if (event.pointerId === this.pointer) {
+      if (this.mode === "pan") this.view.pan(at.x - this.path[0].x, at.y - this.path[0].y);
+      if (this.mode === "size") this.resize(this.size * Math.exp((at.x - this.path[0].x) / 120));
+      if (this.mode) this.path = [at];
+      else for (const each of steps(event)) this.extend(each);
+    }
+    this.scene.draw();
+  }
+
+  /** @param {PointerEvent} event */
+  extend(event) {
+    const bitmap = this.recording?.bitmap, at = this.view.toPicture(this.onScreen(event));
+    if (!bitmap) return;
+    if (this.tool === "brush" || this.tool === "eraser") {
+      this.stroke(bitmap, this.path[this.path.length - 1], at, this.radiusOf(event));
+      this.path = [at];
+      this.lastEnd = at;
+    } else {
+      this.path = this.tool === "rectangle" ? [this.path[0], at] : [...this.path, at];
+      const [a, b] = [this.path[0], at];
+      this.scene.outline = this.tool === "lasso" ? this.path : [a, { x: b.x, y: a.y }, b, { x: a.x, y: b.y }];
+    }
+  }
+
+  /** @param {PointerEvent} event */
+  up(event) {
+    this.fingers.delete(event.pointerId);
+    if (event.pointerId !== this.pointer) return;
+    const bitmap = this.recording?.bitmap;
+    if (bitmap && (this.tool === "rectangle" || this.tool === "lasso")) {
+      this.recording?.keep(whole(bitmap));
+      const value = event.shiftKey ? 0 : 255; // with shift what is inside is erased
+      const rect = this.tool === "lasso"
+        ? lasso(bitmap, this.path, value)
+        : rectangle(bitmap, this.path[0], this.path[this.path.length - 1], value);
+      this.scene.changed(bitmap, rect);
+    }
+    this.end();
+  }
+
+  end() {
+    const recording = this.recording;
+    this.pointer = this.recording = this.mode = null;
+    this.scene.outline = [];
+    if (recording) this.commit(recording, this.tool);
+    this.scene.draw();
+  }
+
+  /** Make a step of what was recorded. @param {Recording} recording @param {string} label */
+  commit(recording, label) {
+    const step = recording.step(label, (rect) => {
+      this.scene.changed(recording.bitmap, rect);
+      this.page.changed();
+    });
+    if (!step) return;
+    this.history.add(step);
+    this.page.changed();
+    this.page.released();
+  }
+
+  /** Change a whole bitmap, as one step. @param {Bitmap} bitmap @param {string} label @param {() => void} work */
+  whole(bitmap, label, work) {
+    const recording = new Recording(bitmap);
+    recording.keep(whole(bitmap));
+    work();
+    this.scene.changed(bitmap, whole(bitmap));
+    this.commit(recording, label);
+  }
+
+  /** Take back a stroke that was none. */
+  abandon() {
+    const recording = this.recording;
+    this.pointer = this.recording = this.mode = null;
+    this.scene.outline = [];
+    recording?.step("", (rect) => this.scene.changed(recording.bitmap, rect))?.undo();
+  }
+
+  /** @param {number} id @param {Point} at */
+  pinch(id, at) {
+    const before = [...this.fingers.values()];
+    this.fingers.set(id, at);
+    const after = [...this.fingers.values()];
+    const middle = (/** @type {Point[]} */ p) => ({ x: (p[0].x + p[1].x) / 2, y: (p[0].y + p[1].y) / 2 });
+    const apart = (/** @type {Point[]} */ p) => Math.hypot(p[0].x - p[1].x, p[0].y - p[1].y) || 1;
+    const [from, to] = [middle(before), middle(after)];
+    this.view.pan(to.x - from.x, to.y - from.y);
+    this.view.zoom(apart(after) / apart(before), to);
+    this.scene.draw();
+  }
+
+  leave() {
+    this.scene.brush = null;
+    this.scene.draw();
+  }
+
+  /** @param {WheelEvent} event */
+  wheel(event) {
+    event.preventDefault();
+    this.view.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), this.onScreen(event));
+    this.scene.draw();
+  }
+
+  /** @param {number} size */
+  resize(size) {
+    this.size = Math.min(400, Math.max(1, size));
+    if (this.scene.brush) this.scene.brush.radius = this.size / 2;
+    document.dispatchEvent(new CustomEvent("brushsize"));
+    this.scene.draw();
+  }
+}
+
+/** What a pointer did since the last event. @param {PointerEvent} event @returns {PointerEvent[]} */
+function steps(event) {
+  const found = event.getCoalescedEvents?.() ?? [];
+  return found.length ? found : [event];
+}
