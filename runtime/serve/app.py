@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 import kernels
 from runtime.control.images import png_bytes
@@ -62,6 +63,11 @@ JobId = Annotated[str, Path(max_length=64)]
 
 class Page(StaticFiles):
     """The page's files, which a browser asks for again once they have changed."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
 
     def file_response(self, *arguments, **options) -> Response:
         answer = super().file_response(*arguments, **options)

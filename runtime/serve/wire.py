@@ -82,7 +82,10 @@ def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server: at a signal it takes no more work, and stops once what runs has ended; at a second one at once."""
+    """uvicorn's server: at a signal it takes no more work, and stops once what runs has ended.
+
+    At a second one it stops at once.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)

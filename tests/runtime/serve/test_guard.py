@@ -107,7 +107,10 @@ def test_half_a_head_does_not_hold_a_connection(tmp_path):
         for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
             opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
             opened.sendall(first)
-            assert not first or opened.recv(2000).startswith(b"HTTP/1.1 200")
+            if first:
+                answer = b""
+                while not answer.endswith(b"ok\n"):
+                    answer += opened.recv(2000)
             opened.sendall(b"GET /healthz HT")
             assert opened.recv(2000) == b""
             opened.close()
