@@ -12,10 +12,9 @@ import anyio
 from fastapi import FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 import kernels
 from runtime.control.images import png_bytes
@@ -62,12 +61,7 @@ JobId = Annotated[str, Path(max_length=64)]
 
 
 class Page(StaticFiles):
-    """The page's files, which a browser asks for again once they have changed."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(404)
-        return await super().get_response(path, scope)
+    """Files of the page, which a browser asks for again once they have changed."""
 
     def file_response(self, *arguments, **options) -> Response:
         answer = super().file_response(*arguments, **options)
@@ -100,7 +94,7 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
     app.state.service = service
     for add in (add_drawing, add_jobs, add_pictures, openai.add_routes, add_health):
         add(app)
-    app.mount("/", Page(directory=PAGE, html=True), name="page")
+    add_page(app)
     app.add_middleware(
         Guard,
         access=access or Access(),
@@ -266,6 +260,19 @@ def add_pictures(app: FastAPI) -> None:
     async def capabilities(request: Request) -> JSONResponse:
         """Return what can be asked for: sizes, adapters, schedulers, presets, limits."""
         return JSONResponse(service_of(request).capabilities())
+
+
+def add_page(app: FastAPI) -> None:
+    """Add the page at /; its files by their names, so that it hides no route."""
+
+    def add(path: str, name: str) -> None:
+        @app.get(path, include_in_schema=False)
+        async def file() -> FileResponse:
+            return FileResponse(str(PAGE / name), headers={"Cache-Control": "no-cache"})
+
+    for path, name in (("/", "index.html"), ("/style.css", "style.css"), ("/icon.svg", "icon.svg")):
+        add(path, name)
+    app.mount("/js", Page(directory=str(PAGE / "js")), name="page")
 
 
 def add_health(app: FastAPI) -> None:

@@ -24,6 +24,7 @@ from runtime.serve.refusals import Refusal
 log = logging.getLogger("runtime.serve.requests")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/healthz", "/readyz")  # asked for by whatever watches a server, without a key
+SWALLOW = 2.0  # seconds for which a body that is too large is read on
 NOBODY = ""  # the owner of what is asked without keys
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
@@ -127,6 +128,8 @@ class Exchange:
             await self.guard.app(self.scope, self.receive, self.send)
         except Refusal as error:
             if self.status == 0:
+                if error.status == 413:
+                    await self._swallow()
                 await refused(error)(self.scope, self._receive, self.send)
         except Exception as error:
             logging.getLogger("runtime.serve").error("%s %s", self.id, self.scope["path"], exc_info=error)
@@ -141,6 +144,15 @@ class Exchange:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.guard.limits.body_mib * MIB:
             raise self._too_large()
+
+    async def _swallow(self) -> None:
+        """Read on for a while: a client that is still sending would not see the answer."""
+        until, most = time.perf_counter() + SWALLOW, 4 * self.guard.limits.body_mib * MIB
+        while not self.whole and self.received < most and (left := until - time.perf_counter()) > 0:
+            with anyio.move_on_after(left):
+                message = await self._receive()
+                self.received += len(message.get("body", b""))
+                self.whole = not message.get("more_body", False)
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"body: more than {self.guard.limits.body_mib} MiB; expected less", "body")
