@@ -2,6 +2,7 @@
 
 import csv
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,15 @@ READMES = [
     "CONTRIBUTING.md",
     *(
         f"{folder}/README.md"
-        for folder in ("kernels", "export", "training", "benchmarks", "benchmarks/quality")
+        for folder in (
+            "kernels",
+            "export",
+            "training",
+            "benchmarks",
+            "benchmarks/quality",
+            "runtime/serve",
+            "tests",
+        )
     ),
 ]
 MIB = 2**20
@@ -97,3 +106,22 @@ def test_the_options_of_the_table_exist():
     assert len(shown) >= 7
     for option in re.findall(r"--[\w-]+", " ".join(shown)):
         assert option in known, option
+
+
+def test_the_serving_tables_are_their_file():
+    """Medians over the runs of each load, as the benchmark's own table has them."""
+    measured = read(RESULTS / "cpu" / "serving.csv")
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    assert {f"commit {row['commit']}: [serving.csv]" in text for row in measured} == {True}
+    short = "p95 of requests of at most 8 steps, ms, arriving at random"
+    tables = (
+        ("pictures a second", "clients", ("1", "4", "8", "16"), "images_per_s", 2),
+        (short, "rate", ("0.5", "0.9", "1.5"), "short_p95_ms", 0),
+    )
+    for head, axis, points, column, digits in tables:
+        rows = table("benchmarks/README.md", head)
+        assert len(rows) == 3
+        for policy, *cells in rows:
+            for point, cell in zip(points, cells, strict=True):
+                runs = [float(r[column]) for r in measured if r["policy"] == policy and r[axis] == point]
+                assert cell == f"{statistics.median(runs):.{digits}f}", (policy, point)

@@ -41,7 +41,7 @@ class Refusal(Exception):
 
 def field_of(message: str) -> str | None:
     """Return the field that an InputError's message begins with: "steps", or "regions.0.scale" of a region's."""
-    found = re.match(r"(regions\.\d+)(?::? (\w+))?|([a-z_0-9]+)", message)
+    found = re.match(r"(regions\.\d+)(?:(?:: | |\.)(\w+))?|([a-z_0-9]+)", message)
     if found is None:
         return None
     region, own, field = found.groups()

@@ -51,10 +51,12 @@ export function showList(list, regions, chosen, settings, acts) {
         make("button", { class: "small", type: "button", "aria-label": `${label} ${each.name}`, disabled: off, onclick: act }, text);
       const name = make("button", { class: "name", type: "button", onclick: () => acts.choose(each.id) },
         swatch(each.colour, i + 1), make("span", {}, each.name));
-      const row = make("li", { "aria-current": String(each === chosen) }, name, toggle("shown", "Show"), toggle("solo", "Solo"),
-        button("Up", "Move up", () => acts.move(each, -1), i === 0),
-        button("Down", "Move down", () => acts.move(each, 1), i === regions.length - 1),
-        button("Copy", "Copy", () => acts.copy(each)), button("Delete", "Delete", () => acts.remove(each)));
+      const row = make("li", { "aria-current": String(each === chosen) }, name, toggle("shown", "Show"), toggle("solo", "Solo"));
+      if (each === chosen) {
+        row.append(make("div", { class: "row acts" }, button("Up", "Move up", () => acts.move(each, -1), i === 0),
+          button("Down", "Move down", () => acts.move(each, 1), i === regions.length - 1),
+          button("Copy", "Copy", () => acts.copy(each)), button("Delete", "Delete", () => acts.remove(each))));
+      }
       const said = wrong.filter((one) => one.region === each.id);
       return said.length ? make("div", {}, row, ...said.map((one) => make("p", { class: "warning" }, one.text))) : row;
     }),
