@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -93,8 +94,8 @@ class EngineStep:
         left: what these rows were filled for before; the constants and the control of the same are not written again.
         """
         rows, index = len(part.sample), part.index
-        slot = Slot(self, rows, self.segments[index])
-        if left is None or (left.step, left.rows) != (self, rows):
+        slot = Slot(ref(self), rows, self.segments[index])
+        if left is None or left[:2] != slot[:2]:
             left = None
             for name, tensor in self.constant.items():
                 inputs[name][place].copy_(tensor[-rows:])
@@ -110,9 +111,9 @@ class EngineStep:
 
 
 class Slot(NamedTuple):
-    """Whose rows of a binding, how many, and of which segment of the steps."""
+    """Whose rows of a binding, how many, and of which segment of the steps. Weak: what has ended is not kept for it."""
 
-    step: EngineStep
+    step: ref[EngineStep]
     rows: int
     segment: int
 

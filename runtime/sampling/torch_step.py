@@ -80,6 +80,9 @@ class TorchStep:
         return of_words(own, self.words, index, sample, self.levels)
 
 
+KEPT = 8  # texts and controls of several sizes
+
+
 class TorchJoint:
     """Steps of several requests of latents of one size in one call of the UNet.
 
@@ -89,7 +92,7 @@ class TorchJoint:
 
     def __init__(self, unet: UNet):
         self.unet = unet
-        self._kept: dict[str, tuple[tuple, object]] = {}
+        self._kept: dict[tuple, tuple[tuple, object]] = {}
 
     def __call__(self, parts: Sequence[Part]) -> list[Tensor]:
         """See `Joint`."""
@@ -114,10 +117,13 @@ class TorchJoint:
         changing = [getattr(part.step, varies) for part in parts]
         segments = [None if c is None else c.segments[p.index] for c, p in zip(changing, parts, strict=True)]
         key = tuple((p.step, len(p.sample), s) for p, s in zip(parts, segments, strict=True))
-        if name not in self._kept or self._kept[name][0] != key:
-            self._kept.pop(name, None)  # before what replaces it is made
-            self._kept[name] = key, make()
-        return self._kept[name][1]
+        place = name, tuple(parts[0].sample.shape[2:])  # other sizes have calls of their own
+        if place not in self._kept or self._kept[place][0] != key:
+            self._kept.pop(place, None)  # before what replaces it is made
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[place] = key, make()
+        return self._kept[place][1]
 
 
 def _texts(parts: Sequence[Part], dtype: torch.dtype) -> list[KeyValue | SharedText]:

@@ -11,6 +11,7 @@ import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other 
 
 import argparse
 import ipaddress
+import json
 import logging
 import os
 import socket
@@ -125,7 +126,7 @@ def access_of(options: argparse.Namespace):
         )
     hosts = options.allow_host
     if _is_loopback(options.host):
-        hosts = [*LOOPBACK, options.host, *hosts]
+        hosts = list(dict.fromkeys([*LOOPBACK, options.host, *hosts]))
     return Access(keys, hosts, options.allow_origin)
 
 
@@ -171,15 +172,40 @@ def load(options: argparse.Namespace):
     return pipe
 
 
+class Lines(logging.Formatter):
+    """Every record as a line of JSON; the requests' are such already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == "runtime.serve.requests":
+            return record.getMessage()
+        line = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
 def run(app, listener: socket.socket, service, limits: Limits) -> int:
     """Serve until a signal: then take no more work, let what runs end, and stop."""
     from runtime.serve.wire import Server, config_of
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    logging.getLogger("python_multipart").setLevel(
+        logging.CRITICAL
+    )  # what is wrong with a form, the client is told
     host, port = listener.getsockname()[:2]
     say(f"serving  http://{f'[{host}]' if ':' in host else host}:{port}")
     Server(config_of(app, limits), service).run(sockets=[listener])
+    if service.engine.alive:  # in a step that goes on: its jobs are interrupted, and nothing waits for it
+        say("ended within a step")
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -21,6 +21,7 @@ from runtime.serve.work import DISCONNECTED, Work
 
 T = TypeVar("T")
 PARSERS = 4  # bodies whose pictures are decoded at a time
+WAITING = 8  # conditions that wait to be made
 COMPONENTS = "#/components/schemas/{model}"
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -38,6 +39,19 @@ async def off_loop(request: Request, call: Callable[..., T], *arguments: Any) ->
     """Run on a thread, of which there are few, so that the event loop goes on."""
     context = contextvars.copy_context()
     return await run_sync(context.run, call, *arguments, limiter=request.app.state.parsers)
+
+
+async def at_store(request: Request, call: Callable[..., T], *arguments: Any) -> T:
+    """Run what reads or writes the disk on a thread; pictures that are decoded do not hold it up."""
+    return await run_sync(call, *arguments, limiter=request.app.state.readers)
+
+
+async def apart(request: Request, call: Callable[..., T]) -> T:
+    """Run what takes seconds, one at a time. Raises Refusal where many wait for it."""
+    limiter = request.app.state.conditions
+    if limiter.statistics().tasks_waiting >= WAITING:
+        raise Refusal(429, "conditions: several are made; send it again later", retry_after=2)
+    return await run_sync(call, limiter=limiter)
 
 
 def ready(request: Request) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from runtime.serve import docs, openai
 from runtime.serve.answers import (
     COMPONENTS,
     PARSERS,
+    apart,
+    at_store,
     body_of,
     off_loop,
     owner_of,
@@ -74,7 +77,8 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parsers = anyio.CapacityLimiter(PARSERS)
+        app.state.parsers, app.state.readers = anyio.CapacityLimiter(PARSERS), anyio.CapacityLimiter(PARSERS)
+        app.state.conditions = anyio.CapacityLimiter(1)
         with heard():
             service.start()
             async with anyio.create_task_group() as group:
@@ -159,6 +163,8 @@ def add_drawing(app: FastAPI) -> None:
         if len(work.pictures) > 1 or "application/json" in request.headers.get("accept", ""):
             return JSONResponse({**work.result, "pictures": [base64_of(data) for data in work.pictures]})
         about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.hash}
+        if work.result["warnings"]:
+            about["X-Warnings"] = json.dumps(work.result["warnings"])
         return Response(work.pictures[0], media_type="image/png", headers=about)
 
     async def _with_pictures(work: Work, event: Event) -> AsyncIterator[str]:
@@ -171,7 +177,7 @@ def add_drawing(app: FastAPI) -> None:
 def add_jobs(app: FastAPI) -> None:
     async def _job(request: Request, id: str) -> Job:
         service, (owner, _) = service_of(request), owner_of(request)
-        return await off_loop(request, service.store.get, id, owner)
+        return await at_store(request, service.store.get, id, owner)
 
     @app.post("/v1/jobs", status_code=202, openapi_extra=takes(Generate))
     async def submit(
@@ -193,7 +199,7 @@ def add_jobs(app: FastAPI) -> None:
     async def remove(request: Request, id: JobId) -> JSONResponse:
         """Cancel a job that is open; forget one that has ended, with its pictures."""
         job = await _job(request, id)
-        return JSONResponse(shown(await off_loop(request, service_of(request).cancel, job)))
+        return JSONResponse(await at_store(request, service_of(request).cancel, job))
 
     @app.post("/v1/jobs/{id}/retry", status_code=202)
     async def retry(request: Request, id: JobId) -> JSONResponse:
@@ -222,7 +228,7 @@ def add_jobs(app: FastAPI) -> None:
     async def image(request: Request, id: JobId, n: Annotated[int, Path(ge=0, le=1000)]) -> Response:
         """Return a picture of a job that is done."""
         job = await _job(request, id)
-        data = await off_loop(request, service_of(request).store.picture, job, n)
+        data = await at_store(request, service_of(request).store.picture, job, n)
         return Response(data, media_type="image/png")
 
 
@@ -248,13 +254,12 @@ def add_pictures(app: FastAPI) -> None:
     @app.post("/v1/conditions", responses=PNG, response_class=Response, openapi_extra=takes(Condition))
     async def condition(request: Request) -> Response:
         """Return a photo's edges, sketch ... as a run would compute them."""
-        body = await body_of(request, Condition)
-        service = service_of(request)
+        service, body = ready(request), await body_of(request, Condition)
 
         def make() -> bytes:
             return png_bytes(service.orders.condition(body))
 
-        return Response(await off_loop(request, make), media_type="image/png")
+        return Response(await apart(request, make), media_type="image/png")
 
     @app.get("/v1/capabilities")
     async def capabilities(request: Request) -> JSONResponse:
@@ -277,8 +282,10 @@ def add_page(app: FastAPI) -> None:
 
 def add_health(app: FastAPI) -> None:
     @app.get("/healthz")
-    async def healthy() -> PlainTextResponse:
-        """Say that the process answers."""
+    async def healthy(request: Request) -> PlainTextResponse:
+        """Say that the process is sound: it answers, and the engine's thread is alive."""
+        if not service_of(request).engine.alive:
+            raise Refusal(503, "server: the engine's thread has ended")
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz")

@@ -87,10 +87,9 @@ class Engine:
         """Queue a request. keyed: whether its owner is one of several. Raises Refusal where there is no room."""
         with self._changed:
             self._check_room(work, keyed)
-            if work.session is not None:
-                for other in (*self._queue, *(active.work for active in self._active)):
-                    if (other.owner, other.session) == (work.owner, work.session):
-                        other.stop("cancelled", REPLACED)
+            for other in self._works():
+                if _gives_way(other, work):
+                    other.stop("cancelled", REPLACED)
             work.events.publish("queued", position=len(self._queue))
             self._queue.append(work)
             self._changed.notify_all()
@@ -98,11 +97,9 @@ class Engine:
     def _check_room(self, work: Work, keyed: bool) -> None:
         if self.draining or not self.alive:
             raise Refusal(503, "server: it is ending; send the request again", retry_after=5)
-        waiting = [other for other in self._queue if not other.stopped]
+        waiting = [o for o in self._queue if not o.stopped and not _gives_way(o, work)]
         own = sum(other.owner == work.owner for other in waiting)
         held = sum(other.order.bytes for other in waiting) + work.order.bytes
-        if work.session is not None:  # it takes an older one's place
-            own -= any((o.owner, o.session) == (work.owner, work.session) for o in waiting)
         full = {
             f"queue: {len(waiting)} requests wait": len(waiting) >= self.limits.queue,
             f"queue: {own} requests of this key wait": keyed and own >= self.limits.queue_per_key,
@@ -125,16 +122,20 @@ class Engine:
                 work.stop("interrupted", "server: it is ending; send the request again")
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """End all that runs, before its next step, and the thread."""
+    def _works(self) -> list[Work]:
+        """Return all that wait or run; under the lock."""
+        return [*self._queue, *(active.work for active in self._active)]
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """End all that runs, before its next step, and the thread; wait for it for so long."""
         self.drain()
         with self._changed:
-            for active in self._active:
-                active.work.stop("interrupted", "server: it has ended; send the request again")
+            for work in self._works():
+                work.stop("interrupted", "server: it has ended; send the request again")
             self._stopping = True
             self._changed.notify_all()
         if self._thread.ident is not None:
-            self._thread.join(self.limits.drain_seconds)
+            self._thread.join(seconds)
 
     def _serve(self) -> None:
         with torch.inference_mode(), ops.use_backend(self.pipe.backend):
@@ -148,8 +149,10 @@ class Engine:
                 log.exception("the engine's thread has ended")
                 raise
             finally:
-                self.draining = True
-                for work in [*self._queue, *(active.work for active in self._active)]:
+                with self._changed:
+                    self.draining = True
+                    left = self._works()
+                for work in left:
                     self._end(work, "interrupted", Refusal(503, "server: it has ended", retry_after=5))
 
     def _warm_up(self) -> None:
@@ -305,6 +308,11 @@ class Engine:
     def _end(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error
         self.watcher.ended(work, state, error)
+
+
+def _gives_way(older: Work, newer: Work) -> bool:
+    """Return whether a newer request of the same session takes an older one's place."""
+    return newer.session is not None and (older.owner, older.session) == (newer.owner, newer.session)
 
 
 def most_rows(pipe: LocalControlPipeline) -> int:

@@ -33,7 +33,7 @@ class Files:
         self.folder, self.limits = folder, limits
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        self._bytes = 0  # at most what is kept
+        self._bytes = self._count = 0  # at most what is kept
         self.clean()
 
     def add(self, data: bytes, field: str = "file", status: int = 422) -> tuple[str, Image.Image]:
@@ -46,9 +46,9 @@ class Files:
             if not self._touched(path):
                 with replacing(path) as partial:
                     partial.write_bytes(data)
-                self._bytes += len(data)
-            if self._bytes > self.limits.kept_mib * MIB:
-                self.clean(keep=path)
+                self._bytes, self._count = self._bytes + len(data), self._count + 1
+            if self._bytes > self.limits.kept_mib * MIB or self._count > self.limits.files:
+                self._clean(path)
         return name, image
 
     def read(self, text: str, field: str) -> tuple[str, bytes]:
@@ -83,20 +83,28 @@ class Files:
         except InputError as error:
             raise Refusal(status, str(error), field) from error
 
-    def clean(self, keep: Path | None = None) -> None:
+    def clean(self) -> None:
         """Remove what is too old, and the least recently used of what is too much."""
+        with self._lock:
+            self._clean()
+
+    def _clean(self, keep: Path | None = None) -> None:
+        """Remove down to nine tenths of what may be kept, so that it is not done at every file. keep: the newest."""
         kept, oldest = [], time.time() - self.limits.kept_hours * 3600
         for path in self.folder.glob("*/*"):
             with suppress(OSError):
                 about = path.stat()
                 kept.append((about.st_mtime, about.st_size, path))
-        total = sum(size for _, size, _ in kept)
+        total, count = sum(size for _, size, _ in kept), len(kept)
+        full = total > self.limits.kept_mib * MIB or count > self.limits.files
+        share = 0.9 if full else 1.0
         for changed, size, path in sorted(kept):
-            if path != keep and (changed < oldest or total > self.limits.kept_mib * MIB):
+            many = total > share * self.limits.kept_mib * MIB or count > share * self.limits.files
+            if path != keep and (changed < oldest or many):
                 with suppress(OSError):
                     path.unlink()
-                    total -= size
-        self._bytes = total
+                    total, count = total - size, count - 1
+        self._bytes, self._count = total, count
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -56,6 +57,8 @@ class Access:
     def check(self, path: str, headers: Headers, method: str = "GET") -> str:
         """Return whose request it is: a hash of the key. Raises Refusal."""
         host = headers.get("host", "")
+        if path in OPEN:
+            return NOBODY
         if self.hosts and _name(host) not in self.hosts:
             raise Refusal(
                 400, f"Host {host[:80]!r}: expected {', '.join(self.hosts)}; see --allow-host", "Host"
@@ -63,7 +66,7 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
             raise Refusal(403, f"Origin {origin[:80]!r}: another site; see --allow-origin", "Origin")
-        if not self.keys or path in OPEN or (method == "OPTIONS" and origin in self.origins):
+        if not self.keys or (method == "OPTIONS" and origin in self.origins):
             return NOBODY
         scheme, _, given = headers.get("authorization", "").partition(" ")
         same = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
@@ -89,17 +92,13 @@ class Guard:
         self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, log_prompts: bool = False
     ):
         self.app, self.access, self.limits, self.metrics = app, access, limits, metrics
-        self.log_prompts, self.open = log_prompts, 0
+        self.log_prompts, self.open = log_prompts, Counter()  # requests that are answered, by their owners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self.open += 1
-        try:
-            await Exchange(self, scope, receive, send).run()
-        finally:
-            self.open -= 1
+        await Exchange(self, scope, receive, send).run()
 
 
 class Exchange:
@@ -109,6 +108,7 @@ class Exchange:
         self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
         self.id, self.start = secrets.token_hex(8), time.perf_counter()
         self.status, self.received, self.sent, self.whole = 0, 0, 0, False
+        self.counted: str | None = None  # as whose request
         self.allowed: str | None = None  # another site, whose pages may read the answer
         scope["state"] = {**scope.get("state", {}), "said": {}}
 
@@ -120,8 +120,7 @@ class Exchange:
             owner = self.guard.access.check(self.scope["path"], headers, self.scope["method"])
             self.scope["state"] |= {"owner": owner, "keyed": len(self.guard.access.keys) > 1}
             self._check_length(headers)
-            if self.guard.open > self.guard.limits.connections:
-                raise Refusal(503, f"server: {self.guard.open} requests at a time; come again", retry_after=2)
+            self._check_number(owner)
             if self.allowed and self.scope["method"] == "OPTIONS":
                 await Response(status_code=204)(self.scope, self._receive, self.send)
                 return
@@ -138,7 +137,19 @@ class Exchange:
                     self.scope, self._receive, self.send
                 )
         finally:
+            if self.counted is not None:
+                self.guard.open[self.counted] -= 1
             self._note()
+
+    def _check_number(self, owner: str) -> None:
+        """Raise Refusal where too many are answered at a time; of one key at most half of them."""
+        most, opened = self.guard.limits.connections, self.guard.open
+        if self.scope["path"] in OPEN:
+            return
+        if opened.total() >= most or (len(self.guard.access.keys) > 1 and opened[owner] >= most / 2):
+            raise Refusal(503, f"server: {opened.total()} requests at a time; come again", retry_after=2)
+        opened[owner] += 1
+        self.counted = owner
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,8 @@ from runtime.serve.work import Work
 OWN = "localcontrol"  # a name of the model, whichever it is
 QUALITY = 90  # of jpeg and webp, where none is asked for
 STRENGTH = 0.6  # of an edit without a mask, of which something should stay
+# OpenAI's names of what ours calls otherwise
+NAMES = {"images": "n", "width": "size", "height": "size"}
 MANY = 60  # fields of a form
 
 
@@ -57,16 +60,22 @@ def add_routes(app: FastAPI) -> None:
         """Draw inside a picture where the mask is transparent; every other pixel stays as it is."""
         ready(request)
         asked, files = await _read_form(request)
-        return await _answer(request, asked, partial(of_edit, asked, files), "image_edit")
+        opened = service_of(request).files.open
+        return await _answer(request, asked, partial(of_edit, asked, files, opened), "image_edit")
 
 
 async def _answer(request: Request, asked: ImagesGenerations, make, kind: str) -> Response:
     service = ready(request)
-    if asked.model not in (None, OWN, service.pipe.model.name):
-        message = f"model {asked.model[:80]!r}: this server has {service.pipe.model.name!r}; name it, or none"
+    if asked.model not in (None, OWN, service.name):
+        message = f"model {asked.model!r}: this server has {service.name!r}; name it, or none"
         raise Refusal(404, message, "model")
-    body = await off_loop(request, make)
-    work: Work = await off_loop(request, service.submit, body, *owner_of(request))
+    try:
+        body = await off_loop(request, make)
+        work: Work = await off_loop(request, service.submit, body, *owner_of(request))
+    except Refusal as error:
+        if error.field in NAMES:
+            raise Refusal(error.status, str(error), NAMES[error.field], error.retry_after) from None
+        raise
     if asked.stream:
         show = partial(_event, request, asked, work, kind)
         return stream(work.events, show, left=partial(stop, service, work))
@@ -90,15 +99,20 @@ def of_generation(asked: ImagesGenerations) -> Generate:
     )
 
 
-def of_edit(asked: ImagesGenerations, files: Mapping[str, bytes]) -> Generate:
-    """Return what an edit asks for: the image, and inside its mask the prompt. Raises Refusal."""
+def of_edit(
+    asked: ImagesGenerations, files: Mapping[str, bytes], opened: Callable[[bytes, str], Image.Image]
+) -> Generate:
+    """Return what an edit asks for: the image, and inside its mask the prompt. Raises Refusal.
+
+    opened: reads a picture, once its header has been found to be no larger than the server takes.
+    """
     if "image" not in files:
         raise Refusal(422, "image: missing; expected a picture", "image")
     if asked.outside is not None:
         raise Refusal(422, f"outside {asked.outside!r}: it follows from the mask; leave it out", "outside")
-    image, mask = _opened(files["image"], "image"), None
+    image, mask = opened(files["image"], "image"), None
     if "mask" in files:
-        given = _opened(files["mask"], "mask")
+        given = opened(files["mask"], "mask")
         if given.size != image.size:
             message = f"mask: {given.width} x {given.height} px; expected the image's {image.width} x {image.height}"
             raise Refusal(422, message, "mask")
@@ -122,14 +136,6 @@ def _transparent(image: Image.Image) -> Image.Image | None:
         return None
     mask = ImageChops.invert(image.convert("RGBA").getchannel("A"))
     return mask if mask.getbbox() else None
-
-
-def _opened(data: bytes, field: str) -> Image.Image:
-    """Return a picture whose header alone is read. Raises Refusal; what is drawn is checked again, and in full."""
-    try:
-        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-    except Exception as error:  # the decoders raise a dozen types on foreign data
-        raise Refusal(422, f"{field}: not a picture; expected PNG, JPEG or WEBP", field) from error
 
 
 def _size(text: str | None) -> dict[str, int]:
@@ -160,6 +166,11 @@ async def _read_form(request: Request) -> tuple[ImagesGenerations, dict[str, byt
                 fields[name] = value
     if fields.get("input_fidelity") == "low":
         del fields["input_fidelity"]
+    for name in fields.keys() & {"regions", "guidance_range"}:
+        try:
+            fields[name] = json.loads(fields[name])
+        except (ValueError, RecursionError):
+            raise Refusal(422, f"{name}: expected JSON", name) from None
     try:
         return ImagesGenerations.model_validate(fields, strict=False), files
     except ValidationError as error:

@@ -26,6 +26,9 @@ from runtime.serve.limits import MIB, Limits
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Condition, Generate
 
+STEPS = Request.__dataclass_fields__["steps"].default
+MEMBERS = ("float", "str", "constrained")  # of unions, as pydantic calls them
+ALIASES = ("none", "colour", "lineart")  # of preprocessors
 # Of `Request` by their own names; the others are made of several, or are the server's.
 COPIED = (
     "negative_prompt", "steps", "guidance", "guidance_range", "guidance_rescale", "scheduler", "seed", "cache_interval",
@@ -83,11 +86,12 @@ def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
 def of_validation(error: ValidationError) -> Refusal:
     """Return pydantic's first complaint as a refusal."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    first = found[0]
+    # of a union's members each complains: that of the one which was meant says more than another's type
+    first = next((each for each in found if not each["type"].endswith("_type")), found[0])
     if first["type"] == "json_invalid":
         return Refusal(400, f"body: {first['msg']}")
-    # of a union's members each complains: what they have in common is the field
-    field = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+    parts = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    field = ".".join(str(part) for part in parts if part not in MEMBERS)
     known = "expected one that /openapi.json lists" if first["type"] == "extra_forbidden" else first["msg"]
     what = "unknown field; " if first["type"] == "extra_forbidden" else ""
     return Refusal(422, f"{field or 'body'}: {what}{known}", field or None)
@@ -96,8 +100,11 @@ def of_validation(error: ValidationError) -> Refusal:
 class Orders:
     """Makes orders for one pipeline."""
 
-    def __init__(self, pipe: LocalControlPipeline, files: Files, limits: Limits):
-        self.pipe, self.files, self.limits = pipe, files, limits
+    def __init__(
+        self, pipe: LocalControlPipeline, files: Files, limits: Limits, most_rows: float = float("inf")
+    ):
+        """most_rows: of one request, as rows of the model's own size."""
+        self.pipe, self.files, self.limits, self.most_rows = pipe, files, limits, most_rows
         self.capabilities = pipe.capabilities
 
     def kept(self, body: Generate) -> Generate:
@@ -129,24 +136,30 @@ class Orders:
                 request = Request(
                     body.prompt, regions, image=image, images_per_prompt=body.images, **self._settings(body)
                 )
-                self._check(request, body)
+                self._check(request)
                 height, width = request.picture_size(self.pipe.default_size)
                 pictures.take(len(regions) * height * width * 16)  # four channels in float32
                 request.pack(height, width)
             except InputError as error:
                 raise Refusal.of(error) from error
+        body = body.model_copy(update={"image": None, "regions": []})  # its base64 is not needed any more
         return Order(body, request, described, name, list(dict.fromkeys(said)), pictures.bytes)
 
     def condition(self, body: Condition) -> Image.Image:
         """Return a picture's condition, as a run would compute it. Raises Refusal."""
         try:
-            conditions.check_preprocess(body.preprocess)
+            if body.preprocess not in preprocessors():
+                raise InputError(f"preprocess {body.preprocess!r}: expected {', '.join(preprocessors())}")
             _, image = Pictures(self.files, self.limits).read(body.image, "image")
             width, height = body.width or image.width, body.height or image.height
             for field, side in (("width", width), ("height", height)):
                 if side < 1:
                     raise Refusal(422, f"{field} {side}: expected pixels", field)
-            check_size(width, height, "width" if width >= height else "height", self.limits)
+            field = "width" if width >= height else "height"
+            check_size(width, height, field, self.limits)
+            if width * height > self.limits.condition_megapixels * 1e6:
+                most = f"{self.limits.condition_megapixels:g} million pixels"
+                raise Refusal(422, f"{field}: {width} x {height} px; expected at most {most}", field)
             fitted: Tensor = fit(load_pixels(image, "image"), height, width, "image")
             return conditions.preprocess(body.preprocess, load_image(fitted))
         except InputError as error:
@@ -160,8 +173,9 @@ class Orders:
             if text is not None and len(text) > limits.characters:
                 message = f"{field}: {len(text):,} characters; expected at most {limits.characters:,}"
                 raise Refusal(422, message, field)
-        counts = {"regions": len(body.regions), "images": body.images, "steps": body.steps or 1}
-        for field, count in counts.items():
+        if body.images < 1:
+            raise Refusal(422, f"images {body.images}: expected at least 1", "images")
+        for field, count in (("regions", len(body.regions)), ("images", body.images)):
             if count > getattr(limits, field):
                 raise Refusal(422, f"{field} {count}: expected at most {getattr(limits, field)}", field)
         for field in ("height", "width"):
@@ -172,10 +186,14 @@ class Orders:
     def _settings(self, body: Generate) -> dict[str, Any]:
         """Return the request's settings: what was given, else the preset's, else the request's own defaults."""
         given = {name: getattr(body, name) for name in COPIED if getattr(body, name) is not None}
+        given.setdefault("steps", STEPS)
         if body.preset is not None:
             if body.preset not in PRESETS:
                 raise InputError(f"preset {body.preset!r}: expected {', '.join(PRESETS)}")
-            given = {**PRESETS[body.preset], **given}
+            given |= {k: v for k, v in PRESETS[body.preset].items() if getattr(body, k) is None}
+        if given["steps"] > self.limits.steps:
+            message = f"steps {given['steps']}: expected at most {self.limits.steps}"
+            raise Refusal(422, message, "preset" if body.preset and body.steps is None else "steps")
         if given.get("scheduler", "euler") not in SCHEDULERS:
             raise InputError(f"scheduler {given['scheduler']!r}: expected {', '.join(SCHEDULERS)}")
         return given
@@ -200,11 +218,30 @@ class Orders:
         names = list(self.capabilities.adapters)
         return "canny" if "canny" in names or not names else names[0]
 
-    def _check(self, request: Request, body: Generate) -> None:
+    def _check(self, request: Request) -> None:
         """Refuse what this pipeline cannot draw, or this server not."""
         self.capabilities.check(request)
         height, width = request.picture_size(self.pipe.default_size)
-        check_size(width, height, "width" if width >= height else "height", self.limits)
+        field = "width" if width >= height else "height"
+        check_size(width, height, field, self.limits)
+        guided = any(request.guided_steps(request.run_steps))
+        rows = request.images * (1 + guided) * max(1.0, height * width / self.pipe.default_size**2)
+        if rows > self.most_rows:
+            message = (
+                f"{field}: {request.images} of {width} x {height} px are {rows / self.most_rows:.1f} times what one "
+                "request may be; expected fewer or smaller pictures"
+            )
+            raise Refusal(422, message, field)
+
+
+def preprocessors() -> list[str]:
+    """Return those that run here: depth needs a model."""
+    found = [name for name in conditions.names() if name not in ALIASES]
+    try:
+        conditions.check_preprocess("depth")
+    except InputError:
+        found.remove("depth")
+    return found
 
 
 _said: ContextVar[list[str] | None] = ContextVar("said", default=None)

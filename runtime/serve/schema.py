@@ -10,8 +10,12 @@ Picture = Annotated[
     str,
     Field(description="the id of a file (POST /v1/files), a data URL of a picture, or its bytes in base64"),
 ]
+Name = Annotated[str, Field(max_length=200)]
 Amount = Annotated[
-    float | str | dict[str, float] | list[tuple[float, float]],
+    float
+    | Annotated[str, Field(max_length=2000)]
+    | Annotated[dict[Name, float], Field(max_length=100)]
+    | Annotated[list[tuple[float, float]], Field(max_length=100)],
     Field(
         description="a number, or keyframes over the steps: '0:1.0,0.5:0.3', {'0': 1.0, '0.5': 0.3}, or pairs"
     ),
@@ -29,16 +33,14 @@ class RegionBody(Body):
 
     condition: Picture | None = Field(None, description="what the control shows")
     mask: Picture | None = Field(None, description="where it acts, white; everywhere without one")
-    adapter: str | None = Field(None, description="the adapter that reads the condition")
-    preprocess: str | None = Field(
+    adapter: Name | None = Field(None, description="the adapter that reads the condition")
+    preprocess: Name | None = Field(
         None, description="the condition to compute of the picture: canny, sketch ..."
     )
     scale: Amount | None = None
     start: float | None = Field(None, description="the share of the steps after which it begins to act")
     end: Amount | None = Field(None, description="the share of the steps after which it stops, or a fade")
-    levels: list[float] | None = Field(
-        None, description="four factors, from the finest level to the coarsest"
-    )
+    levels: list[float] | None = Field(None, max_length=16, description="four factors, from fine to coarse")
     mask_condition: bool | None = None
     prompt: str | None = Field(None, description="words that take the prompt's place inside the mask")
     prompt_weight: Amount | None = None
@@ -54,8 +56,8 @@ class Drawing(Body):
     guidance: float | None = None
     guidance_range: tuple[float, float] | None = None
     guidance_rescale: float | None = None
-    scheduler: str | None = Field(None, description="one of /v1/capabilities' schedulers")
-    preset: str | None = Field(None, description="scheduler, steps and guidance that go together")
+    scheduler: Name | None = Field(None, description="one of /v1/capabilities' schedulers")
+    preset: Name | None = Field(None, description="scheduler, steps and guidance that go together")
     seed: int | None = Field(None, description="of the first picture, the next has seed + 1")
     cache_interval: int | None = None
     clip_skip: int | None = None
@@ -76,9 +78,7 @@ class Generate(Drawing):
     height: int | None = None
     width: int | None = None
     image: Picture | None = Field(None, description="start from this picture")
-    metadata: Literal["full", "plain", "none"] = Field(
-        "plain", description="the settings that a PNG's text has"
-    )
+    metadata: Literal["plain", "none"] = Field("plain", description="the settings that a PNG's text has")
     previews: bool = Field(False, description="with each step's event a small picture, JPEG in base64")
     session: str | None = Field(
         None, max_length=200, description="a newer request of the same session takes this one's place"
@@ -95,7 +95,7 @@ class Condition(Body):
     """A picture, and what to make of it for an adapter."""
 
     image: Picture
-    preprocess: str = Field(description="canny, sobel, sketch, color, depth")
+    preprocess: Name = Field(description="canny, sobel, sketch, color, depth")
     height: int | None = Field(None, description="of the picture to be made, by default the image's own")
     width: int | None = None
 
@@ -104,7 +104,7 @@ class ImagesGenerations(Drawing):
     """OpenAI's request for pictures, and with it what `Generate` has."""
 
     prompt: str
-    model: str | None = None
+    model: Name | None = None
     n: int | None = None
     size: str | None = Field(None, description="1024x1024 ..., or auto: the model's own")
     response_format: Literal["b64_json"] | None = Field(None, description="pictures come in the answer")

@@ -20,7 +20,6 @@ from PIL import Image
 
 from runtime.cli.describe import describe, png_text
 from runtime.cli.presets import PRESETS
-from runtime.control import conditions
 from runtime.control.images import formats, png_bytes
 from runtime.control.levels import SIZE_MULTIPLE
 from runtime.control.region import union
@@ -34,10 +33,10 @@ from runtime.serve.events import Events
 from runtime.serve.files import Files
 from runtime.serve.limits import Limits
 from runtime.serve.metrics import Metrics, resident_bytes
-from runtime.serve.orders import Order, Orders
+from runtime.serve.orders import Order, Orders, preprocessors
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
-from runtime.serve.store import ENDED, Job, Store
+from runtime.serve.store import Job, Store
 from runtime.serve.work import Drawn, Work
 
 log = logging.getLogger("runtime.serve")
@@ -60,11 +59,13 @@ class Service:
         self.pipe, self.options, self.limits, self.hash = pipe, options, limits or Limits(), model_hash
         self.metrics = Metrics()
         self.files, self.store = Files(folder / "files", self.limits), Store(folder / "jobs", self.limits)
-        self.orders = Orders(pipe, self.files, self.limits)
         self.engine = Engine(pipe, self.limits, self)
+        self.orders = Orders(pipe, self.files, self.limits, self.limits.oversize * self.engine.rows)
+        self.name = Path(pipe.model.name).name  # without the place where it lies
         self._jobs: dict[str, Work] = {}  # that are open
         self._events: OrderedDict[str, Events] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the sets below, never held over the disk
+        self._adding = threading.Lock()  # so that a key that comes twice at a time is one job
         self._open: set[Work] = set()  # whose end has not been told
         self._pool = ThreadPoolExecutor(2, "pictures")  # encodes
         self._writer = ThreadPoolExecutor(
@@ -91,7 +92,7 @@ class Service:
 
     def close(self) -> None:
         """End the engine's thread and what it runs; open jobs are interrupted."""
-        self.engine.stop()
+        self.engine.stop(1.0)
         self._pool.shutdown()
         self._writer.shutdown()
         self.store.close()
@@ -143,32 +144,33 @@ class Service:
         """Keep a job, then queue it. Of a key that was used, return that job. Raises Refusal."""
         order = self.orders.order(body)  # what is wrong is said before anything is kept
         kept = self.orders.kept(body).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        with self._lock:
+        with self._adding:
             job, is_new = self.store.add(kept, owner, key)
             if is_new:
                 return self._queue(job, order, keyed)
             if job.state != "interrupted":
                 return job
-            return self._queue(self.store.reopen(job.id), order, keyed, before=job.state)
+            return self._queue(self.store.reopen(job.id), order, keyed, before=job)
 
     def again(self, job: Job, keyed: bool) -> Job:
         """Queue a job again that has ended without its pictures. Raises Refusal."""
         order = self.orders.order(Generate.model_validate_json(json.dumps(job.body)))
-        with self._lock:
-            return self._queue(self.store.reopen(job.id), order, keyed, before=job.state)
+        with self._adding:
+            return self._queue(self.store.reopen(job.id), order, keyed, before=job)
 
-    def _queue(self, job: Job, order: Order, keyed: bool, before: str | None = None) -> Job:
-        """before: the state that it goes back to where there is no room, None for a job that is then forgotten."""
+    def _queue(self, job: Job, order: Order, keyed: bool, before: Job | None = None) -> Job:
+        """before: what it goes back to where there is no room; None for a job that is then forgotten."""
         work = Work(order, job.owner, order.body.session, order.body.previews, job=True, id=job.id)
         try:
             self._submit(work, keyed)
         except Refusal:
-            self.store.end(job.id, before) if before else self.store.remove(job.id)
+            self.store.put_back(before) if before else self.store.remove(job.id)
             raise
-        self._events[job.id] = work.events
-        self._events.move_to_end(job.id)
-        while len(self._events) > REMEMBERED:
-            self._events.popitem(last=False)
+        with self._lock:
+            self._events[job.id] = work.events
+            self._events.move_to_end(job.id)
+            while len(self._events) > REMEMBERED:
+                self._events.popitem(last=False)
         return job
 
     def events_of(self, job: Job) -> Events | None:
@@ -176,15 +178,15 @@ class Service:
         with self._lock:
             return self._events.get(job.id)
 
-    def cancel(self, job: Job) -> Job:
-        """Stop a job that is open, or forget one that has ended. Returns it as it was."""
+    def cancel(self, job: Job) -> Mapping[str, Any]:
+        """Stop a job that is open, or forget one that has ended. Returns what a client is told."""
         with self._lock:
             work = self._jobs.get(job.id)
-        if job.state in ENDED:
-            self.store.remove(job.id)
-        elif work is not None and work.stop("cancelled", "cancelled"):
+        if self.store.remove(job.id, ended=True):
+            return {**shown(job), "removed": True}
+        if work is not None and work.stop("cancelled", "cancelled"):
             self.engine.wake()
-        return job
+        return {**shown(self.store.get(job.id, job.owner)), "cancelling": True}
 
     def capabilities(self) -> dict[str, Any]:
         """Return what can be asked for."""
@@ -194,13 +196,13 @@ class Service:
             for side in ("height", "width"):
                 sizes[side] = [profile.range(side)[0], min(profile.range(side)[2], self.limits.side)]
         return {
-            "model": self.pipe.model.name,
+            "model": self.name,
             "hash": self.hash,
             "device": str(self.pipe.device),
             "adapters": list(can.adapters),
             "controlnets": list(self.pipe.controlnets),
             "default_adapter": self.orders.default_adapter,
-            "preprocessors": conditions.names(),
+            "preprocessors": preprocessors(),
             "schedulers": list(SCHEDULERS),
             "presets": PRESETS,
             "sizes": sizes,
@@ -289,7 +291,7 @@ class Service:
             "seed": result.seed,
             "width": width,
             "height": height,
-            "model": self.pipe.model.name,
+            "model": self.name,
             "hash": self.hash,
             "scheduler": settings["scheduler"],
             "timings": {
@@ -308,12 +310,15 @@ class Service:
 
     def _keep(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
         try:
-            self.store.finish(work.id, pictures, result)
-        except OSError as error:  # the disk is full
+            kept = self.store.finish(work.id, pictures, result)
+        except Exception as error:  # the disk is full
             log.error("job %s", work.id, exc_info=error)
-            self._end(work, "failed", Refusal(500, f"server: cannot write: {error.strerror or error}"))
+            self._end(work, "failed", Refusal(500, "server: the disk does not take the pictures"))
             return
-        self._done(work, result)
+        if kept:
+            self._done(work, result)
+        else:
+            self._tell(work, "cancelled", Refusal(409, "cancelled"))
 
     def _done(self, work: Work, result: dict[str, Any]) -> None:
         work.result = result
@@ -321,8 +326,10 @@ class Service:
         self._close(work)
 
     def _end(self, work: Work, state: str, error: Refusal) -> None:
-        self.store.end(work.id, state, error.body()["error"])
-        self._tell(work, state, error)
+        try:
+            self.store.end(work.id, state, error.body()["error"])
+        finally:
+            self._tell(work, state, error)
 
     def _tell(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error

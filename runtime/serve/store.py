@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import InputError
 from runtime.machine.files import replacing
 from runtime.serve.limits import MIB, Limits
 from runtime.serve.refusals import Refusal
@@ -58,7 +59,20 @@ class Store:
         self.limits, self.pictures = limits, folder / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._table = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        try:
+            self._open(folder / "jobs.sqlite")
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{folder / 'jobs.sqlite'}: {error}; move it away, or name another --data"
+            ) from error
+        done = {row["id"] for row in self._run("SELECT id FROM jobs WHERE state = 'done'")}
+        for left in self.pictures.iterdir():
+            if left.name not in done:
+                shutil.rmtree(left, ignore_errors=True)
+        self.clean()
+
+    def _open(self, path: Path) -> None:
+        self._table = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._table.row_factory = sqlite3.Row
         self._table.execute("PRAGMA journal_mode = WAL")
         self._table.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
@@ -68,11 +82,6 @@ class Store:
             "UPDATE jobs SET state = 'interrupted', ended = ? WHERE state IN ('queued', 'running')",
             time.time(),
         )
-        done = {row["id"] for row in self._run("SELECT id FROM jobs WHERE state = 'done'")}
-        for left in self.pictures.iterdir():
-            if left.name not in done:
-                shutil.rmtree(left, ignore_errors=True)
-        self.clean()
 
     def add(self, body: dict, owner: str, key: str | None = None) -> tuple[Job, bool]:
         """Keep a new job; with a key that its owner has used, find that job. Returns it, and whether it is new.
@@ -117,11 +126,22 @@ class Store:
             raise Refusal(404, f"job {name[:40]!r}: there is none; it may have been removed", "id")
         return _job(row)
 
-    def remove(self, name: str) -> None:
-        """Forget a job and its pictures."""
+    def remove(self, name: str, ended: bool = False) -> bool:
+        """Forget a job and its pictures. ended: only if it has ended. Returns whether it did."""
         with self._lock:
-            self._run("DELETE FROM jobs WHERE id = ?", name)
+            only = " AND state NOT IN ('queued', 'running')" if ended else ""
+            if self._run(f"DELETE FROM jobs WHERE id = ?{only}", name).rowcount == 0:
+                return False
             shutil.rmtree(self.pictures / name, ignore_errors=True)
+            return True
+
+    def put_back(self, job: Job) -> None:
+        """Have a job that was queued again be as it was."""
+        with self._lock:
+            self._run(
+                "UPDATE jobs SET state = ?, started = ?, ended = ?, error = ? WHERE id = ?",
+                *(job.state, job.started, job.ended, job.error and json.dumps(job.error), job.id),
+            )
 
     def start(self, name: str) -> None:
         """Note that a job's first step is taken."""
@@ -131,8 +151,12 @@ class Store:
                 *(time.time(), name),
             )
 
-    def finish(self, name: str, pictures: Sequence[bytes], result: dict) -> None:
-        """Keep a job's pictures, then that it is done: one that is done has all of them."""
+    def finish(self, name: str, pictures: Sequence[bytes], result: dict) -> bool:
+        """Keep a job's pictures, then that it is done: one that is done has all of them.
+
+        Returns whether it is; not where it was cancelled or forgotten meanwhile. Raises OSError or sqlite3.Error where
+        the disk does not take it.
+        """
         folder = self.pictures / name
         folder.mkdir(exist_ok=True)
         for i, picture in enumerate(pictures):
@@ -141,12 +165,14 @@ class Store:
         with self._lock:
             size = sum(map(len, pictures))
             done = self._run(
-                "UPDATE jobs SET state = 'done', ended = ?, result = ?, bytes = ? WHERE id = ? AND state = 'running'",
+                "UPDATE jobs SET state = 'done', ended = ?, result = ?, bytes = ? WHERE id = ? "
+                "AND state IN ('queued', 'running')",
                 *(time.time(), json.dumps(result), size, name),
             )
-            if done.rowcount == 0:  # it was cancelled or removed meanwhile
+            if done.rowcount == 0:
                 shutil.rmtree(folder, ignore_errors=True)
             self.clean()
+            return done.rowcount > 0
 
     def end(self, name: str, state: str, error: dict | None = None) -> None:
         """Note that an open job has ended without a picture."""

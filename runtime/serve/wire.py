@@ -76,7 +76,7 @@ def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=2 * limits.connections,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=HEAD_BYTES,
     )
 
@@ -105,5 +105,5 @@ class Server(uvicorn.Server):
         until = time.monotonic() + seconds
         while self.service.unfinished and time.monotonic() < until:
             time.sleep(0.02)
-        engine.stop()
+        engine.stop(1.0)
         self.should_exit = True

@@ -29,13 +29,16 @@ def a_body(rng: random.Random, bodies: list[dict]) -> tuple[str, bytes, str]:
     if kind == 0:
         return "/v1/files", damaged(png(LEFT), rng), "image/png"
     if kind == 1:
+        clear, name = png(LEFT.convert("RGBA")), b'; filename="a"'
+        mask = rng.choice([damaged(clear, rng), clear[: rng.randrange(len(clear))]])
         parts = [
             (b"prompt", b"", b"a"),
             (b"steps", b"", b"1"),
-            (b"image", b'; filename="a"', damaged(png(LEFT), rng)),
+            (b"image", name, png(LEFT)),
+            (b"mask", name, mask),
         ]
         data = b"".join(MULTIPART % part for part in parts) + b"--b--\r\n"
-        return "/v1/images/edits", damaged(data, rng), "multipart/form-data; boundary=b"
+        return "/v1/images/edits", rng.choice([data, damaged(data, rng)]), "multipart/form-data; boundary=b"
     if kind == 2:
         body = {
             "image": bodies[1]["regions"][0]["mask"],

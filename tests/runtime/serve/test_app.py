@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import sqlite3
+import threading
 import time
 
 import pytest
@@ -166,8 +168,10 @@ BAD = {
     "size": ({"height": 65}, 422, "height"),
     "large": ({"height": 4112}, 422, "height"),
     "too many pixels": ({"height": 4096, "width": 4096}, 422, "width"),
+    "more than a step takes": ({"height": 512, "width": 512}, 422, "width"),
+    "endless keyframes": ({"regions": [{"prompt": "a", "end": "0:1," * 1000}]}, 422, "regions.0.end"),
     "images": ({"images": 5}, 422, "images"),
-    "no images": ({"images": 0}, 422, "images_per_prompt"),
+    "no images": ({"images": 0}, 422, "images"),
     "seed": ({"seed": -1}, 422, "seed"),
     "scheduler": ({"scheduler": "PNDMScheduler"}, 422, "scheduler"),
     "preset": ({"preset": "x"}, 422, "preset"),
@@ -245,3 +249,72 @@ def test_keys(tmp_path):
         job = json.loads(client.post("/v1/jobs", SMALL, Authorization="Bearer one")[2])
         client.error(404, f"/v1/jobs/{job['id']}", method="GET", Authorization="Bearer two")
         assert client.get(f"/v1/jobs/{job['id']}", Authorization="Bearer one")[0] == 200
+
+
+def test_the_steps_are_bounded_wherever_they_come_from(tmp_path):
+    with running(tmp_path, steps=10) as client:
+        plain = {name: value for name, value in SMALL.items() if name != "steps"}
+        assert client.error(422, "/v1/generate", plain)["message"] == "steps 30: expected at most 10"
+        assert client.error(422, "/v1/generate", {**plain, "preset": "quality"})["param"] == "preset"
+        assert client.post("/v1/generate", {**plain, "preset": "lcm4"})[0] == 200
+
+
+def test_conditions_are_bounded_and_hold_nobody_up(client, monkeypatch):
+    picture = base64.b64encode(png(Image.new("L", (8, 8)))).decode()
+    large = {"image": picture, "preprocess": "canny", "width": 4000, "height": 2000}
+    assert client.error(422, "/v1/conditions", large)["param"] == "width"
+    assert (
+        client.error(422, "/v1/conditions", {"image": picture, "preprocess": "depth"})["param"]
+        == "preprocess"
+    )
+    gate = threading.Event()
+    monkeypatch.setattr(
+        client.service.orders, "condition", lambda body: gate.wait(20) and Image.new("L", (8, 8))
+    )
+    body = {"image": picture, "preprocess": "canny"}
+    waiting = [client.open("/v1/conditions", body) for _ in range(12)]
+    answers = [opened.recv(2000) for opened in waiting[-1:]] if not gate.is_set() else []
+    assert answers[0].startswith(b"HTTP/1.1 429 ")
+    assert client.get("/v1/jobs/x")[0] == 404 and client.post("/v1/generate", SMALL)[0] == 200
+    gate.set()
+    for opened in waiting:
+        opened.close()
+
+
+def test_a_disk_that_takes_nothing_is_told(client, monkeypatch):
+    """A job whose pictures cannot be kept has failed; one whose start could not be noted is done all the same."""
+    store = client.service.store
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "finish", full)
+        job = json.loads(client.post("/v1/jobs", SMALL)[2])
+        assert client.job(job["id"])["error"]["message"] == "server: the disk does not take the pictures"
+        assert events(client.get(f"/v1/jobs/{job['id']}/events")[2])[-1][0] == "failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "start", full)
+        job = json.loads(client.post("/v1/jobs", SMALL)[2])
+        assert client.job(job["id"])["state"] == "done"
+    wait_until(lambda: client.service.unfinished == 0)
+
+
+def test_what_is_deleted_says_what_became_of_it(client):
+    job = json.loads(client.post("/v1/jobs", {**SMALL, "steps": 100})[2])
+    client.job(job["id"], until=("running",))
+    assert json.loads(client.ask("DELETE", f"/v1/jobs/{job['id']}")[2])["cancelling"] is True
+    client.job(job["id"])
+    assert json.loads(client.ask("DELETE", f"/v1/jobs/{job['id']}")[2])["removed"] is True
+
+
+def test_the_page_and_its_files(client):
+    status, headers, data = client.get("/")
+    assert status == 200 and b"js/main.js" in data and headers["cache-control"] == "no-cache"
+    for name in ("/style.css", "/icon.svg", "/js/main.js"):
+        assert client.get(name)[0] == 200
+    for name in ("/js/../../app.py", "/js/%2e%2e/%2e%2e/app.py", "/page/index.html", "/js/"):
+        assert client.get(name)[0] == 404
+    name = json.loads(client.post("/v1/files", MASK)[2])["id"]
+    assert client.get(f"/v1/files/{name}")[2] == MASK
+    client.error(422, "/v1/files/x", method="GET")

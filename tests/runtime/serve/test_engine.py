@@ -179,6 +179,17 @@ def test_a_newer_one_of_a_session_takes_the_older_ones_place(started):
     other.stop("cancelled", "")
 
 
+def test_a_session_has_room_in_a_full_queue_for_its_newer_request(started):
+    engine, notes = started(queue=2, rows=2, open_gate=False)
+    for each in (work(), work(session="s", owner="a"), work()):
+        engine.submit(each)
+        wait_until(lambda: notes.order)
+    assert "2 requests wait" in str(refused(engine, work()))
+    engine.submit(work(session="s", owner="a"))
+    notes.gate.set()
+    wait_until(lambda: len(notes.drawn_works) == 3)
+
+
 def refused(engine, each, keyed=False):
     with pytest.raises(Refusal) as caught:
         engine.submit(each, keyed)

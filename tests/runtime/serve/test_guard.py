@@ -87,7 +87,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(client):
     opened.close()
 
 
-HEADS = [b"GET / HTTP/1.1", b"GET /healthz HTTP/1.1\r\nHost: evil", b"nonsense", b"\x16\x03\x01\x02\x00"]
+HEADS = [b"GET / HTTP/1.1", b"GET /docs HTTP/1.1\r\nHost: evil", b"nonsense", b"\x16\x03\x01\x02\x00"]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -121,13 +121,15 @@ def test_too_many_at_a_time_are_asked_to_come_again(tmp_path):
     with running(tmp_path, connections=2) as client:
         opened = [client.open("/v1/generate", {**SMALL, "steps": 100}) for _ in range(2)]
         wait_until(lambda: client.service.engine.busy)
-        status, headers, data = client.get("/healthz")
-        assert (status, headers["retry-after"]) == (503, "2") and json.loads(data)["error"][
-            "type"
-        ] == "overloaded_error"
+        status, headers, data = client.get("/v1/capabilities")
+        assert (
+            client.get("/healthz")[0] == 200
+            and (status, headers["retry-after"]) == (503, "2")
+            and json.loads(data)["error"]["type"] == "overloaded_error"
+        )
         for each in opened:
             each.close()
-        wait_until(lambda: client.get("/healthz")[0] == 200)
+        wait_until(lambda: client.get("/v1/capabilities")[0] == 200)
 
 
 def test_pages_of_a_site_that_was_allowed_may_read_the_answers(tmp_path):
@@ -150,25 +152,35 @@ def test_every_answer_has_the_headers(client):
 
 
 def test_a_line_a_request_without_prompts_unless_asked(client, caplog, tmp_path):
-    def lines(count):
-        """The lines of so many requests: a line comes after its answer."""
+    def line(route, number=0):
+        """The line of a request, which comes after its answer."""
         found = []
 
-        def enough():
-            records = [r.message for r in caplog.records if r.name == "runtime.serve.requests"]
-            found[:] = [json.loads(line) for line in records if "/readyz" not in line]
-            return len(found) >= count
+        def there():
+            records = [json.loads(r.message) for r in caplog.records if r.name == "runtime.serve.requests"]
+            found[:] = [each for each in records if each["route"] == route]
+            return len(found) > number
 
-        wait_until(enough)
-        return found
+        wait_until(there)
+        return found[number]
 
     with caplog.at_level(logging.INFO, "runtime.serve.requests"):
         client.post("/v1/generate", {**SMALL, "prompt": "a secret"})
         client.get("/v1/jobs/x")
-        drawn, missing = lines(2)
-        assert (drawn["route"], drawn["status"], drawn["steps"]) == ("/v1/generate", 200, 3)
-        assert drawn["denoise"] > 0 and "secret" not in caplog.text
-        assert (missing["route"], missing["status"]) == ("/v1/jobs/{id}", 404)
+        drawn = line("/v1/generate")
+        assert (drawn["status"], drawn["steps"]) == (200, 3) and drawn["denoise"] > 0
+        assert "secret" not in caplog.text and line("/v1/jobs/{id}")["status"] == 404
         with running(tmp_path, log_prompts=True) as other:
             other.post("/v1/generate", {**SMALL, "prompt": "a secret"})
-            assert lines(3)[-1]["prompt"] == "a secret"
+            assert line("/v1/generate", 1)["prompt"] == "a secret"
+
+
+def test_one_key_does_not_take_every_connection(tmp_path):
+    with running(tmp_path, access=Access(keys=("one", "two")), connections=4) as client:
+        job = {**SMALL, "steps": 100}
+        opened = [client.open("/v1/generate", job, Authorization="Bearer one") for _ in range(2)]
+        wait_until(lambda: client.service.unfinished == 2)
+        assert client.get("/v1/capabilities", Authorization="Bearer one")[0] == 503
+        assert client.get("/v1/capabilities", Authorization="Bearer two")[0] == 200
+        for each in opened:
+            each.close()

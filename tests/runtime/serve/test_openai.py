@@ -95,9 +95,9 @@ def test_an_edit_as_a_stream(images):
 
 BAD = {
     "size": ({"size": "64by64"}, "size"),
-    "a size": ({"size": "63x64"}, "width"),
+    "a size": ({"size": "63x64"}, "size"),
     "n": ({"n": 0}, "n"),
-    "many": ({"n": 5}, "images"),
+    "many": ({"n": 5}, "n"),
     "an address": ({"response_format": "url"}, "response_format"),
     "quality": ({"quality": "hd"}, "quality"),
     "background": ({"background": "transparent"}, "background"),
@@ -134,6 +134,23 @@ def test_bad_edits(images, server):
     assert server.error(415, "/v1/images/edits", {"prompt": "a"})["param"] == "Content-Type"
     broken = server.post("/v1/images/edits", b"x", Content_Type="multipart/form-data; boundary=b")
     assert broken[0] in (400, 422) and json.loads(broken[2])["error"]["message"]
+
+
+def test_a_mask_is_refused_by_its_header_and_where_it_is_cut(images):
+    photo, mask = png(Image.new("RGB", (64, 64))), png(Image.new("RGBA", (64, 64)))
+    large = png(Image.new("LA", (5000, 10)))
+    for given, match in ((large, "mask: 5000 x 10 px; expected at most"), (mask[:60], "mask: .* damaged")):
+        with pytest.raises(openai.UnprocessableEntityError, match=match):
+            images.edit(image=photo, mask=given, prompt="a")
+
+
+def test_an_edit_takes_regions_too(images):
+    photo = Image.effect_noise((64, 64), 50).convert("RGB")
+    regions = json.dumps([{"prompt": "a heart"}])
+    found = images.edit(image=png(photo), prompt="a", extra_body={**OWN, "regions": regions, "strength": 0.5})
+    assert found.data and found.model_extra["localcontrol"]["region_steps"]
+    with pytest.raises(openai.UnprocessableEntityError, match="regions: expected JSON"):
+        images.edit(image=png(photo), prompt="a", extra_body={"regions": "["})
 
 
 def test_an_error_on_the_way_is_an_event(images, server, monkeypatch):

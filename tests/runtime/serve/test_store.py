@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.errors import InputError
 from runtime.serve.limits import Limits
 from runtime.serve.refusals import Refusal
 from runtime.serve.store import Store
@@ -109,3 +110,20 @@ def test_another_format_is_begun_anew(tmp_path):
     kept.close()
     again = store(tmp_path)
     assert list(again.pictures.iterdir()) == [] and done(again)
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "jobs.sqlite").write_bytes(b"not a database at all, but long enough to be read as one" * 40)
+    with pytest.raises(InputError, match="file is not a database; move it away"):
+        store(tmp_path)
+
+
+def test_a_job_that_finds_no_room_is_as_it_was(tmp_path):
+    kept = store(tmp_path)
+    job, _ = kept.add(BODY, "")
+    kept.end(job.id, "failed", {"message": "m"})
+    before = kept.get(job.id, "")
+    kept.reopen(job.id)
+    kept.put_back(before)
+    assert kept.get(job.id, "") == before
+    assert not kept.remove(kept.add(BODY, "")[0].id, ended=True) and kept.remove(job.id, ended=True)
