@@ -39,9 +39,10 @@ from runtime.serve.answers import (
 from runtime.serve.events import Event
 from runtime.serve.guard import Access, Guard, refused
 from runtime.serve.orders import heard
+from runtime.serve.pictures import base64_of
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Condition, Generate, GenerateNow, ImagesGenerations
-from runtime.serve.service import Service, base64_of, shown
+from runtime.serve.service import Service, shown
 from runtime.serve.store import Job
 from runtime.serve.work import Work
 

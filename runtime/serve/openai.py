@@ -32,9 +32,9 @@ from runtime.serve.answers import (
 )
 from runtime.serve.events import Event
 from runtime.serve.orders import of_validation
+from runtime.serve.pictures import base64_of
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Drawing, Generate, ImagesGenerations, RegionBody
-from runtime.serve.service import base64_of
 from runtime.serve.work import Work
 
 OWN = "localcontrol"  # a name of the model, whichever it is

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import logging
 import threading
@@ -18,12 +16,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from runtime.cli.describe import describe, png_text
 from runtime.cli.presets import PRESETS
-from runtime.control.images import formats, png_bytes
+from runtime.control.images import formats
 from runtime.control.levels import SIZE_MULTIPLE
-from runtime.control.region import union
-from runtime.control.sheet import changed_outside
 from runtime.errors import InputError
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.progress import Progress
@@ -34,6 +29,7 @@ from runtime.serve.files import Files
 from runtime.serve.limits import Limits
 from runtime.serve.metrics import Metrics, resident_bytes
 from runtime.serve.orders import Order, Orders, preprocessors
+from runtime.serve.pictures import base64_of, encoded, jpeg
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
 from runtime.serve.store import Job, Store
@@ -68,24 +64,17 @@ class Service:
         self._adding = threading.Lock()  # so that a key that comes twice at a time is one job
         self._open: set[Work] = set()  # whose end has not been told
         self._pool = ThreadPoolExecutor(2, "pictures")  # encodes
-        self._writer = ThreadPoolExecutor(
-            1, "store"
-        )  # one thread, so that a job's states come in their order
-        gauges = {
-            "queue_depth": ("requests that wait", lambda: self.engine.depth),
-            "resident_bytes": ("memory of the process", resident_bytes),
-            "engine_beat_age_seconds": (
-                "since the engine's thread was last seen",
-                lambda: time.monotonic() - self.engine.beat,
-            ),
-        }
+        self._writer = ThreadPoolExecutor(1, "store")  # one thread: a job's states come in their order
+        engine, gauge = self.engine, self.metrics.gauge
+        gauge("queue_depth", "requests that wait", lambda: engine.depth)
+        gauge("resident_bytes", "memory of the process", resident_bytes)
+        gauge(
+            "engine_beat_age_seconds",
+            "since the engine's thread was last seen",
+            lambda: time.monotonic() - engine.beat,
+        )
         if pipe.device.type == "cuda":
-            gauges["gpu_bytes"] = (
-                "memory of the GPU in use",
-                lambda: torch.cuda.memory_allocated(pipe.device),
-            )
-        for name, (about, read) in gauges.items():
-            self.metrics.gauge(name, about, read)
+            gauge("gpu_bytes", "memory of the GPU in use", lambda: torch.cuda.memory_allocated(pipe.device))
 
     def start(self) -> None:
         self.engine.start()
@@ -261,7 +250,8 @@ class Service:
         """Encode the pictures, keep them where they are a job's, and tell."""
         try:
             start = time.perf_counter()
-            pictures, result = self._encoded(work, drawn)
+            pictures, result = encoded(self.pipe, self.options, work, drawn)
+            result |= {"model": self.name, "hash": self.hash}
             self.metrics.stage_seconds.labels("save").observe(time.perf_counter() - start)
         except Exception as error:
             log.error("request %s", work.id, exc_info=error)
@@ -274,39 +264,6 @@ class Service:
         else:
             work.pictures = pictures
             self._done(work, result)
-
-    def _encoded(self, work: Work, drawn: Drawn) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the PNGs, and what is said of them: the seed, the model's hash, seconds, warnings."""
-        order, result, request = work.order, drawn.result, work.order.request
-        options = argparse.Namespace(**{**vars(self.options), "preset": order.body.preset})
-        settings = describe(self.pipe, result, request, order.regions, order.image, options)
-        pictures = []
-        for i, image in enumerate(result.images):
-            text = png_text(settings | {"seed": result.seed + i}, order.body.metadata)
-            pictures.append(png_bytes(image, text))
-        width, height = result.images[0].size
-        about = {
-            "id": work.id,
-            "images": len(pictures),
-            "seed": result.seed,
-            "width": width,
-            "height": height,
-            "model": self.name,
-            "hash": self.hash,
-            "scheduler": settings["scheduler"],
-            "timings": {
-                "queued": round(drawn.queued, 4),
-                "running": round(drawn.running, 4),
-                **{stage: round(seconds, 4) for stage, seconds in result.timings.items()},
-            },
-            "region_steps": [list(steps) for steps in result.region_steps],
-            "warnings": order.warnings,
-        }
-        if result.reference is not None:
-            outside = union(request.pack(height, width), height, width)[0, 0].numpy()
-            pairs = zip(result.images, result.reference.images, strict=True)
-            about["pixels_changed_outside"] = int(sum(changed_outside(*pair, outside) for pair in pairs))
-        return pictures, about
 
     def _keep(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
         try:
@@ -343,17 +300,6 @@ class Service:
             call(*arguments)
         except Exception as error:
             log.error("server", exc_info=error)
-
-
-def jpeg(image: Image.Image, quality: int = 80) -> bytes:
-    """Return a JPEG."""
-    file = io.BytesIO()
-    image.convert("RGB").save(file, format="JPEG", quality=quality)
-    return file.getvalue()
-
-
-def base64_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def shown(job: Job) -> Mapping[str, Any]:
