@@ -15,6 +15,7 @@ from runtime.sampling.request import Request
 from tests.runtime.control.test_words import LEFT, TOP, WORDS
 from tests.runtime.test_pipeline import PROMPT, condition
 from tests.support import engines, saved_model
+from tests.support.together import assert_as_alone, drawn_together
 from tests.support.tolerances import relative_rms
 
 SIZES = ("--height", "64", "--width", "64", "--batch", "1:1:2")
@@ -40,6 +41,16 @@ def test_engines_draw_words_as_torch_does(target):
         InputError, match="regions: 3 with words, and the engines take 2; rebuild them with --reg"
     ):
         engine(PROMPT, [*regions, regions[1]], steps=3)
+
+
+@pytest.mark.parametrize("target", engines.TARGETS)
+def test_requests_with_words_share_the_calls(target):
+    """Some with words, some without, with a control, and of several lengths: each as by itself."""
+    pipe = LocalControlPipeline.from_engine(folder(target), {"canny": engines.adapter()})
+    names = ["words", "two words", "plain", "control", "no guidance"]
+    results, ticks = drawn_together(pipe, names)
+    assert_as_alone(pipe, results)
+    assert ticks == 5
 
 
 def test_the_engines_are_compared_with_torch():

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -108,7 +108,6 @@ test("a PNG's texts are read, whichever chunk has them", () => {
 import sys, zlib, struct
 def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 open(sys.argv[1], "wb").write(b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"tEXt", b"seed\\x007") + chunk(b"iTXt", "prompt\\0\\0\\0\\0\\0ein Fuß".encode()) + chunk(b"IEND", b""))`, file]);
-  const { readFileSync } = process.getBuiltinModule("node:fs");
   const data = readFileSync(file);
   assert.deepEqual(texts(data.buffer.slice(data.byteOffset, data.byteOffset + data.length)), { seed: "7", prompt: "ein Fuß" });
   assert.deepEqual(texts(new ArrayBuffer(4)), {});
