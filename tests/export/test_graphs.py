@@ -96,7 +96,7 @@ def test_the_unets_inputs():
     ]
     assert ports["time"].shape == (Axis("rows"), sum(widths))
     assert ports["key_0"].shape == ports["value_0"].shape == (Axis("rows"), 4, 77, 16)
-    assert ports["level_3"].shape == (1, 64, Axis("height", 32), Axis("width", 32))
+    assert ports["level_3"].shape == (Axis("rows"), 64, Axis("height", 32), Axis("width", 32))
 
 
 def test_a_vae_that_overflows_in_float16_stays_in_float32():

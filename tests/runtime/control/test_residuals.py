@@ -227,16 +227,17 @@ def test_no_unguided_half_is_no_share_of_it(options):
         draw([region], **options)
 
 
-def test_a_compiled_unet_takes_the_share_of_controlnets_alone():
+def test_a_compiled_unet_takes_the_share_of_either():
+    """Of a ControlNet and of a T2I-Adapter."""
     sources = {"edges": make_controlnet(base().unet), "sketch": make_adapter()}
+    plain = LocalControlPipeline.from_diffusers(base(), sources)
     compiled = LocalControlPipeline.from_diffusers(base(), sources).compile(compiler="eager")
-    region = Region(picture(), left_half(), "edges", uncond_scale=0.5)
-    found = compiled(PROMPT, [region], output_type="latent", **CALL).latents
-    assert (found - draw([region])).abs().max() < LIMIT
-    with pytest.raises(
-        InputError, match="region 1: uncond_scale 0.5: a compiled UNet takes the same control"
-    ):
-        compiled(PROMPT, [Region(picture(), adapter="sketch", uncond_scale=0.5)], **CALL)
+    for name in sources:
+        region = Region(picture(), left_half(), name, uncond_scale=0.5)
+        found, expected = (
+            p(PROMPT, [region], output_type="latent", **CALL).latents for p in (compiled, plain)
+        )
+        assert (found - expected).abs().max() < LIMIT
 
 
 def test_keyframes_of_a_controlnet():
