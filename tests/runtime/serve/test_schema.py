@@ -22,6 +22,7 @@ def test_no_answer_is_the_servers_fault(tmp_path):
             "1",
         ]
         checks = ["--checks", "not_a_server_error", "--max-examples", "30", "--request-timeout", "20"]
+        checks += ["--phases", "coverage,fuzzing", "--max-time", "120"]
         done = subprocess.run(
             [sys.executable, *command, *checks], capture_output=True, text=True, cwd=tmp_path
         )
