@@ -121,7 +121,7 @@ def test_one_larger_than_the_bound_runs_alone(started):
 
 def test_small_ones_pass_a_large_one_only_for_a_while(started):
     """Eight rows wait for room while others come and go in turn: first they are passed, then nobody passes."""
-    engine, notes = started(rows=8, patience=0.2)
+    engine, notes = started(rows=8, patience=1.0)
     waiting = [work(steps=30) for _ in range(3)]
     for each in waiting:
         engine.submit(each)
@@ -136,7 +136,7 @@ def test_small_ones_pass_a_large_one_only_for_a_while(started):
             engine.submit(later[-1])
         time.sleep(0.005)
     passed = [each for each in notes.order[: notes.order.index(big)] if each in later]
-    assert passed and all(each.created - big.created < 0.2 + 0.1 for each in passed)
+    assert passed and all(each.created - big.created < 1.0 + 0.1 for each in passed)
     for each in later:
         each.stop("cancelled", "")
 

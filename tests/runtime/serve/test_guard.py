@@ -14,7 +14,7 @@ from tests.support.server import SMALL, running, wait_until
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("serve"), body_mib=1, body_seconds=0.5) as client:
+    with running(tmp_path_factory.mktemp("serve"), body_mib=1, body_seconds=2.0) as client:
         yield client
 
 
@@ -103,7 +103,7 @@ def test_foreign_heads_are_answered_or_dropped(client, head):
 
 def test_half_a_head_does_not_hold_a_connection(tmp_path):
     """At once, and after a first request that was whole; one that is being answered is let go on."""
-    with running(tmp_path, head_seconds=0.3) as client:
+    with running(tmp_path, head_seconds=1.0) as client:
         for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
             opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
             opened.sendall(first)
