@@ -119,7 +119,7 @@ def test_a_client_that_goes_cancels_its_work(client):
         opened.close()
         start = time.monotonic()
         wait_until(lambda: not client.service.engine.busy)
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 5.0
 
 
 def test_a_newer_request_of_a_session_takes_the_older_ones_place(client):
