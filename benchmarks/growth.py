@@ -24,12 +24,12 @@ from benchmarks.measure import (
     interleave,
     percentiles,
     results_folder,
+    save_figure,
     write_rows,
 )
 from runtime import LocalControlPipeline, Region
 from runtime.cli.command import Parser, exit_code
 from runtime.control.masks import box
-from runtime.machine.files import replacing
 from runtime.machine.report import peak_memory
 
 matplotlib.use("agg")
@@ -138,9 +138,7 @@ def plot(rows: list[dict], path: Path) -> None:
         memory.set_ylabel("peak memory, MiB", color="#E69F00")
         memory.set_ylim(0, 1.15 * max(row["peak_memory_mib"] for row in own))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial_file:
-        figure.savefig(partial_file, dpi=110, format="png")
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from runtime.machine.files import replacing
+from benchmarks.measure import save_figure
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -30,9 +30,7 @@ def draw(rows: Sequence[Mapping], path: Path) -> None:
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (*STAGES.values(), WHOLE)]
     figure.legend(handles, [*STAGES, "not told"], loc="outside upper center", ncols=5, fontsize=8)
     axes[-1, 0].set_xlabel("ms a call, median")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -1,5 +1,7 @@
 """What every benchmark shares: interleaved timing, and rows that say where, with what and when they were measured."""
 
+from __future__ import annotations
+
 import csv
 import math
 import os
@@ -10,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import diffusers
 import torch
@@ -21,6 +24,9 @@ from runtime.machine.arithmetic import is_quick
 from runtime.machine.files import replacing
 from runtime.machine.report import commit, device_name
 from runtime.optimize.packed import PackedLinear, packs_here
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results")
 DTYPE_HELP = "default: fp32, and bf16 unless this is a CPU that is slow in it"  # see `default_dtypes`
@@ -123,6 +129,13 @@ def check_out(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise InputError(f"out {folder}: {there} is not a folder that can be written to")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a plot as a PNG, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial_file:
+        figure.savefig(partial_file, dpi=110, format="png")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -37,6 +37,7 @@ from benchmarks.measure import (
     interleave,
     matmul_rate,
     results_folder,
+    save_figure,
     weighted_flops,
     write_rows,
 )
@@ -44,7 +45,6 @@ from runtime.cli.command import Parser, exit_code
 from runtime.loading.load import load_model
 from runtime.loading.single_file import SDXL_CONFIGS
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of
-from runtime.machine.files import replacing
 from runtime.model.unet import UNet
 from runtime.optimize.fused_qkv import fuse_qkv
 from runtime.optimize.packed import pack_weights, packs_here
@@ -230,9 +230,7 @@ def plot(rows: list[dict], path: Path) -> None:
         if panel is not panels[0][0]:
             panel.set_yticklabels([])
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial_file:
-        figure.savefig(partial_file, dpi=110, format="png")
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -27,13 +27,12 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.measure import check_counts, check_out, environment, results_folder, write_rows
+from benchmarks.measure import check_counts, check_out, environment, results_folder, save_figure, write_rows
 from benchmarks.serving_load import SHORT, closed, make_limits, make_orders, opened, running
 from benchmarks.serving_policies import Baseline, Notes, make_policies
 from runtime import LocalControlPipeline
 from runtime.cli.command import Parser, exit_code
 from runtime.errors import InputError
-from runtime.machine.files import replacing
 from runtime.sampling.drawing import Result
 from runtime.serve.engine import Engine, Watcher, most_rows
 from runtime.serve.orders import Order
@@ -277,9 +276,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     axes[1].set(xlabel="requests sent, times what one by one can draw", ylabel="p95 of short requests, s")
     axes[1].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial_file:
-        figure.savefig(partial_file, dpi=110, format="png")
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.measure import save_figure
 from benchmarks.quality.bootstrap import Estimate
 from runtime.control.images import save_png
-from runtime.machine.files import replacing
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -132,7 +132,5 @@ def _band(axis, x, estimates: Sequence[Estimate], colour: str, label: str | None
 
 
 def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
+    save_figure(figure, path)
     plt.close(figure)

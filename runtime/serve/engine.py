@@ -20,6 +20,7 @@ from runtime.sampling.drawing import Drawing
 from runtime.sampling.loop import Run
 from runtime.sampling.progress import Progress
 from runtime.serve.limits import MIB, Limits
+from runtime.serve.orders import weight
 from runtime.serve.refusals import Refusal
 from runtime.serve.work import REPLACED, Drawn, Work
 
@@ -226,8 +227,7 @@ class Engine:
 
     def _weight(self, work: Work) -> float:
         """Return a request's rows, as rows of the model's own size."""
-        height, width = work.order.request.size(self.pipe.default_size)
-        return work.rows * max(1.0, height * width / self.pipe.default_size**2)
+        return weight(work.order.request, self.pipe.default_size)
 
     def _tick(self) -> None:
         """Take a step of every run; those that share none with others by themselves."""

@@ -105,7 +105,7 @@ class Orders:
     ):
         """most_rows: of one request, as rows of the model's own size."""
         self.pipe, self.files, self.limits, self.most_rows = pipe, files, limits, most_rows
-        self.capabilities = pipe.capabilities
+        self.capabilities, self.preprocessors = pipe.capabilities, preprocessors()
 
     def kept(self, body: Generate) -> Generate:
         """Return a body whose pictures are files, by their ids: what is stored of a job. Raises Refusal."""
@@ -148,8 +148,8 @@ class Orders:
     def condition(self, body: Condition) -> Image.Image:
         """Return a picture's condition, as a run would compute it. Raises Refusal."""
         try:
-            if body.preprocess not in preprocessors():
-                raise InputError(f"preprocess {body.preprocess!r}: expected {', '.join(preprocessors())}")
+            if body.preprocess not in self.preprocessors:
+                raise InputError(f"preprocess {body.preprocess!r}: expected {', '.join(self.preprocessors)}")
             _, image = Pictures(self.files, self.limits).read(body.image, "image")
             width, height = body.width or image.width, body.height or image.height
             for field, side in (("width", width), ("height", height)):
@@ -224,14 +224,24 @@ class Orders:
         height, width = request.picture_size(self.pipe.default_size)
         field = "width" if width >= height else "height"
         check_size(width, height, field, self.limits)
-        guided = any(request.guided_steps(request.run_steps))
-        rows = request.images * (1 + guided) * max(1.0, height * width / self.pipe.default_size**2)
+        rows = weight(request, self.pipe.default_size)
         if rows > self.most_rows:
             message = (
                 f"{field}: {request.images} of {width} x {height} px are {rows / self.most_rows:.1f} times what one "
                 "request may be; expected fewer or smaller pictures"
             )
             raise Refusal(422, message, field)
+
+
+def rows_of(request: Request) -> int:
+    """Return the most rows of the UNet that a step of a request takes."""
+    return request.images * (1 + any(request.guided_steps(request.run_steps)))
+
+
+def weight(request: Request, side: int) -> float:
+    """Return a request's rows, as rows of the model's own size. side: of that, pixels."""
+    height, width = request.size(side)
+    return rows_of(request) * max(1.0, height * width / side**2)
 
 
 def preprocessors() -> list[str]:

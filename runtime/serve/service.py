@@ -28,7 +28,7 @@ from runtime.serve.events import Events
 from runtime.serve.files import Files
 from runtime.serve.limits import Limits
 from runtime.serve.metrics import Metrics, resident_bytes
-from runtime.serve.orders import Order, Orders, preprocessors
+from runtime.serve.orders import Order, Orders
 from runtime.serve.pictures import base64_of, encoded, jpeg
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
@@ -191,7 +191,7 @@ class Service:
             "adapters": list(can.adapters),
             "controlnets": list(self.pipe.controlnets),
             "default_adapter": self.orders.default_adapter,
-            "preprocessors": preprocessors(),
+            "preprocessors": self.orders.preprocessors,
             "schedulers": list(SCHEDULERS),
             "presets": PRESETS,
             "sizes": sizes,

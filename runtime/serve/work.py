@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.sampling.drawing import Result
 from runtime.serve.events import Events
-from runtime.serve.orders import Order
+from runtime.serve.orders import Order, rows_of
 from runtime.serve.refusals import Refusal
 
 DISCONNECTED, CANCELLED, REPLACED = (
@@ -60,8 +60,7 @@ class Work:
     @property
     def rows(self) -> int:
         """Return the most rows of the UNet that a step of it takes."""
-        request = self.order.request
-        return request.images * (1 + any(request.guided_steps(request.run_steps)))
+        return rows_of(self.order.request)
 
     async def ended(self) -> None:
         """Wait for its end."""
