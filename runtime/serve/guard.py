@@ -25,6 +25,7 @@ from runtime.serve.refusals import Refusal
 log = logging.getLogger("runtime.serve.requests")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/healthz", "/readyz")  # asked for by whatever watches a server, without a key
+PAGE = ("/", "/style.css", "/icon.svg")  # and /js: the page, which asks for a key itself
 SWALLOW = 2.0  # seconds for which a body that is too large is read on
 NOBODY = ""  # the owner of what is asked without keys
 HEADERS = {
@@ -66,7 +67,8 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
             raise Refusal(403, f"Origin {origin[:80]!r}: another site; see --allow-origin", "Origin")
-        if not self.keys or (method == "OPTIONS" and origin in self.origins):
+        of_page = path in PAGE or path.startswith("/js/")
+        if not self.keys or of_page or (method == "OPTIONS" and origin in self.origins):
             return NOBODY
         scheme, _, given = headers.get("authorization", "").partition(" ")
         same = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]

@@ -11,7 +11,7 @@ test("a hundred strokes are undone and done again, to the pixel", () => {
     const a = { x: (i * 37) % 200, y: (i * 53) % 150 }, b = { x: (i * 71) % 200, y: (i * 29) % 150 };
     recording.keep(whole(bitmap));
     if (i % 10 === 9) invert(bitmap);
-    else segment(bitmap, a, b, 2 + (i % 9), 2 + (i % 9), i % 4 === 3);
+    else segment(bitmap, a, b, 2 + (i % 9), 2 + (i % 9), i % 4 === 3 ? [0] : [255]);
     const step = recording.step("stroke", () => {});
     if (step) {
       history.add(step);
@@ -34,7 +34,7 @@ test("a hundred strokes are undone and done again, to the pixel", () => {
 test("only what was touched is kept, and one colour as a number", () => {
   const bitmap = create(1024, 1024), recording = new Recording(bitmap);
   recording.keep({ x: 60, y: 60, width: 10, height: 10 });
-  segment(bitmap, { x: 64, y: 64 }, { x: 64, y: 64 }, 3, 3, false);
+  segment(bitmap, { x: 64, y: 64 }, { x: 64, y: 64 }, 3, 3, [255]);
   const step = recording.step("dot", () => {});
   assert.ok(step.bytes < 5 * 64 * 64);
   const all = new Recording(create(2048, 2048));

@@ -1,6 +1,7 @@
 // The server's routes: one function each, and its events as they come.
 
 /** @typedef {{kind: string, data: any}} ServerEvent */
+/** @typedef {Omit<RequestInit, "headers"> & {headers?: Record<string, string>}} Asked */
 
 export class Refused extends Error {
   /** @param {number} status @param {{message: string, param?: string | null}} error */
@@ -11,27 +12,57 @@ export class Refused extends Error {
   }
 }
 
-/** @param {Response} answer @returns {Promise<Response>} Raises Refused where it is an error. */
-async function taken(answer) {
-  if (answer.ok) return answer;
-  const body = await answer.json().catch(() => null);
-  throw new Refused(answer.status, body?.error ?? { message: `the server answered ${answer.status}` });
+const KEY = "localcontrol.key"; // of this tab: the API key that a server with keys wants
+
+/** Asks the person for the server's key. @type {(wrong: boolean) => Promise<string>} */
+let askKey = () => Promise.reject(new Refused(401, { message: "the server wants an API key" }));
+
+/** @param {(wrong: boolean) => Promise<string>} ask wrong: whether one was given that the server does not know */
+export function keyFrom(ask) {
+  askKey = ask;
 }
 
-/** @param {string} path @param {any} body @param {AbortSignal} [signal] */
-async function post(path, body, signal) {
-  const headers = { "Content-Type": "application/json" };
-  return taken(await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal }));
+/** @type {Promise<string> | null} */
+let asked = null; // however many requests want it, a person is asked once
+
+/**
+ * @param {string} path @param {Asked} [options]
+ * @returns {Promise<Response>} Raises Refused where it is an error.
+ */
+async function ask(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const answer = await fetch(path, { ...options, headers });
+    if (answer.ok) return answer;
+    if (answer.status === 401) {
+      if (sessionStorage.getItem(KEY) === key) sessionStorage.setItem(KEY, await (asked ??= askKey(key !== null)));
+      asked = null;
+      continue;
+    }
+    const body = await answer.json().catch(() => null);
+    throw new Refused(answer.status, body?.error ?? { message: `the server answered ${answer.status}` });
+  }
+}
+
+/** @param {string} path @param {any} body @param {Asked} [options] */
+async function post(path, body, options = {}) {
+  const headers = { "Content-Type": "application/json", ...options.headers };
+  return ask(path, { ...options, method: "POST", headers, body: JSON.stringify(body) });
 }
 
 export async function capabilities() {
-  return (await taken(await fetch("/v1/capabilities"))).json();
+  return (await ask("/v1/capabilities")).json();
 }
 
 /** @param {Blob} blob @returns {Promise<string>} the file's id */
 export async function keep(blob) {
-  const answer = await taken(await fetch("/v1/files", { method: "POST", body: blob }));
-  return (await answer.json()).id;
+  return (await (await ask("/v1/files", { method: "POST", body: blob })).json()).id;
+}
+
+/** @param {string} id @returns {Promise<Blob>} */
+export async function file(id) {
+  return (await ask(`/v1/files/${id}`)).blob();
 }
 
 /** @param {Blob} blob @param {string} preprocess @param {number} width @param {number} height @returns {Promise<Blob>} */
@@ -40,26 +71,29 @@ export async function condition(blob, preprocess, width, height) {
   return (await post("/v1/conditions", { image, preprocess, width, height })).blob();
 }
 
-/** @param {any} body @param {string} key @returns {Promise<{id: string}>} a job, the same one however often it is sent */
-export async function submit(body, key) {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
-  const answer = await taken(await fetch("/v1/jobs", { method: "POST", headers, body: JSON.stringify(body) }));
-  return answer.json();
+/** @param {any} body @param {AbortSignal} signal @returns {Promise<Blob>} a picture that nobody has to find again */
+export async function generate(body, signal) {
+  return (await post("/v1/generate", body, { signal })).blob();
 }
 
-/** @param {string} id */
-export async function job(id) {
-  return (await taken(await fetch(`/v1/jobs/${id}`))).json();
+/** @param {any} body @param {string} key @returns {Promise<{id: string}>} a job, the same one however often it is sent */
+export async function submit(body, key) {
+  return (await post("/v1/jobs", body, { headers: { "Idempotency-Key": key } })).json();
 }
 
 /** @param {string} id */
 export async function cancel(id) {
-  return (await taken(await fetch(`/v1/jobs/${id}`, { method: "DELETE" }))).json();
+  return (await ask(`/v1/jobs/${id}`, { method: "DELETE" })).json();
 }
 
-/** @param {string} path @returns {Promise<Blob>} */
-export async function picture(path) {
-  return (await taken(await fetch(path))).blob();
+/** Queue a job again that a server's end has interrupted. @param {string} id */
+export async function retry(id) {
+  return (await ask(`/v1/jobs/${id}/retry`, { method: "POST" })).json();
+}
+
+/** @param {string} id @returns {Promise<Blob>} the picture of a job that is done */
+export async function picture(id) {
+  return (await ask(`/v1/jobs/${id}/images/0`)).blob();
 }
 
 /**
@@ -71,7 +105,7 @@ export async function* events(id, signal) {
   for (;;) {
     try {
       const headers = { "Last-Event-ID": last };
-      const answer = await taken(await fetch(`/v1/jobs/${id}/events`, { headers, signal }));
+      const answer = await ask(`/v1/jobs/${id}/events`, { headers, signal });
       for await (const block of blocks(/** @type {ReadableStream<Uint8Array>} */ (answer.body))) {
         const event = parse(block);
         if (!event) continue;

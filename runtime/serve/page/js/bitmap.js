@@ -1,12 +1,16 @@
-// Masks and drawn conditions: 8-bit pictures of one channel, and what a hand does to them. No DOM: node tests it.
+// Masks and drawn conditions: 8-bit pictures, and what a hand does to them. No DOM: node tests it.
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Bitmap */
+/**
+ * @typedef {{width: number, height: number, channels: number, data: Uint8ClampedArray}} Bitmap
+ *   1 channel: a mask; 3: a condition, in colour; `data` by rows, a pixel's channels together
+ */
+/** @typedef {number[]} Paint  a value for each channel, 0 to 255 */
 /** @typedef {{x: number, y: number, width: number, height: number}} Rect  pixels; may be empty */
 /** @typedef {{x: number, y: number}} Point  pixels from the top left corner */
 
-/** @param {number} width @param {number} height @returns {Bitmap} all black */
-export function create(width, height) {
-  return { width, height, data: new Uint8ClampedArray(width * height) };
+/** @param {number} width @param {number} height @param {number} [channels] @returns {Bitmap} all black */
+export function create(width, height, channels = 1) {
+  return { width, height, channels, data: new Uint8ClampedArray(width * height * channels) };
 }
 
 /** @param {Bitmap} bitmap @returns {Rect} */
@@ -44,16 +48,15 @@ export function reach(bitmap, a, b, radius) {
 }
 
 /**
- * Draw a segment of a stroke: round, with an edge one pixel soft. A brush raises pixels to `value`, an eraser lowers them
- * to 0; radii at both ends may differ, as pressure does.
- * @param {Bitmap} bitmap @param {Point} a @param {Point} b @param {number} ra @param {number} rb
- * @param {boolean} erase @param {number} [value]
+ * Draw a segment of a stroke: round, with an edge one pixel soft. Radii at both ends may differ, as pressure does.
+ * What goes over the same edge twice leaves it as soft, in black and in white.
+ * @param {Bitmap} bitmap @param {Point} a @param {Point} b @param {number} ra @param {number} rb @param {Paint} paint
  * @returns {Rect} what may have changed
  */
-export function segment(bitmap, a, b, ra, rb, erase, value = 255) {
+export function segment(bitmap, a, b, ra, rb, paint) {
   const rect = reach(bitmap, a, b, Math.max(ra, rb));
   const dx = b.x - a.x, dy = b.y - a.y, length = dx * dx + dy * dy;
-  const { data, width } = bitmap;
+  const { data, width, channels } = bitmap;
   for (let y = rect.y; y < rect.y + rect.height; y++) {
     const py = y + 0.5 - a.y;
     for (let x = rect.x; x < rect.x + rect.width; x++) {
@@ -62,33 +65,50 @@ export function segment(bitmap, a, b, ra, rb, erase, value = 255) {
       const ex = px - t * dx, ey = py - t * dy;
       const inside = ra + (rb - ra) * t + 0.5 - Math.sqrt(ex * ex + ey * ey);
       if (inside <= 0) continue;
-      const cover = Math.min(1, inside), at = y * width + x;
-      if (erase) data[at] = Math.min(data[at], 255 * (1 - cover));
-      else data[at] = Math.max(data[at], value * cover);
+      const cover = Math.min(1, inside), first = (y * width + x) * channels;
+      for (let c = 0; c < channels; c++) data[first + c] = covered(data[first + c], paint[c], cover);
     }
   }
   return rect;
 }
 
-/** @param {Bitmap} bitmap @param {Point} a @param {Point} b @param {number} value @returns {Rect} */
-export function rectangle(bitmap, a, b, value) {
+/** @param {number} old @param {number} value @param {number} cover from 0 to 1 */
+function covered(old, value, cover) {
+  if (value === 255) return Math.max(old, 255 * cover);
+  if (value === 0) return Math.min(old, 255 * (1 - cover));
+  return old + (value - old) * cover;
+}
+
+/** Paint whole pixels of a row. @param {Bitmap} bitmap @param {number} from @param {number} to pixels, counted through @param {Paint} paint */
+function run(bitmap, from, to, paint) {
+  const { data, channels } = bitmap;
+  if (channels === 1) data.fill(paint[0], from, to);
+  else for (let i = from; i < to; i++) data.set(paint, i * channels);
+}
+
+/** @param {Bitmap} bitmap @param {Point} a @param {Point} b @param {Paint} paint @returns {Rect} */
+export function rectangle(bitmap, a, b, paint) {
   const rect = clipped(
     bitmap, Math.round(Math.min(a.x, b.x)), Math.round(Math.min(a.y, b.y)),
     Math.round(Math.max(a.x, b.x)), Math.round(Math.max(a.y, b.y)));
   for (let y = rect.y; y < rect.y + rect.height; y++) {
-    bitmap.data.fill(value, y * bitmap.width + rect.x, y * bitmap.width + rect.x + rect.width);
+    run(bitmap, y * bitmap.width + rect.x, y * bitmap.width + rect.x + rect.width, paint);
   }
   return rect;
 }
 
 /**
  * Fill what a closed line runs around (even-odd).
- * @param {Bitmap} bitmap @param {Point[]} points @param {number} value @returns {Rect}
+ * @param {Bitmap} bitmap @param {Point[]} points @param {Paint} paint @returns {Rect}
  */
-export function lasso(bitmap, points, value) {
+export function lasso(bitmap, points, paint) {
   if (points.length < 3) return { x: 0, y: 0, width: 0, height: 0 };
-  const xs = points.map((p) => p.x), ys = points.map((p) => p.y);
-  const rect = clipped(bitmap, Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys));
+  let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
+  for (const { x, y } of points) {
+    [left, right] = [Math.min(left, x), Math.max(right, x)];
+    [top, bottom] = [Math.min(top, y), Math.max(bottom, y)];
+  }
+  const rect = clipped(bitmap, left, top, right, bottom);
   for (let y = rect.y; y < rect.y + rect.height; y++) {
     /** @type {number[]} */
     const crossings = [];
@@ -101,24 +121,36 @@ export function lasso(bitmap, points, value) {
     crossings.sort((m, n) => m - n);
     for (let i = 0; i + 1 < crossings.length; i += 2) {
       const from = Math.max(0, Math.round(crossings[i])), to = Math.min(bitmap.width, Math.round(crossings[i + 1]));
-      if (to > from) bitmap.data.fill(value, y * bitmap.width + from, y * bitmap.width + to);
+      if (to > from) run(bitmap, y * bitmap.width + from, y * bitmap.width + to, paint);
     }
   }
   return rect;
 }
 
+const NEAR = 96; // values that are taken for one colour when a condition is filled
+
+/** @param {Bitmap} bitmap @param {number} at a pixel @returns {(pixel: number) => boolean} whether another is like it */
+function like(bitmap, at) {
+  const { data, channels } = bitmap;
+  if (channels === 1) {
+    const light = data[at] > 127;
+    return (i) => data[i] > 127 === light;
+  }
+  const own = data.slice(at * channels, (at + 1) * channels);
+  return (i) => own.every((value, c) => Math.abs(data[i * channels + c] - value) <= NEAR);
+}
+
 /**
- * Fill the connected pixels that are on the same side of mid-grey as the one at a point.
- * @param {Bitmap} bitmap @param {Point} at @param {number} value @returns {Rect}
+ * Fill the connected pixels that are like the one at a point: in a mask those on the same side of mid-grey.
+ * @param {Bitmap} bitmap @param {Point} at @param {Paint} paint @returns {Rect}
  */
-export function flood(bitmap, at, value) {
-  const { width, height, data } = bitmap;
+export function flood(bitmap, at, paint) {
+  const { width, height } = bitmap;
   const x0 = Math.floor(at.x), y0 = Math.floor(at.y);
   let rect = { x: 0, y: 0, width: 0, height: 0 };
   if (x0 < 0 || y0 < 0 || x0 >= width || y0 >= height) return rect;
-  const light = data[y0 * width + x0] > 127;
-  if (light === value > 127) return rect;
-  const same = (/** @type {number} */ i) => data[i] > 127 === light;
+  const alike = like(bitmap, y0 * width + x0), filled = new Uint8Array(width * height);
+  const same = (/** @type {number} */ i) => !filled[i] && alike(i);
   const stack = [y0 * width + x0];
   while (stack.length) {
     const start = /** @type {number} */ (stack.pop());
@@ -127,7 +159,8 @@ export function flood(bitmap, at, value) {
     let left = start, right = start;
     while (left > row && same(left - 1)) left--;
     while (right + 1 < row + width && same(right + 1)) right++;
-    data.fill(value, left, right + 1);
+    filled.fill(1, left, right + 1);
+    run(bitmap, left, right + 1, paint);
     rect = join(rect, { x: left - row, y, width: right - left + 1, height: 1 });
     for (const other of [row - width, row + width]) {
       if (other < 0 || other >= width * height) continue;
@@ -147,73 +180,9 @@ export function invert(bitmap) {
 
 /** @param {Bitmap} bitmap */
 export function isEmpty(bitmap) {
-  return bitmap.data.every((value) => value === 0);
-}
-
-/**
- * Squared distances, in pixels, to the nearest pixel that `is` (Felzenszwalb and Huttenlocher, 2012), exact.
- * @param {Bitmap} bitmap @param {(value: number) => boolean} is @returns {Float64Array}
- */
-export function distances(bitmap, is) {
-  const { width, height, data } = bitmap, far = 1e12;
-  const found = new Float64Array(width * height);
-  for (let i = 0; i < found.length; i++) found[i] = is(data[i]) ? 0 : far;
-  const most = Math.max(width, height);
-  const line = new Float64Array(most), sites = new Int32Array(most), bounds = new Float64Array(most + 1);
-  const pass = (/** @type {number} */ start, /** @type {number} */ step, /** @type {number} */ n) => {
-    for (let i = 0; i < n; i++) line[i] = found[start + i * step];
-    let k = 0;
-    sites[0] = 0;
-    bounds[0] = -Infinity;
-    bounds[1] = Infinity;
-    for (let q = 1; q < n; q++) {
-      let s = 0;
-      do {
-        const v = sites[k];
-        s = (line[q] + q * q - (line[v] + v * v)) / (2 * (q - v));
-      } while (s <= bounds[k] && --k >= 0);
-      k++;
-      sites[k] = q;
-      bounds[k] = s;
-      bounds[k + 1] = Infinity;
-    }
-    k = 0;
-    for (let q = 0; q < n; q++) {
-      while (bounds[k + 1] < q) k++;
-      const d = q - sites[k];
-      found[start + q * step] = d * d + line[sites[k]];
-    }
-  };
-  for (let x = 0; x < width; x++) pass(x, width, height);
-  for (let y = 0; y < height; y++) pass(y * width, 1, width);
-  return found;
-}
-
-/**
- * Soften the edge over `radius` pixels, inwards only: as `runtime.control.masks.feather`.
- * @param {Bitmap} bitmap @param {number} radius
- */
-export function feather(bitmap, radius) {
-  const { data } = bitmap;
-  if (radius <= 0 || data.every((value) => value > 0)) return;
-  const squared = distances(bitmap, (value) => value === 0);
-  for (let i = 0; i < data.length; i++) {
-    data[i] *= Math.min(1, Math.max(0, (Math.sqrt(squared[i]) - 0.5) / radius));
-  }
-}
-
-/**
- * Grow what is white by some pixels, or shrink it where they are negative.
- * @param {Bitmap} bitmap @param {number} pixels
- */
-export function grow(bitmap, pixels) {
-  const { data } = bitmap;
-  const squared = distances(bitmap, pixels > 0 ? (value) => value > 127 : (value) => value <= 127);
-  for (let i = 0; i < data.length; i++) {
-    const near = squared[i] <= pixels * pixels;
-    if (pixels > 0 && near) data[i] = 255;
-    if (pixels < 0 && near) data[i] = 0;
-  }
+  const { data } = bitmap, fours = data.length >> 2;
+  return new Uint32Array(data.buffer, data.byteOffset, fours).every((four) => four === 0)
+    && data.subarray(4 * fours).every((value) => value === 0);
 }
 
 /**
@@ -221,11 +190,12 @@ export function grow(bitmap, pixels) {
  * @param {Bitmap} bitmap @param {number} width @param {number} height @returns {Bitmap}
  */
 export function resized(bitmap, width, height) {
-  const made = create(width, height);
+  const { channels } = bitmap, made = create(width, height, channels);
   for (let y = 0; y < height; y++) {
     const row = Math.floor(((y + 0.5) * bitmap.height) / height) * bitmap.width;
     for (let x = 0; x < width; x++) {
-      made.data[y * width + x] = bitmap.data[row + Math.floor(((x + 0.5) * bitmap.width) / width)];
+      const from = (row + Math.floor(((x + 0.5) * bitmap.width) / width)) * channels, to = (y * width + x) * channels;
+      for (let c = 0; c < channels; c++) made.data[to + c] = bitmap.data[from + c];
     }
   }
   return made;

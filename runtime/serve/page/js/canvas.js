@@ -7,45 +7,86 @@ import { COLOURS, active } from "./regions.js";
 /** @typedef {import("./bitmap.js").Rect} Rect */
 /** @typedef {import("./regions.js").Region} Region */
 
-// An 8 x 8 cell for each colour, as bits: hatched so that regions differ without their colours
-const PATTERNS = [
-  (/** @type {number} */ x, /** @type {number} */ y) => (x + y) % 8 < 2,
-  (/** @type {number} */ x, /** @type {number} */ y) => (x - y + 64) % 8 < 2,
-  (/** @type {number} */ x, /** @type {number} */ _) => x % 8 < 2,
-  (/** @type {number} */ _, /** @type {number} */ y) => y % 8 < 2,
-  (/** @type {number} */ x, /** @type {number} */ y) => x % 8 < 3 && y % 8 < 3,
-  (/** @type {number} */ x, /** @type {number} */ y) => x % 8 < 1 || y % 8 < 1,
-  (/** @type {number} */ x, /** @type {number} */ y) => (x + y) % 8 < 2 || (x - y + 64) % 8 < 2,
-  () => false,
+// The hatching of each colour's region, so that regions differ without their colours: strokes in a cell of CELL pixels
+const CELL = 12;
+/** @type {[number, number, number, number][][]} */
+const HATCHES = [
+  [[-3, 3, 3, -3], [-3, 15, 15, -3], [9, 15, 15, 9]], [[-3, 9, 3, 15], [-3, -3, 15, 15], [9, -3, 15, 3]], [[6, 0, 6, 12]], [[0, 6, 12, 6]],
+  [[3, 6, 9, 6], [6, 3, 6, 9]], [[6, 0, 6, 12], [0, 6, 12, 6]], [[-3, -3, 15, 15], [-3, 15, 15, -3]], [[6, 6, 8, 6]],
 ];
+const FLAT = 0.4, HATCHED = 0.9; // opacities of a mask's ground and of its hatching, before that of all masks
 
-/** A canvas that shows a bitmap, painted again only where that has changed. */
+/** @param {number} colour @param {number} dots of the screen for each pixel of the page @returns {OffscreenCanvas} a cell of its hatching */
+function cell(colour, dots) {
+  const side = Math.round(CELL * dots), canvas = new OffscreenCanvas(side, side);
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.scale(side / CELL, side / CELL);
+  context.strokeStyle = COLOURS[colour];
+  context.lineWidth = 2;
+  for (const [x0, y0, x1, y1] of HATCHES[colour]) {
+    context.beginPath();
+    context.moveTo(x0, y0);
+    context.lineTo(x1, y1);
+    context.stroke();
+  }
+  return canvas;
+}
+
+/** @param {number} colour @param {number} side pixels @returns {HTMLCanvasElement} a colour and its hatching */
+export function swatch(colour, side) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = side;
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.globalAlpha = FLAT;
+  context.fillStyle = COLOURS[colour];
+  context.fillRect(0, 0, side, side);
+  context.globalAlpha = 1;
+  context.fillStyle = /** @type {CanvasPattern} */ (context.createPattern(cell(colour, 1), "repeat"));
+  context.fillRect(0, 0, side, side);
+  return canvas;
+}
+
+/** A canvas that shows a bitmap, painted again only where that has changed: a mask in its colour, a condition's light. */
 export class Layer {
-  /** @param {Bitmap} bitmap @param {string} colour @param {number} pattern of PATTERNS, or -1 for none */
-  constructor(bitmap, colour, pattern) {
+  /** @param {Bitmap} bitmap @param {number} colour of a mask, one of COLOURS */
+  constructor(bitmap, colour) {
     this.bitmap = bitmap;
     this.canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
     this.context = /** @type {OffscreenCanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
-    this.rgb = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-    this.pattern = pattern;
+    this.rgb = [1, 3, 5].reduce((sum, at, i) => sum | (parseInt(COLOURS[colour].slice(at, at + 2), 16) << (8 * i)), 0);
     this.update(whole(bitmap));
   }
 
   /** @param {Rect} rect */
   update(rect) {
     if (rect.width <= 0 || rect.height <= 0) return;
-    const image = new ImageData(rect.width, rect.height), { data, width } = this.bitmap;
-    const [red, green, blue] = this.rgb, hatched = PATTERNS[this.pattern];
+    const image = new ImageData(rect.width, rect.height), words = new Uint32Array(image.data.buffer);
+    const fill = this.bitmap.channels === 1 ? this.mask : this.light;
+    fill.call(this, rect, words);
+    this.context.putImageData(image, rect.x, rect.y);
+  }
+
+  /** @param {Rect} rect @param {Uint32Array} words RGBA, little endian */
+  mask(rect, words) {
+    const { data, width } = this.bitmap;
     for (let y = 0, at = 0; y < rect.height; y++) {
-      for (let x = 0; x < rect.width; x++, at += 4) {
+      for (let x = 0; x < rect.width; x++, at++) {
         const value = data[(rect.y + y) * width + rect.x + x];
-        image.data[at] = red;
-        image.data[at + 1] = green;
-        image.data[at + 2] = blue;
-        image.data[at + 3] = hatched ? (hatched(rect.x + x, rect.y + y) ? value : value * 0.62) : value;
+        if (value) words[at] = this.rgb | (value << 24);
       }
     }
-    this.context.putImageData(image, rect.x, rect.y);
+  }
+
+  /** @param {Rect} rect @param {Uint32Array} words RGBA, little endian */
+  light(rect, words) {
+    const { data, width } = this.bitmap;
+    for (let y = 0, at = 0; y < rect.height; y++) {
+      for (let x = 0; x < rect.width; x++, at++) {
+        const first = 3 * ((rect.y + y) * width + rect.x + x), [r, g, b] = [data[first], data[first + 1], data[first + 2]];
+        const most = Math.max(r, g, b);
+        if (most) words[at] = (most << 24) | (((255 * b) / most) << 16) | (((255 * g) / most) << 8) | ((255 * r) / most);
+      }
+    }
   }
 }
 
@@ -56,11 +97,14 @@ export class Scene {
     this.view = view;
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     /** @type {Map<Bitmap, Layer>} */ this.layers = new Map();
+    this.hatching = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(1, 1).getContext("2d"));
+    /** @type {Map<string, CanvasPattern>} */ this.hatches = new Map();
     /** @type {CanvasImageSource | null} */ this.picture = null;
     /** @type {CanvasImageSource | null} */ this.before = null; // for comparison
     this.split = 1; // the share of the width that shows the picture, the rest `before`
-    this.opacity = 0.5;
+    this.opacity = 0.5; // of the masks over the picture
     this.asked = false;
+    this.painted = () => {}; // called after each frame
     /** @type {() => {regions: Region[], chosen: Region | null, ink: boolean, width: number, height: number}} */
     this.state = () => ({ regions: [], chosen: null, ink: false, width: 1, height: 1 });
     /** @type {{x: number, y: number, radius: number} | null} */ this.brush = null;
@@ -80,13 +124,14 @@ export class Scene {
     requestAnimationFrame(() => {
       this.asked = false;
       this.paint();
+      this.painted();
     });
   }
 
-  /** @param {Bitmap} bitmap @param {string} colour @param {number} pattern */
-  layer(bitmap, colour, pattern) {
+  /** @param {Bitmap} bitmap @param {number} colour */
+  layer(bitmap, colour) {
     let found = this.layers.get(bitmap);
-    if (!found) this.layers.set(bitmap, (found = new Layer(bitmap, colour, pattern)));
+    if (!found) this.layers.set(bitmap, (found = new Layer(bitmap, colour)));
     return found.canvas;
   }
 
@@ -99,18 +144,41 @@ export class Scene {
     const dots = this.canvas.width / this.canvas.clientWidth || 1;
     context.setTransform(view.scale * dots, 0, 0, view.scale * dots, view.x * dots, view.y * dots);
     context.imageSmoothingEnabled = view.scale < 3;
-    context.fillStyle = "#777";
+    context.fillStyle = "#808080";
     context.fillRect(0, 0, width, height);
     if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
     if (this.before && this.split < 1) this.compare(width, height);
     context.imageSmoothingEnabled = false;
-    context.globalAlpha = this.opacity;
-    for (const each of active(regions)) {
-      context.drawImage(this.layer(each.mask, COLOURS[each.colour], each.colour), 0, 0);
-    }
+    if (this.opacity > 0) for (const each of active(regions)) this.mask(this.layer(each.mask, each.colour), each.colour, dots);
     context.globalAlpha = 1;
-    if (chosen && ink) context.drawImage(this.layer(chosen.ink, "#ffffff", -1), 0, 0);
+    if (chosen && ink) {
+      context.fillStyle = "#0009"; // a condition is light on dark
+      context.fillRect(0, 0, width, height);
+      context.drawImage(this.layer(chosen.ink, 0), 0, 0);
+    }
     this.marks();
+  }
+
+  /** A mask in its colour, hatched by the screen's pixels. @param {OffscreenCanvas} layer @param {number} colour @param {number} dots */
+  mask(layer, colour, dots) {
+    const { context, hatching, canvas } = this, over = hatching.canvas, at = context.getTransform();
+    context.globalAlpha = this.opacity * FLAT;
+    context.drawImage(layer, 0, 0);
+    if (over.width !== canvas.width || over.height !== canvas.height) Object.assign(over, { width: canvas.width, height: canvas.height });
+    const key = `${colour} ${dots}`;
+    if (!this.hatches.has(key)) this.hatches.set(key, /** @type {CanvasPattern} */ (hatching.createPattern(cell(colour, dots), "repeat")));
+    hatching.setTransform(at);
+    hatching.globalCompositeOperation = "copy";
+    hatching.imageSmoothingEnabled = false;
+    hatching.drawImage(layer, 0, 0);
+    hatching.resetTransform();
+    hatching.globalCompositeOperation = "source-in";
+    hatching.fillStyle = /** @type {CanvasPattern} */ (this.hatches.get(key));
+    hatching.fillRect(0, 0, over.width, over.height);
+    context.globalAlpha = this.opacity * HATCHED;
+    context.resetTransform();
+    context.drawImage(over, 0, 0);
+    context.setTransform(at);
   }
 
   /** @param {number} width @param {number} height */
@@ -148,36 +216,4 @@ export class Scene {
       stroke();
     }
   }
-}
-
-/** @param {Bitmap} bitmap @returns {Promise<Blob>} a grey PNG */
-export async function toPng(bitmap) {
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const image = new ImageData(bitmap.width, bitmap.height);
-  for (let i = 0; i < bitmap.data.length; i++) {
-    image.data.fill(bitmap.data[i], 4 * i, 4 * i + 3);
-    image.data[4 * i + 3] = 255;
-  }
-  context.putImageData(image, 0, 0);
-  return canvas.convertToBlob({ type: "image/png" });
-}
-
-/**
- * A picture's brightness at a size; of one that is transparent its opacity.
- * @param {Blob} blob @param {number} width @param {number} height @returns {Promise<Uint8ClampedArray>}
- */
-export async function brightness(blob, width, height) {
-  const source = await createImageBitmap(blob);
-  const canvas = new OffscreenCanvas(width, height);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  context.drawImage(source, 0, 0, width, height);
-  const { data } = context.getImageData(0, 0, width, height), found = new Uint8ClampedArray(width * height);
-  let clear = false;
-  for (let i = 3; i < data.length && !clear; i += 4) clear = data[i] < 255;
-  for (let i = 0; i < found.length; i++) {
-    const at = 4 * i;
-    found[i] = clear ? data[at + 3] : 0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2];
-  }
-  return found;
 }

@@ -13,7 +13,6 @@ export class History {
   constructor() {
     /** @type {Step[]} */ this.done = [];
     /** @type {Step[]} */ this.undone = [];
-    /** @type {() => void} */ this.changed = () => {};
   }
 
   /** @param {Step} step */
@@ -24,7 +23,6 @@ export class History {
     while (this.done.length > LEAST && bytes > MOST_BYTES) {
       bytes -= /** @type {Step} */ (this.done.shift()).bytes;
     }
-    this.changed();
   }
 
   /** @returns {string | null} what was undone */
@@ -33,7 +31,6 @@ export class History {
     if (!step) return null;
     step.undo();
     this.undone.push(step);
-    this.changed();
     return step.label;
   }
 
@@ -43,7 +40,6 @@ export class History {
     if (!step) return null;
     step.redo();
     this.done.push(step);
-    this.changed();
     return step.label;
   }
 }
@@ -81,21 +77,22 @@ export class Recording {
 
   /** @param {number} number @returns {Uint8ClampedArray | number} */
   read(number) {
-    const { x, y, width, height } = this.place(number), tile = new Uint8ClampedArray(width * height);
+    const { x, y, width, height } = this.place(number), { channels } = this.bitmap, line = width * channels;
+    const tile = new Uint8ClampedArray(line * height);
     for (let row = 0; row < height; row++) {
-      const start = (y + row) * this.bitmap.width + x;
-      tile.set(this.bitmap.data.subarray(start, start + width), row * width);
+      const start = ((y + row) * this.bitmap.width + x) * channels;
+      tile.set(this.bitmap.data.subarray(start, start + line), row * line);
     }
     return tile.every((value) => value === tile[0]) ? tile[0] : tile;
   }
 
   /** @param {number} number @param {Uint8ClampedArray | number} tile */
   write(number, tile) {
-    const { x, y, width, height } = this.place(number);
+    const { x, y, width, height } = this.place(number), { channels, data } = this.bitmap, line = width * channels;
     for (let row = 0; row < height; row++) {
-      const start = (y + row) * this.bitmap.width + x;
-      if (typeof tile === "number") this.bitmap.data.fill(tile, start, start + width);
-      else this.bitmap.data.set(tile.subarray(row * width, (row + 1) * width), start);
+      const start = ((y + row) * this.bitmap.width + x) * channels;
+      if (typeof tile === "number") data.fill(tile, start, start + line);
+      else data.set(tile.subarray(row * line, (row + 1) * line), start);
     }
   }
 

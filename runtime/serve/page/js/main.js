@@ -1,511 +1,398 @@
-// The page: what is painted, what is asked for, and how each part hears of the others.
+// The page: how its parts hear of each other.
 
 import * as api from "./api.js";
-import { feather, grow, invert, rectangle } from "./bitmap.js";
-import { Scene, brightness, toPng } from "./canvas.js";
+import { grow, feather } from "./distance.js";
+import { invert, rectangle } from "./bitmap.js";
+import { Scene } from "./canvas.js";
+import { Compare } from "./compare.js";
+import { clicks, get, hear, input, say } from "./dom.js";
 import { example } from "./example.js";
-import { History } from "./history.js";
+import * as files from "./files.js";
+import { pixels, decoded, stretched } from "./image.js";
+import * as keys from "./keys.js";
 import { Live } from "./live.js";
-import { showList, showPanel } from "./panel.js";
-import { openFile, saveProject } from "./project.js";
-import * as regions from "./regions.js";
+import { Painting } from "./painting.js";
+import * as panel from "./panel.js";
+import { conditionOf } from "./photo.js";
+import { Pngs, signed, toZip, unpack } from "./project.js";
+import { request } from "./regions.js";
+import { restored } from "./restore.js";
 import { Results } from "./results.js";
-import { Runner } from "./runner.js";
+import { Runner, said } from "./runner.js";
+import * as settings from "./settings.js";
 import * as store from "./store.js";
 import { Hands } from "./tools.js";
+import { unlock } from "./unlock.js";
 import { View } from "./view.js";
 
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
-/** @typedef {import("./regions.js").Region} Region */
-/** @typedef {{regions: Region[], chosen: number, next: number, settings: regions.Settings}} State */
+/** @typedef {import("./project.js").Packed} Packed */
+/** @typedef {import("./results.js").Result} Result */
 
-/** @template {HTMLElement} T @param {string} id @returns {T} */
-const get = (id) => /** @type {T} */ (document.getElementById(id));
-const input = (/** @type {string} */ id) => /** @type {HTMLInputElement} */ (get(id));
+const IMAGES = "image/png, image/jpeg, image/webp, image/*";
+const TOOLS = { b: "brush", e: "eraser", r: "rectangle", l: "lasso", g: "fill" };
 
-/** @type {State} */
-let state;
-/** @type {any} */
-let can;
-let ink = false; // whether the tools draw the condition
-/** @type {Map<Bitmap, {version: number, id: Promise<string>}>} */
-const sent = new Map(); // bitmaps that the server has, as they were
-/** @type {Map<Bitmap, number>} */
-const versions = new Map();
-const view = new View(), history = new History();
-const scene = new Scene(get("canvas"), view);
-const live = new Live(() => draw());
-const results = new Results(get("results"), (result) => showResult(result));
-/** @type {{state: any, at: number, took: number[]}} */
-const pace = { state: null, at: 0, took: [] }; // from the last change to the picture, ms
-
-const hands = new Hands(scene, view, history, {
-  target: () => chosen()?.[ink ? "ink" : "mask"] ?? null,
-  changed() {
-    const bitmap = chosen()?.[ink ? "ink" : "mask"];
-    if (bitmap) versions.set(bitmap, (versions.get(bitmap) ?? 0) + 1);
-    touched();
-  },
-  released: () => refresh(),
-});
-
-const runner = new Runner({
-  begun() {
-    pace.state = snapshot();
-    input("cancel").disabled = false;
-    get("progress").hidden = false;
-    say("Waiting ...");
-  },
-  progress(step, steps) {
-    /** @type {HTMLProgressElement} */ (get("progress")).value = step / steps;
-    say(`Step ${step} of ${steps}`);
-  },
-  async preview(image) {
-    if (!runner.busy) return;
-    scene.picture = await createImageBitmap(image);
-    scene.draw();
-  },
-  async done(picture, about) {
-    await present(picture);
-    pace.took.push(performance.now() - pace.at);
-    const seconds = about.timings.running.toFixed(2);
-    const outside = about.pixels_changed_outside;
-    say([`Seed ${about.seed}, ${seconds} s`, outside === undefined ? "" : `${outside} pixels changed outside`,
-      ...about.warnings].filter(Boolean).join(" · "));
-    await results.add(picture, about, pace.state);
-  },
-  ended(message, wrong) {
-    input("cancel").disabled = true;
-    get("progress").hidden = true;
-    if (message) say(message, wrong);
-  },
-});
-
-/** @returns {Region | null} */
-function chosen() {
-  return state?.regions.find((each) => each.id === state.chosen) ?? null;
-}
-
-/** @param {string} text @param {boolean} [wrong] */
-function say(text, wrong = false) {
-  get("status").textContent = text;
-  get("status").classList.toggle("wrong", wrong);
-}
-
-/** Something has changed that is kept, and drawn where the page is live. */
-function touched() {
-  pace.at = performance.now();
-  clearTimeout(saving);
-  saving = setTimeout(() => store.save({ ...state, live: input("live").checked }), 300);
-  if (input("live").checked) live.change();
-}
-/** @type {any} */
-let saving;
-
-/** Show the list, the panel and the buttons as they are. */
-function refresh() {
-  const adapters = can.adapters;
-  showList(get("regions"), state.regions, chosen(), state.settings, acts);
-  showPanel(get("panel"), chosen(), adapters, ink, acts);
-  input("undo").disabled = !history.done.length;
-  input("redo").disabled = !history.undone.length;
-  get("hint").hidden = state.regions.length > 0;
-  get("nostart").hidden = state.settings.start === null;
-  scene.draw();
-}
-
-/** What is kept of a result: all that was asked for. @returns {any} */
-function snapshot() {
-  return structuredClone(state);
-}
-
-/** @param {Bitmap} bitmap @returns {Promise<string>} the id of its file, sent once for as long as it is the same */
-function fileOf(bitmap) {
-  const version = versions.get(bitmap) ?? 0, known = sent.get(bitmap);
-  if (known && known.version === version) return known.id;
-  const id = toPng(bitmap).then(api.keep);
-  sent.set(bitmap, { version, id });
-  id.catch(() => sent.delete(bitmap));
-  for (const old of [...sent.keys()].slice(0, Math.max(0, sent.size - 64))) sent.delete(old);
-  return id;
-}
-
-async function draw() {
-  live.stop();
-  if (!input("fixed").checked && !input("live").checked) setSeed();
-  try {
-    await runner.draw(await regions.request(state.regions, state.settings, fileOf));
-  } catch (error) {
-    say(error instanceof api.Refused ? error.message : "The server does not answer; your painting is safe here.", true);
-  }
-}
-
-function setSeed() {
-  state.settings.seed = crypto.getRandomValues(new Uint32Array(1))[0];
-  input("seed").value = String(state.settings.seed);
-}
-
-/** @param {Blob} picture */
-async function present(picture) {
-  const shown = await createImageBitmap(picture);
-  scene.before = last;
-  last = shown;
-  scene.picture = shown;
-  get("compare").hidden = scene.before === null;
-  scene.draw();
-}
-/** @type {ImageBitmap | null} */
-let last = null;
-
-/** @param {import("./results.js").Result} result */
-async function showResult(result) {
-  await present(result.picture);
-  say(`Seed ${result.about.seed}. `);
-  const use = document.createElement("button");
-  use.textContent = "Use these settings again";
-  use.onclick = () => restore(result.state, "Settings of a result");
-  const start = document.createElement("button");
-  start.textContent = "Start from it";
-  start.onclick = () => startFrom(result.picture);
-  get("status").append(use, " ", start);
-}
-
-/** Put another state in place of this one, as a step that can be undone. @param {State} next @param {string} label */
-function restore(next, label) {
-  const before = state, after = structuredClone(next);
-  const put = (/** @type {State} */ one) => {
-    state = one;
-    fill();
-    view.fit(state.settings.width, state.settings.height, scene.canvas.clientWidth, scene.canvas.clientHeight);
-    refresh();
-    touched();
-  };
-  history.add({ label, bytes: 1e6, undo: () => put(before), redo: () => put(after) });
-  put(after);
-}
-
-/** @param {Blob} picture */
-async function startFrom(picture) {
-  state.settings.start = await api.keep(picture);
-  refresh();
-  touched();
-}
-
-/** Change the list of regions, as a step that can be undone. @param {string} label @param {Region[]} next @param {number} chosen */
-function relist(label, next, chosen) {
-  const before = { list: state.regions, chosen: state.chosen };
-  const put = (/** @type {Region[]} */ list, /** @type {number} */ id) => {
-    state.regions = list;
-    state.chosen = id;
-    refresh();
-    touched();
-  };
-  history.add({ label, bytes: 1000, undo: () => put(before.list, before.chosen), redo: () => put(next, chosen) });
-  put(next, chosen);
-}
-
-/** @type {import("./panel.js").Acts} */
-const acts = {
-  choose(id) {
-    state.chosen = id;
-    refresh();
-  },
-  change(region, label, edit) {
-    const before = { ...region, levels: [...region.levels] };
-    edit();
-    const after = { ...region, levels: [...region.levels] }, previous = history.done[history.done.length - 1];
-    const put = (/** @type {Region} */ one) => {
-      Object.assign(region, one);
-      refresh();
-      touched();
+/** The page once it knows its server and what was painted before. */
+class Page {
+  /** @param {any} can the server's capabilities @param {import("./painting.js").State} state @param {string} tab */
+  constructor(can, state, tab) {
+    this.can = can;
+    this.tab = tab;
+    this.view = new View();
+    this.scene = new Scene(/** @type {HTMLCanvasElement} */ (get("canvas")), this.view);
+    this.painting = new Painting(state, {
+      shown: (bitmap, rect) => {
+        this.scene.changed(bitmap, rect);
+        this.touched();
+      },
+      changed: () => {
+        this.refresh();
+        this.touched();
+      },
+    });
+    this.pngs = new Pngs((bitmap) => this.painting.version(bitmap));
+    /** @type {WeakMap<Blob, Promise<string>>} */ this.sent = new WeakMap(); // files that the server has
+    this.hands = new Hands(this.scene, this.view, this.painting, { resized: () => this.sized(), wanted: () => this.add() });
+    this.live = new Live(() => this.draw());
+    this.results = new Results((result) => this.present(result));
+    this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.fileOf(what)));
+    this.runner = new Runner(this.running(), tab);
+    this.pace = { changed: 0, drawn: 0, took: /** @type {number[]} */ ([]) }; // ms: the last change, the one that is drawn; to its picture
+    /** @type {any} */ this.saving = null;
+    /** @type {Promise<any>} */ this.saved = Promise.resolve();
+    this.scene.state = () => {
+      const { painting } = this, { width, height } = painting.settings;
+      return { regions: painting.state.regions, chosen: painting.chosen, ink: painting.ink, width, height };
     };
-    // what is typed or slid is one step
-    if (previous && /** @type {any} */ (previous).edits === `${region.id} ${label}`) previous.redo = () => put(after);
-    else {
-      history.add(/** @type {any} */ ({
-        label, bytes: 200, undo: () => put(before), redo: () => put(after), edits: `${region.id} ${label}`,
-      }));
+  }
+
+  /** What the runner tells. @returns {import("./runner.js").Page} */
+  running() {
+    const busy = (/** @type {boolean} */ on) => {
+      input("cancel").disabled = !on;
+      /** @type {HTMLProgressElement} */ (get("progress")).value = 0;
+    };
+    return {
+      begun: () => {
+        this.pace.drawn = this.pace.changed;
+        busy(true);
+        say("Waiting for the first step ...");
+      },
+      progress: (step, steps) => {
+        /** @type {HTMLProgressElement} */ (get("progress")).value = step / steps;
+        say(`Step ${step} of ${steps}`);
+      },
+      preview: async (image) => {
+        const shown = await createImageBitmap(image);
+        if (!this.runner.busy) return;
+        this.scene.picture = shown;
+        this.scene.draw();
+      },
+      done: async (picture, about, { packed, passing, begun }) => {
+        busy(false);
+        const result = passing ? this.results.pass(picture, about, packed) : await this.results.add(picture, about, packed);
+        await this.present(result);
+        if (begun) this.live.took = performance.now() - begun;
+        if (this.pace.drawn) this.pace.took.push(performance.now() - this.pace.drawn);
+        this.pace.took.splice(0, this.pace.took.length - 500);
+        const outside = about.pixels_changed_outside;
+        say([`Drawn in ${about.timings.running.toFixed(2)} s`, outside === undefined ? "" : `${outside} pixels changed outside`,
+          ...about.warnings].filter(Boolean).join(" · "));
+      },
+      ended: (message, wrong) => {
+        busy(false);
+        if (message) say(message, wrong);
+      },
+    };
+  }
+
+  /** Something has changed: keep it, and draw it where the page is live. */
+  touched() {
+    this.pace.changed = performance.now();
+    get("hint").hidden = this.painting.state.regions.length > 0;
+    clearTimeout(this.saving);
+    this.saving = setTimeout(() => this.save(), 300);
+    if (input("live").checked) this.live.change();
+  }
+
+  /** Keep the painting in this browser; one after the other, so that the newest stays. */
+  save() {
+    clearTimeout(this.saving);
+    const packed = this.pngs.pack(this.painting.state), live = input("live").checked, { tab } = this;
+    this.saved = this.saved.then(async () => store.save({ tab, when: Date.now(), packed: await packed, live })).catch((error) =>
+      say(`This browser does not keep what is painted: ${error?.message ?? error}. Save the project as a file.`, true));
+    return this.saved;
+  }
+
+  /** Show everything but pixels as it is. */
+  refresh() {
+    const { painting } = this, { history } = painting;
+    panel.showList(painting);
+    panel.showPanel(painting);
+    settings.showSettings(painting);
+    input("undo").disabled = !history.done.length;
+    input("redo").disabled = !history.undone.length;
+    this.scene.draw();
+  }
+
+  /** @param {Bitmap | Blob} what @returns {Promise<string>} the id of its file, sent once for as long as it is the same */
+  async fileOf(what) {
+    const blob = what instanceof Blob ? what : await this.pngs.of(what);
+    let id = this.sent.get(blob);
+    if (!id) {
+      this.sent.set(blob, (id = api.keep(blob)));
+      id.catch(() => this.sent.delete(blob));
     }
-    refresh();
-    touched();
-  },
-  mask(work, amount = 0) {
-    const bitmap = chosen()?.[ink ? "ink" : "mask"];
-    if (!bitmap) return;
-    hands.whole(bitmap, work, () => {
-      if (work === "Clear") bitmap.data.fill(0);
-      if (work === "Invert") invert(bitmap);
-      if (work === "Feather") feather(bitmap, amount);
-      if (work === "Grow") grow(bitmap, amount);
+    return id;
+  }
+
+  /** Draw what is painted now. */
+  draw() {
+    this.live.stop();
+    const { painting, hands } = this, passing = hands.pointer !== null, begun = performance.now();
+    return this.runner.draw(async (anew) => {
+      if (anew) this.sent = new WeakMap();
+      const drawn = passing ? settings.draft(painting.settings, this.can) : painting.settings;
+      const [packed, body] = await Promise.all([
+        this.pngs.pack(painting.state), request(painting.state.regions, drawn, (what) => this.fileOf(what)),
+      ]);
+      return { body, painted: { packed, passing, begun } };
     });
-  },
-  box([x, y, width, height]) {
-    const bitmap = chosen()?.[ink ? "ink" : "mask"];
-    if (bitmap) hands.whole(bitmap, "Rectangle", () => rectangle(bitmap, { x, y }, { x: x + width, y: y + height }, 255));
-  },
-  remove(region) {
-    const rest = state.regions.filter((each) => each !== region);
-    relist("Delete a region", rest, rest[0]?.id ?? 0);
-  },
-  copy(region) {
-    const made = regions.duplicate(region, state.next++);
-    relist("Copy a region", [...state.regions, made], made.id);
-  },
-  move(region, by) {
-    const list = [...state.regions], at = list.indexOf(region);
-    list.splice(at, 1);
-    list.splice(at + by, 0, region);
-    relist("Move a region", list, region.id);
-  },
-  ink(on) {
-    ink = on;
-    refresh();
-  },
-  async save() {
-    const region = chosen();
-    if (region) download(await toPng(region[ink ? "ink" : "mask"]), `${region.name}.png`);
-  },
-  load: (what) => choose(what),
-};
+  }
 
-function add() {
-  const made = regions.region(state.next++, state.settings.width, state.settings.height, can.default_adapter);
-  relist("Add a region", [...state.regions, made], made.id);
-}
+  /** Draw because somebody wants to: with another seed, where it is not fixed. */
+  order() {
+    if (!input("fixed").checked) this.reseed();
+    this.draw();
+  }
 
-/** @param {Blob} blob @param {string} name */
-function download(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
+  reseed() {
+    this.painting.set({ seed: crypto.getRandomValues(new Uint32Array(1))[0] }, "Seed");
+  }
 
-/** Ask for a file. @param {string} what it is for */
-function choose(what) {
-  const file = input("file");
-  file.value = "";
-  file.accept = what === "open" ? "image/*,.zip" : "image/*";
-  file.onchange = () => file.files?.[0] && take(file.files[0], what);
-  file.click();
-}
+  /** @param {Result} result */
+  async present(result) {
+    const { kept } = this.results, at = kept.indexOf(result);
+    this.scene.picture = await createImageBitmap(result.picture);
+    this.scene.draw();
+    await this.compare.show(result, kept[(at < 0 ? kept.length : at) - 1] ?? null);
+  }
 
-/** Take a file that was chosen, dropped or pasted. @param {File} file @param {string} what */
-async function take(file, what) {
-  try {
-    if (what === "start") return await startFrom(file);
-    if (what === "open") return await opened(file);
-    const region = chosen() ?? (add(), chosen());
-    if (!region) return;
-    const { width, height } = state.settings, bitmap = what === "mask" ? region.mask : region.ink;
-    let source = /** @type {Blob} */ (file);
-    if (what === "photo") {
-      const way = prompt(`What to compute of it: ${can.preprocessors.join(", ")}`, "sketch");
-      if (!way) return;
-      source = await api.condition(file, way, width, height);
-      ink = true;
+  /** @param {Packed} packed @param {string} label */
+  async restore(packed, label) {
+    this.painting.replace(await unpack(packed), label);
+    this.fit();
+  }
+
+  /** @param {Blob} picture */
+  async startFrom(picture) {
+    const size = await decoded(picture);
+    this.painting.set({ start: picture }, "Start");
+    if (stretched(size, this.painting.settings)) say(`It is ${size.width} x ${size.height} and will be stretched to the picture's size.`);
+  }
+
+  add() {
+    this.painting.add(this.can.default_adapter ?? "");
+  }
+
+  /** Have the chosen region's mask or condition from a picture. @param {Blob} picture @param {boolean} ink */
+  async load(picture, ink) {
+    if (!this.painting.chosen) this.add();
+    const { painting } = this, { width, height } = painting.settings, region = painting.chosen;
+    const found = ink ? await conditionOf(picture, this.can.preprocessors, { width, height }) : await pixels(picture, width, height, 1);
+    if (!found || !region) return;
+    painting.ink = ink;
+    painting.rework(ink ? region.ink : region.mask, ink ? "Load a condition" : "Load a mask", ({ data }) => data.set(found));
+    const size = await decoded(picture);
+    if (!ink && stretched(size, { width, height })) say(`The mask was ${size.width} x ${size.height} and has been stretched.`);
+    this.refresh();
+  }
+
+  /** Take a file that was dropped, pasted or opened. @param {File} file @param {boolean} [start] whether any other picture is to start from */
+  async take(file, start = false) {
+    const found = await restored(file);
+    if (found) {
+      await this.restore(found.packed, `Open ${file.name}`);
+      say(found.missing.length ? `Opened, but without ${found.missing.join(", ")}` : `Opened ${file.name}`, found.missing.length > 0);
+    } else if (start) await this.startFrom(file);
+    else await this.load(file, this.painting.ink);
+  }
+
+  /** @param {Promise<any>} work what goes wrong in it is said */
+  tried(work) {
+    work.catch((error) => say(said(error), true));
+  }
+
+  /** @param {import("./tools.js").Tool} name */
+  tool(name) {
+    this.hands.tool = name;
+    for (const button of get("tools").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.tool === name));
     }
-    const values = await brightness(source, width, height);
-    hands.whole(bitmap, what === "mask" ? "Load a mask" : "Load a condition", () => bitmap.data.set(values));
-    refresh();
-  } catch (error) {
-    say(error instanceof Error ? error.message : String(error), true);
+  }
+
+  /** The brush is of another size. */
+  sized() {
+    input("size").value = String(Math.round(this.hands.size));
+    get("size-said").textContent = String(Math.round(this.hands.size));
+  }
+
+  /** @param {boolean} ink whether the tools draw the condition */
+  paints(ink) {
+    this.painting.ink = ink;
+    this.refresh();
+  }
+
+  /** @param {boolean} forth */
+  step(forth) {
+    if (this.hands.pointer !== null) return; // in the middle of a stroke
+    const { settings: before } = this.painting, label = forth ? this.painting.redo() : this.painting.undo();
+    if (label === null) return;
+    say(forth ? `Again: ${label}` : `Undone: ${label}`);
+    const { settings: after } = this.painting;
+    if (before.width !== after.width || before.height !== after.height) this.fit();
+  }
+
+  fit() {
+    const { canvas } = this.scene, { width, height } = this.painting.settings;
+    this.view.fit(width, height, canvas.clientWidth, canvas.clientHeight);
+    this.scene.draw();
+  }
+
+  /** @param {number} factor */
+  zoom(factor) {
+    const { canvas } = this.scene;
+    this.view.zoom(factor, { x: canvas.clientWidth / 2, y: canvas.clientHeight / 2 });
+    this.scene.draw();
+  }
+
+  /** Keep the canvas as large as its place, and the picture in its middle. */
+  resized() {
+    const { canvas } = this.scene, dots = devicePixelRatio || 1;
+    canvas.width = Math.round(canvas.clientWidth * dots);
+    canvas.height = Math.round(canvas.clientHeight * dots);
+    if (this.view.fitted) this.fit();
+    else this.scene.draw();
   }
 }
 
-/** @param {File} file a project or a picture */
-async function opened(file) {
-  const found = await openFile(file, state, can);
-  if (found) restore(found, "Open");
-  else await startFrom(file);
-}
-
-/** Show the settings in their fields. */
-function fill() {
-  const { settings } = state;
-  input("prompt").value = settings.prompt;
-  input("negative").value = settings.negative_prompt;
-  for (const name of /** @type {const} */ (["steps", "guidance", "width", "height", "seed", "strength", "scheduler"])) {
-    input(name).value = String(settings[name]);
-  }
-  input("held").checked = settings.held;
-}
-
-/** Hear of every field. */
-function listen() {
-  const set = (/** @type {string} */ id, /** @type {(value: HTMLInputElement) => void} */ act) => {
-    input(id).addEventListener("input", () => {
-      act(input(id));
-      refresh();
-      touched();
-    });
+/** Hear of buttons and fields. @param {Page} page */
+function listen(page) {
+  const { painting, hands, scene, can } = page;
+  panel.listen(painting, can.adapters);
+  settings.listen(painting, can);
+  const rework = (/** @type {string} */ label, /** @type {(bitmap: Bitmap) => void} */ work) => painting.rework(painting.target, label, work);
+  const amount = () => Math.max(1, input("amount").valueAsNumber || 1);
+  const box = (/** @type {number} */ value) => {
+    const form = /** @type {HTMLFormElement} */ (get("box"));
+    if (!form.reportValidity()) return;
+    const [x, y, w, h] = ["box-x", "box-y", "box-w", "box-h"].map((id) => input(id).valueAsNumber);
+    rework("Rectangle", (bitmap) => rectangle(bitmap, { x, y }, { x: x + w, y: y + h }, Array(bitmap.channels).fill(value)));
   };
-  set("prompt", (e) => (state.settings.prompt = e.value));
-  set("negative", (e) => (state.settings.negative_prompt = e.value));
-  set("held", (e) => (state.settings.held = e.checked));
-  set("scheduler", (e) => (state.settings.scheduler = e.value));
-  for (const name of /** @type {const} */ (["steps", "guidance", "seed", "strength"])) {
-    set(name, (e) => e.value !== "" && (state.settings[name] = Number(e.value)));
-  }
-  set("preset", (e) => {
-    const found = can.presets[e.value] ?? {};
-    Object.assign(state.settings, found);
-    fill();
+  clicks({
+    add: () => page.add(), undo: () => page.step(false), redo: () => page.step(true), fit: () => page.fit(), cancel: () => page.runner.cancel(),
+    actual: () => page.zoom(1 / page.view.scale), larger: () => page.zoom(1.25), smaller: () => page.zoom(0.8),
+    "on-mask": () => page.paints(false), "on-ink": () => page.paints(true), dice: () => page.reseed(),
+    "do-clear": () => rework("Clear", ({ data }) => data.fill(0)), "do-invert": () => rework("Invert", invert),
+    "do-feather": () => rework("Feather", (bitmap) => feather(bitmap, amount())),
+    "do-grow": () => rework("Grow", (bitmap) => grow(bitmap, amount())),
+    "do-shrink": () => rework("Shrink", (bitmap) => grow(bitmap, -amount())),
+    "do-load": () => page.tried(files.choose(IMAGES).then((file) => page.load(file, painting.ink))),
+    "do-save": () => page.tried(save(page)), "box-erase": () => box(0),
+    start: () => page.tried(files.choose(IMAGES).then((file) => page.startFrom(file))),
+    nostart: () => painting.set({ start: null }, "Start"),
+    import: () => page.tried(files.choose(`${IMAGES}, .zip`).then((file) => page.take(file, true))),
+    export: () => page.tried(page.pngs.pack(painting.state).then((packed) => toZip(painting.state, packed, can.model)).then((zip) => files.download(zip, "project.zip"))),
+    help: () => /** @type {HTMLDialogElement} */ (get("keys")).showModal(),
   });
-  for (const name of /** @type {const} */ (["width", "height"])) {
-    input(name).addEventListener("change", () => {
-      const next = structuredClone(state);
-      next.settings[name] = Math.max(16, Math.round(Number(input(name).value) / 16) * 16);
-      regions.resize(next.regions, next.settings.width, next.settings.height);
-      restore(next, "Another size");
-    });
-  }
-  input("live").addEventListener("input", () => (input("live").checked ? draw() : live.stop()));
+  onResult(page);
   get("run").addEventListener("submit", (event) => {
     event.preventDefault();
-    draw();
+    page.order();
   });
-  /** @type {Record<string, () => void>} */
-  const clicks = {
-    cancel: () => runner.cancel(), add, undo: () => undo(), redo: () => redo(), fit, actual: () => view.zoom(1 / view.scale, middle()),
-    dice: () => { setSeed(); touched(); }, start: () => choose("start"), import: () => choose("open"),
-    nostart: () => { state.settings.start = null; refresh(); touched(); },
-    export: async () => download(await saveProject(state), "project.zip"),
-  };
-  for (const [id, act] of Object.entries(clicks)) {
-    get(id).addEventListener("click", () => {
-      act();
-      scene.draw();
-    });
-  }
-  input("size").addEventListener("input", () => hands.resize(Number(input("size").value)));
-  document.addEventListener("brushsize", () => (input("size").value = String(Math.round(hands.size))));
-  input("split").addEventListener("input", () => {
-    scene.split = Number(input("split").value) / 100;
+  get("box").addEventListener("submit", (event) => {
+    event.preventDefault();
+    box(255);
+  });
+  hear("live", (on) => {
+    page.save();
+    if (on) page.draw();
+    else page.live.stop();
+  });
+  hear("size", (size) => hands.resize(size));
+  hear("opacity", (value) => {
+    scene.opacity = value / 100;
     scene.draw();
   });
+  input("colour").addEventListener("input", () => (hands.colour = [1, 3, 5].map((at) => parseInt(input("colour").value.slice(at, at + 2), 16))));
   for (const button of get("tools").querySelectorAll("button")) {
-    button.addEventListener("click", () => tool(/** @type {any} */ (button.dataset.tool)));
+    button.addEventListener("click", () => page.tool(/** @type {any} */ (button.dataset.tool)));
   }
 }
 
-/** @param {import("./tools.js").Tool} name */
-function tool(name) {
-  hands.tool = name;
-  for (const button of get("tools").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(button.dataset.tool === name));
-  }
+/** Save the mask or the condition that is at hand. @param {Page} page */
+async function save({ painting, pngs }) {
+  const { target, chosen, ink } = painting;
+  if (target && chosen) files.download(await pngs.of(target), `${chosen.name} ${ink ? "condition" : "mask"}.png`);
 }
 
-function undo() {
-  const label = history.undo();
-  if (label !== null) say(`Undone: ${label}`);
+/** What can be done with the picture that is shown. @param {Page} page */
+function onResult(page) {
+  const on = (/** @type {(result: Result) => Promise<any>} */ act) => () => page.results.current && page.tried(act(page.results.current));
+  clicks({
+    again: on((result) => page.restore(result.packed, "Settings of a result")),
+    "as-start": on((result) => page.startFrom(result.picture)),
+    "as-condition": on((result) => page.load(result.picture, true)),
+    save: on(async ({ picture, packed, about }) => files.download(await signed(picture, packed), `${packed.settings.prompt.slice(0, 60) || "picture"} ${about.seed}.png`)),
+  });
 }
 
-function redo() {
-  const label = history.redo();
-  if (label !== null) say(`Again: ${label}`);
-}
-
-function middle() {
-  return { x: scene.canvas.clientWidth / 2, y: scene.canvas.clientHeight / 2 };
-}
-
-function fit() {
-  view.fit(state.settings.width, state.settings.height, scene.canvas.clientWidth, scene.canvas.clientHeight);
-  scene.draw();
-}
-
-/** Keys by what they mean, so that they are where each keyboard has them. */
-function keys() {
-  /** @type {Record<string, () => void>} */
-  const plain = {
-    b: () => tool("brush"), e: () => tool("eraser"), r: () => tool("rectangle"), l: () => tool("lasso"), g: () => tool("fill"),
-    n: add, "0": fit, "1": () => view.zoom(1 / view.scale, middle()),
-    "[": () => hands.resize(hands.size / 1.15), "]": () => hands.resize(hands.size * 1.15),
-    "+": () => view.zoom(1.25, middle()), "-": () => view.zoom(0.8, middle()),
+/** Hear of keys. @param {Page} page */
+function listenToKeys(page) {
+  const { hands, scene, painting } = page;
+  const masks = () => {
+    scene.opacity = scene.opacity ? 0 : 0.5;
+    input("opacity").value = String(100 * scene.opacity);
+    scene.draw();
   };
-  document.addEventListener("keydown", (event) => {
-    const control = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
-    const typing = /** @type {HTMLElement} */ (event.target).matches("input:not([type=range], [type=checkbox]), textarea, select");
-    if (control && key === "enter") return draw();
-    if (event.key === "Escape") return runner.cancel();
-    if (typing) return;
-    if (control && key === "z") {
-      event.preventDefault();
-      return event.shiftKey ? redo() : undo();
-    }
-    if (control && key === "y") {
-      event.preventDefault();
-      return redo();
-    }
-    if (event.key === " " && event.target === scene.canvas) {
-      event.preventDefault();
-      hands.space = true;
-    } else if (!control && !event.altKey && plain[key]) {
-      plain[key]();
-      scene.draw();
-    }
-  });
-  document.addEventListener("keyup", (event) => {
-    if (event.key === " ") hands.space = false;
-  });
-}
-
-/** What is dropped or pasted. */
-function drops() {
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    const file = event.dataTransfer?.files[0];
-    if (!file) return;
-    const onCanvas = event.target === scene.canvas;
-    take(file, file.name.endsWith(".zip") || !onCanvas ? "open" : ink ? "condition" : "mask");
-  });
-  document.addEventListener("paste", (event) => {
-    const file = event.clipboardData?.files[0];
-    if (file) take(file, ink ? "condition" : "mask");
-  });
-}
-
-/** Keep the canvas as large as its place. */
-function resized() {
-  const { canvas } = scene, dots = devicePixelRatio || 1;
-  canvas.width = Math.round(canvas.clientWidth * dots);
-  canvas.height = Math.round(canvas.clientHeight * dots);
-  scene.draw();
+  const tools = Object.entries(TOOLS).map(([key, name]) => [key, () => page.tool(/** @type {any} */ (name))]);
+  keys.listen({
+    always: { "ctrl+enter": () => page.order(), escape: () => page.runner.cancel() },
+    control: { z: () => page.step(false), "shift+z": () => page.step(true), y: () => page.step(true) },
+    plain: {
+      ...Object.fromEntries(tools), n: () => page.add(), x: () => page.paints(!painting.ink), m: masks, 0: () => page.fit(),
+      1: () => page.zoom(1 / page.view.scale), "+": () => page.zoom(1.25), "=": () => page.zoom(1.25), "-": () => page.zoom(0.8),
+      "[": () => hands.resize(hands.size / 1.15), "]": () => hands.resize(hands.size * 1.15), "?": () => get("help").click(),
+    },
+  }, (held) => (hands.space = held));
 }
 
 async function begin() {
-  can = await api.capabilities();
-  for (const [id, names] of /** @type {[string, string[]][]} */ ([["scheduler", can.schedulers], ["preset", Object.keys(can.presets)]])) {
-    get(id).append(...names.map((name) => new Option(name, name)));
-  }
-  const kept = await store.load().catch(() => null);
-  state = kept ?? example(can);
-  scene.state = () => ({
-    regions: state.regions, chosen: chosen(), ink, width: state.settings.width, height: state.settings.height,
-  });
-  history.changed = refresh;
-  listen();
-  keys();
-  drops();
-  fill();
-  new ResizeObserver(resized).observe(scene.canvas);
-  resized();
-  fit();
-  refresh();
-  await results.load().catch(() => {});
-  const newest = results.kept[results.kept.length - 1];
-  if (newest) await present(newest.picture);
+  api.keyFrom(unlock);
+  const can = await api.capabilities();
+  const { tab, kept, pending } = await store.claim().catch(() => ({ tab: store.unique(), kept: null, pending: null }));
+  const page = new Page(can, kept ? await unpack(kept.packed) : example(can), tab);
+  Object.assign(window, { localcontrol: page }); // for tests, and the curious
+  get("model").textContent = `${can.model.split("/").pop()} on ${can.device}`;
+  listen(page);
+  listenToKeys(page);
+  files.listen((file) => page.tried(page.take(file)));
+  document.addEventListener("visibilitychange", () => document.hidden && page.save());
+  new ResizeObserver(() => page.resized()).observe(page.scene.canvas);
+  page.scene.painted = () => (get("zoom").textContent = `${Math.round(100 * page.view.scale)} %`);
+  page.fit();
+  page.sized();
+  page.refresh();
+  await page.results.load().catch(() => {});
+  if (page.results.current) await page.present(page.results.current);
   if (kept) {
-    input("live").checked = Boolean(kept.live);
-    await runner.resume();
-  } else draw();
+    input("live").checked = kept.live;
+    if (pending) await page.runner.resume(pending);
+  } else {
+    get("hint").textContent = "Paint. Write. Draw.";
+    get("hint").hidden = false;
+    page.draw();
+  }
 }
 
-// What tests and the curious may look at
-Object.assign(window, { localcontrol: { get state() { return state; }, view, history, pace, hands, runner, scene } });
-
-begin().catch((error) => say(`The page could not begin: ${error.message}`, true));
+begin().catch((error) => say(`The page could not begin: ${said(error)}`, true));

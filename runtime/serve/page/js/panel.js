@@ -1,128 +1,116 @@
-// The regions as a list, and what the chosen one is.
+// The regions as a list, and the fields of the chosen one.
 
-import { COLOURS, warnings } from "./regions.js";
+import { swatch } from "./canvas.js";
+import { get, hear, input, make, show } from "./dom.js";
+import { warnings } from "./regions.js";
 
+/** @typedef {import("./painting.js").Painting} Painting */
 /** @typedef {import("./regions.js").Region} Region */
-/**
- * @typedef {{
- *   choose: (id: number) => void, change: (region: Region, label: string, edit: () => void) => void,
- *   mask: (work: string, amount?: number) => void, remove: (region: Region) => void, copy: (region: Region) => void,
- *   move: (region: Region, by: number) => void, box: (numbers: number[]) => void, ink: (on: boolean) => void,
- *   load: (what: "mask" | "condition" | "photo") => void, save: () => void,
- * }} Acts
- */
-
-/**
- * An element. @param {string} tag @param {Record<string, any>} [options] attributes; on... are listeners
- * @param {(Node | string)[]} children @returns {HTMLElement}
- */
-export function make(tag, options = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(options)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (typeof value === "boolean") made.toggleAttribute(name, value);
-    else made.setAttribute(name, String(value));
-  }
-  made.append(...children);
-  return made;
-}
 
 /** @param {number} colour @param {number} number */
-function swatch(colour, number) {
-  const made = make("span", { class: "swatch", "aria-hidden": "true" }, String(number));
-  made.style.background = COLOURS[colour];
+function mark(colour, number) {
+  return make("span", { class: "swatch", "aria-hidden": "true" }, swatch(colour, 22), make("b", {}, String(number)));
+}
+
+/** @param {Painting} painting */
+export function showList(painting) {
+  const { regions } = painting.state, { chosen, settings } = painting, list = get("regions");
+  const wrong = warnings(regions, settings), focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset?.key;
+  list.replaceChildren(...regions.map((each, i) => {
+    const said = wrong.filter((one) => one.region === each.id).map((one) => make("p", { class: "warning" }, one.text));
+    const current = each === chosen, last = i === regions.length - 1;
+    return make("li", { "aria-current": String(current) }, first(painting, each, i), ...(current ? [acts(painting, each, i, last)] : []), ...said);
+  }));
+  if (focused) list.querySelector(`[data-key="${focused}"]`)?.dispatchEvent(new Event("focusback"));
+  const nowhere = get("nowhere"), about = wrong.find((one) => one.region === 0);
+  nowhere.hidden = !about;
+  nowhere.textContent = about?.text ?? "";
+}
+
+/** @param {string} key @param {string} text @param {Record<string, any>} options a button that keeps the focus when the list is made anew */
+function button(key, text, options) {
+  const made = make("button", { class: "small", type: "button", "data-key": key, ...options }, text);
+  made.addEventListener("focusback", () => made.focus());
   return made;
 }
 
-/**
- * @param {HTMLElement} list @param {Region[]} regions @param {Region | null} chosen
- * @param {import("./regions.js").Settings} settings @param {Acts} acts
- */
-export function showList(list, regions, chosen, settings, acts) {
-  const wrong = warnings(regions, settings);
-  list.replaceChildren(
-    ...regions.map((each, i) => {
-      const toggle = (/** @type {"shown" | "solo"} */ field, /** @type {string} */ name) =>
-        make("button", {
-          class: "small", type: "button", "aria-pressed": String(each[field]), "aria-label": `${name} ${each.name}`,
-          onclick: () => acts.change(each, name, () => (each[field] = !each[field])),
-        }, name);
-      const button = (/** @type {string} */ text, /** @type {string} */ label, /** @type {() => void} */ act, off = false) =>
-        make("button", { class: "small", type: "button", "aria-label": `${label} ${each.name}`, disabled: off, onclick: act }, text);
-      const name = make("button", { class: "name", type: "button", onclick: () => acts.choose(each.id) },
-        swatch(each.colour, i + 1), make("span", {}, each.name));
-      const row = make("li", { "aria-current": String(each === chosen) }, name, toggle("shown", "Show"), toggle("solo", "Solo"));
-      if (each === chosen) {
-        row.append(make("div", { class: "row acts" }, button("Up", "Move up", () => acts.move(each, -1), i === 0),
-          button("Down", "Move down", () => acts.move(each, 1), i === regions.length - 1),
-          button("Copy", "Copy", () => acts.copy(each)), button("Delete", "Delete", () => acts.remove(each))));
-      }
-      const said = wrong.filter((one) => one.region === each.id);
-      return said.length ? make("div", {}, row, ...said.map((one) => make("p", { class: "warning" }, one.text))) : row;
-    }),
-    ...wrong.filter((one) => !one.region).map((one) => make("p", { class: "warning" }, one.text)));
+/** @param {Painting} painting @param {Region} region @param {number} i its place */
+function first(painting, region, i) {
+  const toggle = (/** @type {"shown" | "solo"} */ field, /** @type {string} */ name) =>
+    button(`${field}-${region.id}`, name, {
+      "aria-pressed": String(region[field]), "aria-label": `${name} ${region.name}`,
+      onclick: () => painting.edit(name, () => (region[field] = !region[field])),
+    });
+  const name = button(`name-${region.id}`, "", { class: "name", onclick: () => painting.choose(region.id) });
+  name.append(mark(region.colour, i + 1), make("span", {}, region.name));
+  return make("div", { class: "row" }, name, toggle("shown", "Show"), toggle("solo", "Solo"));
 }
 
-/** @param {HTMLElement} panel @param {Region | null} region @param {string[]} adapters @param {boolean} ink @param {Acts} acts */
-export function showPanel(panel, region, adapters, ink, acts) {
-  if (!region) return panel.replaceChildren();
-  const held = /** @type {HTMLInputElement | null} */ (panel.contains(document.activeElement) ? document.activeElement : null);
-  const place = held ? [...panel.querySelectorAll("input, textarea, select, button, summary")].indexOf(held) : -1;
-  const caret = held?.tagName === "TEXTAREA" ? [held.selectionStart, held.selectionEnd] : null;
-  const open = [...panel.querySelectorAll("details")].map((each) => each.open);
-  const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input) => make("label", {}, label, input);
-  const number = (/** @type {"scale" | "start" | "end"} */ name, /** @type {number} */ most) =>
-    make("input", {
-      type: "range", min: 0, max: most, step: 0.05, value: region[name], "aria-label": name,
-      oninput: (/** @type {any} */ e) => acts.change(region, name, () => (region[name] = Number(e.target.value))),
-    });
-  const button = (/** @type {string} */ text, /** @type {() => void} */ act) =>
-    make("button", { type: "button", onclick: act }, text);
-  const name = /** @type {HTMLInputElement} */ (make("input", {
-    value: region.name, onchange: (/** @type {any} */ e) => acts.change(region, "Name", () => (region.name = e.target.value)),
-  }));
-  const words = make("textarea", {
-    rows: 2, maxlength: 4000, oninput: (/** @type {any} */ e) => acts.change(region, "Words", () => (region.words = e.target.value)),
-  }, region.words);
-  const adapter = make("select", {
-    onchange: (/** @type {any} */ e) => acts.change(region, "Adapter", () => (region.adapter = e.target.value)),
-  }, ...adapters.map((each) => make("option", { value: each, selected: each === region.adapter }, each)));
-  const target = (/** @type {boolean} */ on, /** @type {string} */ text) =>
-    make("button", { type: "button", "aria-pressed": String(ink === on), onclick: () => acts.ink(on) }, text);
-  const amount = /** @type {HTMLInputElement} */ (make("input", { type: "number", value: 4, min: 1, max: 200, "aria-label": "pixels" }));
-  const pixels = () => Number(amount.value) || 1;
-  const box = ["x", "y", "width", "height"].map((each) => /** @type {HTMLInputElement} */ (make("input", { type: "number", "aria-label": `box ${each}`, placeholder: each })));
-  const span = make("div", { class: "span", "aria-hidden": "true" }, make("i"));
-  const bar = /** @type {HTMLElement} */ (span.firstChild);
-  bar.style.left = `${100 * region.start}%`;
-  bar.style.width = `${100 * Math.max(0, region.end - region.start)}%`;
-  const levels = region.levels.map((value, i) =>
-    make("input", {
-      type: "number", step: 0.1, value, "aria-label": `level ${i + 1}`,
-      onchange: (/** @type {any} */ e) => acts.change(region, "Level", () => (region.levels[i] = Number(e.target.value))),
-    }));
-  panel.replaceChildren(
-    field("Name", name),
-    make("div", { class: "row", role: "group", "aria-label": "What the tools paint" }, target(false, "Paint the mask"), target(true, "Draw the condition")),
-    make("div", { class: "row" }, button("Clear", () => acts.mask("Clear")), button("Invert", () => acts.mask("Invert")),
-      button("Load ...", () => acts.load(ink ? "condition" : "mask")), button("Save", acts.save)),
-    make("div", { class: "row" }, amount, button("Feather", () => acts.mask("Feather", pixels())),
-      button("Grow", () => acts.mask("Grow", pixels())), button("Shrink", () => acts.mask("Grow", -pixels()))),
-    make("details", {}, make("summary", {}, "A rectangle by numbers"),
-      make("div", { class: "row" }, ...box, button("Fill it", () => acts.box(box.map((each) => Number(each.value)))))),
-    field("Words", words),
-    make("label", { class: "switch" }, make("input", {
-      type: "checkbox", checked: region.control,
-      onchange: (/** @type {any} */ e) => acts.change(region, "Control", () => (region.control = e.target.checked)),
-    }), "Control by the condition"),
-    field("Adapter", adapter),
-    make("div", { class: "row" }, button("Condition from a photo ...", () => acts.load("photo"))),
-    field(`Strength ${region.scale.toFixed(2)}`, number("scale", 2)),
-    field(`From ${region.start.toFixed(2)} to ${region.end.toFixed(2)} of the steps`, span), number("start", 1), number("end", 1),
-    make("details", {}, make("summary", {}, "More"), make("div", { class: "row" }, "Levels, fine to coarse", ...levels)));
-  panel.querySelectorAll("details").forEach((each, i) => (each.open = open[i] ?? false));
-  const next = /** @type {HTMLInputElement | undefined} */ (
-    [...panel.querySelectorAll("input, textarea, select, button, summary")][place]);
-  next?.focus();
-  if (next && caret) next.setSelectionRange(caret[0], caret[1]);
+/** @param {Painting} painting @param {Region} region @param {number} i its place @param {boolean} last */
+function acts(painting, region, i, last) {
+  const act = (/** @type {string} */ text, /** @type {() => void} */ onclick, off = false) =>
+    button(`${text}-${region.id}`, text, { "aria-label": `${text} ${region.name}`, disabled: off, onclick });
+  return make("div", { class: "row acts" },
+    act("Up", () => painting.move(region, -1), i === 0), act("Down", () => painting.move(region, 1), last),
+    act("Duplicate", () => painting.copy(region)), act("Delete", () => painting.remove(region)));
+}
+
+const LEVELS = ["finest", "fine", "coarse", "coarsest"];
+
+/** Make the fields, and hear of them. @param {Painting} painting @param {string[]} adapters */
+export function listen(painting, adapters) {
+  get("r-adapter").append(...adapters.map((name) => new Option(name, name)));
+  get("levels").append(...LEVELS.map((name, i) =>
+    make("label", {}, name, make("input", { type: "number", id: `r-level-${i}`, min: -2, max: 2, step: 0.1 }))));
+  hear("r-name", (name) => painting.change({ name: name || "Region" }, "Name"), () => showPanel(painting));
+  hear("r-words", (words) => painting.change({ words }, "Words"));
+  hear("r-control", (control) => painting.change({ control }, "Control"));
+  hear("r-adapter", (adapter) => painting.change({ adapter }, "Adapter"));
+  hear("r-scale", (scale) => painting.change({ scale }, "Strength"));
+  hear("r-start", (start) => painting.change({ start }, "Start"));
+  hear("r-end", (end) => painting.change({ end }, "End"));
+  LEVELS.forEach((_, i) => hear(`r-level-${i}`, (value) => {
+    const levels = (painting.chosen?.levels ?? []).map((old, at) => (at === i ? value : old));
+    painting.change({ levels }, `Level ${i + 1}`);
+  }, () => showPanel(painting)));
+}
+
+/** @param {Painting} painting */
+export function showPanel(painting) {
+  const { chosen: region, ink, settings } = painting;
+  get("panel").hidden = !region;
+  for (const [id, on] of /** @type {[string, boolean][]} */ ([["on-mask", !ink], ["on-ink", ink]])) get(id).setAttribute("aria-pressed", String(on));
+  get("ink-colour").hidden = get("edge").hidden = true;
+  get(ink ? "ink-colour" : "edge").hidden = false;
+  if (!region) return;
+  get("panel-title").textContent = region.name;
+  get("target-said").textContent = ink ? "The condition" : "The mask";
+  show("r-name", region.name);
+  show("r-words", region.words);
+  show("r-control", region.control);
+  const adapter = /** @type {HTMLSelectElement} */ (get("r-adapter"));
+  if (![...adapter.options].some((each) => each.value === region.adapter)) adapter.add(new Option(`${region.adapter} (not here)`, region.adapter));
+  show("r-adapter", region.adapter);
+  show("r-scale", region.scale);
+  get("r-scale-said").textContent = region.scale.toFixed(2);
+  show("r-start", region.start);
+  show("r-end", region.end);
+  region.levels.forEach((value, i) => show(`r-level-${i}`, value));
+  showSpan(region, settings.steps);
+}
+
+/** @param {Region} region @param {number} steps */
+function showSpan({ start, end }, steps) {
+  const bar = /** @type {HTMLElement} */ (document.querySelector(".span i")), share = Math.max(0, end - start);
+  bar.style.left = `${100 * start}%`;
+  bar.style.width = `${100 * share}%`;
+  bar.style.setProperty("--step", share ? `${100 / (share * steps)}%` : "100%");
+  get("r-span-said").textContent = share === 1 ? `Acts in all ${steps} steps` : `Acts from ${percent(start)} to ${percent(end)} of ${steps} steps`;
+  input("r-start").setAttribute("aria-valuetext", percent(start));
+  input("r-end").setAttribute("aria-valuetext", percent(end));
+}
+
+/** @param {number} share */
+function percent(share) {
+  return `${Math.round(100 * share)} %`;
 }

@@ -1,13 +1,17 @@
 // What a PNG says of its making: the text chunks, read and written. No DOM.
 
+import { crc32 } from "./zip.js";
+
+const SIGNATURE = 0x89504e47;
+
 /** @param {ArrayBuffer} buffer @returns {Record<string, string>} */
 export function texts(buffer) {
   const view = new DataView(buffer), bytes = new Uint8Array(buffer);
   /** @type {Record<string, string>} */
   const found = {};
-  if (bytes.length < 8 || view.getUint32(0) !== 0x89504e47) return found;
+  if (bytes.length < 8 || view.getUint32(0) !== SIGNATURE) return found;
   for (let at = 8; at + 12 <= bytes.length; ) {
-    const length = view.getUint32(at), kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+    const length = view.getUint32(at), kind = latin(bytes.subarray(at + 4, at + 8));
     if (at + 12 + length > bytes.length) break;
     const data = bytes.subarray(at + 8, at + 8 + length), zero = data.indexOf(0);
     if (kind === "tEXt" && zero > 0) {
@@ -21,7 +25,22 @@ export function texts(buffer) {
   return found;
 }
 
-/** @param {Uint8Array} bytes */
-function latin(bytes) {
+/**
+ * A PNG with one more text, before its last chunk (the specification's iTXt).
+ * @param {Uint8Array} bytes @param {string} keyword @param {string} text @returns {Uint8Array<ArrayBuffer>}
+ */
+export function withText(bytes, keyword, text) {
+  const body = new TextEncoder().encode(`iTXt${keyword}\0\0\0\0\0${text}`), end = bytes.length - 12;
+  const made = new Uint8Array(bytes.length + 8 + body.length), view = new DataView(made.buffer);
+  made.set(bytes.subarray(0, end));
+  view.setUint32(end, body.length - 4);
+  made.set(body, end + 4);
+  view.setUint32(end + 4 + body.length, crc32(body));
+  made.set(bytes.subarray(end), end + 8 + body.length);
+  return made;
+}
+
+/** @param {Uint8Array} bytes @returns {string} */
+export function latin(bytes) {
   return Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
 }

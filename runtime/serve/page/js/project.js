@@ -1,95 +1,179 @@
-// Projects: a zip of the pictures and of regions.json, which `python -m runtime.generate --regions` runs; and PNGs that
-// say how they were made.
+// A painting as one thing that can be kept: with its pictures as blobs, as a zip that `python -m runtime.generate` draws
+// from too, and as text inside a PNG.
 
-import { isEmpty } from "./bitmap.js";
-import { brightness, toPng } from "./canvas.js";
+import { create } from "./bitmap.js";
+import { pixels, toPng } from "./image.js";
 import * as png from "./png.js";
-import { active, region } from "./regions.js";
+import { COLOURS, acting, asked, region } from "./regions.js";
 import * as zip from "./zip.js";
 
-/** @typedef {import("./regions.js").Region} Region */
+/** @typedef {import("./bitmap.js").Bitmap} Bitmap */
+/** @typedef {import("./painting.js").Painting} Painting */
+/** @typedef {import("./painting.js").State} State */
+/** @typedef {Omit<import("./regions.js").Region, "mask" | "ink"> & {mask: Blob, ink: Blob}} PackedRegion */
+/** @typedef {Omit<State, "regions"> & {regions: PackedRegion[]}} Packed  its bitmaps as PNGs */
 
-/** @param {any} state @returns {Promise<Blob>} */
-export async function saveProject(state) {
-  /** @type {import("./zip.js").Entry[]} */
-  const entries = [];
-  const listed = [];
-  const put = async (/** @type {string} */ name, /** @type {Blob} */ blob) => {
-    entries.push({ name, data: new Uint8Array(await blob.arrayBuffer()) });
-    return name;
-  };
-  const text = (/** @type {string} */ name, /** @type {any} */ value) =>
-    entries.push({ name, data: new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`) });
-  const drawn = new Set(active(state.regions));
-  for (const [i, each] of state.regions.entries()) {
-    const names = { mask: `mask-${i + 1}.png`, ink: `condition-${i + 1}.png` };
-    await put(names.mask, await toPng(each.mask));
-    if (!isEmpty(each.ink)) await put(names.ink, await toPng(each.ink));
-    const shows = each.control && !isEmpty(each.ink), words = each.words.trim();
-    if (!drawn.has(each) || isEmpty(each.mask) || (!shows && !words)) continue;
-    listed.push({
-      mask: names.mask, start: each.start, end: each.end,
-      ...(shows ? { condition: names.ink, adapter: each.adapter, scale: each.scale, levels: each.levels } : {}),
-      ...(words ? { prompt: each.words } : {}),
-    });
+export const CHUNK = "localcontrol-painting"; // the text of a PNG that holds all of this
+const SETTINGS = {
+  prompt: "", negative_prompt: "", width: 1, height: 1, steps: 1, guidance: 1, scheduler: "", seed: 1, held: false, strength: 1,
+  draftSize: 1, draftPreset: "",
+};
+const MOST_SIDE = 8192;
+
+/** Makes PNGs of bitmaps, once for as long as they are the same. */
+export class Pngs {
+  /** @param {(bitmap: Bitmap) => number} version */
+  constructor(version) {
+    this.version = version;
+    /** @type {WeakMap<Bitmap, {version: number, png: Promise<Blob>}>} */ this.made = new WeakMap();
   }
-  text("regions.json", listed);
-  text("project.json", {
-    settings: state.settings,
-    regions: state.regions.map((/** @type {Region} */ each) => ({ ...each, mask: undefined, ink: undefined })),
+
+  /** @param {Bitmap} bitmap @returns {Promise<Blob>} of its pixels as they are now */
+  of(bitmap) {
+    const version = this.version(bitmap);
+    let found = this.made.get(bitmap);
+    if (found?.version !== version) this.made.set(bitmap, (found = { version, png: toPng(bitmap) }));
+    return found.png;
+  }
+
+  /** @param {State} state @returns {Promise<Packed>} as it is now, whatever is painted meanwhile */
+  async pack(state) {
+    const regions = state.regions.map(async (each) => {
+      const [mask, ink] = await Promise.all([this.of(each.mask), this.of(each.ink)]);
+      return { ...each, levels: [...each.levels], mask, ink };
+    });
+    const kept = { ...state, settings: { ...state.settings } };
+    return { ...kept, regions: await Promise.all(regions) };
+  }
+}
+
+/** @param {Packed} packed @returns {Promise<State>} */
+export async function unpack(packed) {
+  const { width, height } = packed.settings;
+  const bitmap = async (/** @type {Blob} */ blob, /** @type {number} */ channels) => {
+    const made = create(width, height, channels);
+    made.data.set(await pixels(blob, width, height, channels));
+    return made;
+  };
+  const regions = packed.regions.map(async (each) => {
+    const [mask, ink] = await Promise.all([bitmap(each.mask, 1), bitmap(each.ink, 3)]);
+    return { ...each, levels: [...each.levels], mask, ink };
   });
+  return { ...packed, settings: { ...packed.settings }, regions: await Promise.all(regions) };
+}
+
+/** The command that draws what a project's regions.json asks for. @param {State} state @param {string} model */
+export function command({ settings, regions }, model) {
+  const quoted = (/** @type {string | number} */ value) => `'${String(value).replaceAll("'", "'\\''")}'`;
+  const options = {
+    prompt: settings.prompt, "negative-prompt": settings.negative_prompt, width: settings.width, height: settings.height,
+    steps: settings.steps, guidance: settings.guidance, seed: settings.seed, scheduler: settings.scheduler,
+    ...(settings.start ? { image: "start.png", strength: settings.strength } : {}),
+    ...(acting(regions).length ? { regions: "regions.json", outside: settings.held ? "held" : "" } : {}),
+    model: model === "embedded" ? "" : model, out: "picture.png",
+  };
+  const given = Object.entries(options).filter(([name, value]) => value !== "" || name === "prompt");
+  return `python -m runtime.generate ${given.map(([name, value]) => `--${name}=${quoted(value)}`).join(" ")}\n`;
+}
+
+/** @param {State} state @param {Packed} packed the same @param {string} model @returns {Promise<Blob>} */
+export async function toZip(state, packed, model) {
+  const text = (/** @type {any} */ value) => new Blob([`${JSON.stringify(value, null, 2)}\n`]);
+  const names = (/** @type {number} */ id) => ({ mask: `mask-${id}.png`, ink: `condition-${id}.png` });
+  const listed = acting(state.regions).map((one) => {
+    const { mask, ink } = names(one.region.id);
+    return asked(one, mask, ink);
+  });
+  /** @type {[string, Blob][]} */
+  const files = [
+    ["regions.json", text(listed)],
+    ["command.txt", new Blob([command(state, model)])],
+    ["project.json", text({ ...packed, settings: { ...packed.settings, start: undefined }, regions: packed.regions.map(
+      (each) => ({ ...each, mask: names(each.id).mask, ink: names(each.id).ink })) })],
+  ];
+  for (const each of packed.regions) files.push([names(each.id).mask, each.mask], [names(each.id).ink, each.ink]);
+  if (packed.settings.start) files.push(["start.png", packed.settings.start]);
+  const entries = await Promise.all(files.map(async ([name, blob]) => ({ name, data: new Uint8Array(await blob.arrayBuffer()) })));
   return new Blob([zip.write(entries)], { type: "application/zip" });
 }
 
-/**
- * What a file restores: a project, or the settings that a PNG of ours has; null for any other picture.
- * @param {File} file @param {any} state @param {any} can @returns {Promise<any>}
- */
-export async function openFile(file, state, can) {
-  const buffer = await file.arrayBuffer();
-  if (file.name.endsWith(".zip")) return fromZip(new Uint8Array(buffer), can);
-  const said = png.texts(buffer);
-  return said.software?.startsWith("localcontrol") ? fromTexts(said, state) : null;
-}
-
-/** @param {Uint8Array} bytes @param {any} can */
-async function fromZip(bytes, can) {
+/** @param {Uint8Array} bytes @returns {Packed} Raises Error where it is no project. */
+export function fromZip(bytes) {
   const files = new Map(zip.read(bytes).map(({ name, data }) => [name, data]));
+  const picture = (/** @type {string} */ name) => {
+    const data = files.get(name);
+    if (!data) throw new Error(`project: it has no ${name}; it may have been changed since it was saved`);
+    return new Blob([data.slice()], { type: "image/png" });
+  };
   const project = files.get("project.json");
-  if (!project) throw new Error("not a project: it has no project.json");
-  const { settings, regions: listed } = JSON.parse(new TextDecoder().decode(project));
-  const regions = [];
-  for (const [i, given] of listed.entries()) {
-    const made = { ...region(i + 1, settings.width, settings.height, can.default_adapter), ...given, id: i + 1 };
-    for (const [name, bitmap] of /** @type {const} */ ([["mask", made.mask], ["condition", made.ink]])) {
-      const data = files.get(`${name}-${i + 1}.png`);
-      if (data) bitmap.data.set(await brightness(new Blob([data.slice()]), settings.width, settings.height));
-    }
-    regions.push(made);
-  }
-  return { regions, chosen: regions[0]?.id ?? 0, next: regions.length + 1, settings };
+  if (!project) throw new Error("project: it has no project.json; expected a zip that this page has saved");
+  const start = files.has("start.png") ? picture("start.png") : null;
+  return checked(new TextDecoder().decode(project), picture, start);
 }
 
-/** @param {Record<string, string>} said @param {any} state */
-async function fromTexts(said, state) {
-  const settings = { ...state.settings }, made = [];
-  for (const name of ["steps", "guidance", "width", "height", "seed", "strength"]) {
-    if (said[name] !== undefined && said[name] !== "null") settings[name] = Number(said[name]);
+/** @param {Packed} packed @returns {Promise<string>} */
+export async function toText(packed) {
+  const regions = await Promise.all(packed.regions.map(async (each) => ({
+    ...each, mask: await base64(each.mask), ink: await base64(each.ink),
+  })));
+  const start = packed.settings.start ? await base64(packed.settings.start) : undefined;
+  return JSON.stringify({ ...packed, settings: { ...packed.settings, start: undefined }, start, regions });
+}
+
+/** @param {string} text @returns {Packed} */
+export function fromText(text) {
+  const { start } = JSON.parse(text);
+  return checked(text, fromBase64, typeof start === "string" ? fromBase64(start) : null);
+}
+
+/**
+ * What a project's text says, if it is one.
+ * @param {string} text @param {(name: any) => Blob} picture what a name in it stands for @param {Blob | null} start
+ * @returns {Packed} Raises Error, naming what is wrong.
+ */
+export function checked(text, picture, start) {
+  const given = JSON.parse(text), settings = { preset: "", start, ...taken(given.settings, SETTINGS, "settings") };
+  for (const side of ["width", "height"]) {
+    const value = settings[side];
+    if (!Number.isInteger(value) || value < 16 || value > MOST_SIDE) throw new Error(`settings.${side}: ${value}; expected 16 to ${MOST_SIDE}`);
   }
-  Object.assign(settings, { prompt: said.prompt, negative_prompt: said.negative_prompt ?? "", held: said.outside === "held" });
-  settings.scheduler = said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? "");
-  for (const [i, given] of JSON.parse(said.regions ?? "[]").entries()) {
-    const each = region(i + 1, settings.width, settings.height, given.adapter ?? "canny");
-    Object.assign(each, { words: given.prompt ?? "", control: Boolean(given.condition) });
-    for (const name of /** @type {const} */ (["scale", "start", "end"])) {
-      if (typeof given[name] === "number") each[name] = given[name];
-    }
-    if (Array.isArray(given.levels)) each.levels = given.levels;
-    for (const [name, bitmap] of /** @type {const} */ ([["mask", each.mask], ["condition", each.ink]])) {
-      const known = /^[0-9a-f]{64}$/.test(given[name] ?? "") ? await fetch(`/v1/files/${given[name]}`) : null;
-      if (known?.ok) bitmap.data.set(await brightness(await known.blob(), settings.width, settings.height));
-    }
-    made.push(each);
-  }
-  return { regions: made, chosen: made[0]?.id ?? 0, next: made.length + 1, settings };
+  if (!Array.isArray(given.regions)) throw new Error("regions: missing; expected a list");
+  const { mask, ink, id, ...fields } = region(1, 1, 1, "");
+  const regions = given.regions.map((/** @type {any} */ each, /** @type {number} */ i) => {
+    const found = taken(each, fields, `regions[${i}]`), made = region(i + 1, 1, 1, "");
+    if (found.levels.length !== 4) throw new Error(`regions[${i}].levels: expected four numbers`);
+    if (!(found.colour in COLOURS)) throw new Error(`regions[${i}].colour: ${found.colour}; expected 0 to ${COLOURS.length - 1}`);
+    return { ...made, ...found, mask: picture(each.mask), ink: picture(each.ink) };
+  });
+  const chosen = given.regions.findIndex((/** @type {any} */ each) => each.id === given.chosen) + 1;
+  return { settings, regions, chosen: chosen || (regions.length ? 1 : 0), next: regions.length + 1 };
+}
+
+/** The fields of an object that a template has, of the same types. @param {any} given @param {any} template @param {string} where @returns {any} */
+function taken(given, template, where) {
+  const kind = (/** @type {any} */ value) => (Array.isArray(value) ? "list" : typeof value);
+  return Object.fromEntries(Object.entries(template).map(([name, like]) => {
+    const value = given?.[name];
+    if (kind(value) !== kind(like)) throw new Error(`${where}.${name}: ${kind(value)}; expected a ${kind(like)}`);
+    return [name, value];
+  }));
+}
+
+/** @param {Blob} blob @returns {Promise<string>} */
+async function base64(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 0x8000) text += String.fromCharCode(...bytes.subarray(at, at + 0x8000));
+  return btoa(text);
+}
+
+/** @param {any} text @returns {Blob} */
+function fromBase64(text) {
+  return new Blob([Uint8Array.from(atob(String(text)), (c) => c.charCodeAt(0))], { type: "image/png" });
+}
+
+/** A picture that says how it was painted. @param {Blob} picture @param {Packed} packed @returns {Promise<Blob>} */
+export async function signed(picture, packed) {
+  const bytes = new Uint8Array(await picture.arrayBuffer());
+  return new Blob([png.withText(bytes, CHUNK, await toText(packed))], { type: "image/png" });
 }

@@ -6,25 +6,26 @@ import { create, isEmpty, resized } from "./bitmap.js";
 /**
  * @typedef {{
  *   id: number, name: string, colour: number, shown: boolean, solo: boolean,
- *   mask: Bitmap, ink: Bitmap, photo: string | null,
+ *   mask: Bitmap, ink: Bitmap,
  *   control: boolean, adapter: string, words: string, scale: number, start: number, end: number, levels: number[],
- * }} Region  mask and ink at the picture's size; photo: a file's id, which is then the condition, and not the ink
+ * }} Region  mask and ink, which is the condition, at the picture's size
  */
 /**
  * @typedef {{
  *   prompt: string, negative_prompt: string, width: number, height: number, steps: number, guidance: number,
- *   scheduler: string, preset: string, seed: number, held: boolean, start: string | null, strength: number,
- * }} Settings
+ *   scheduler: string, preset: string, seed: number, held: boolean, start: Blob | null, strength: number,
+ *   draftSize: number, draftPreset: string,
+ * }} Settings  draft...: while somebody paints live
  */
 
 // Okabe and Ito's colours, which the colour-blind can tell apart, each with a pattern of its own
-export const COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#888888"];
+export const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888"];
 
 /** @param {number} id @param {number} width @param {number} height @param {string} adapter @returns {Region} */
 export function region(id, width, height, adapter) {
   return {
     id, name: `Region ${id}`, colour: (id - 1) % COLOURS.length, shown: true, solo: false,
-    mask: create(width, height), ink: create(width, height), photo: null,
+    mask: create(width, height), ink: create(width, height, 3),
     control: true, adapter, words: "", scale: 1, start: 0, end: 1, levels: [1, 1, 1, 1],
   };
 }
@@ -38,7 +39,10 @@ export function duplicate(original, id) {
   };
 }
 
-/** Those that are drawn: all that are shown, or the solo ones. @param {Region[]} regions */
+/**
+ * Those that are drawn: all that are shown, or the solo ones.
+ * @template {{solo: boolean, shown: boolean}} T @param {T[]} regions @returns {T[]}
+ */
 export function active(regions) {
   const solo = regions.filter((each) => each.solo);
   return solo.length ? solo : regions.filter((each) => each.shown);
@@ -59,7 +63,7 @@ export function resize(regions, width, height) {
 export function warnings(regions, settings) {
   const found = [];
   for (const each of active(regions)) {
-    const inked = each.photo !== null || !isEmpty(each.ink);
+    const inked = !isEmpty(each.ink);
     const say = (/** @type {string} */ text) => found.push({ region: each.id, text });
     if (isEmpty(each.mask)) say("its mask is empty: paint where it acts");
     else if (!each.words.trim() && !(each.control && inked)) say("it has no words and no condition: write, or draw");
@@ -74,31 +78,45 @@ export function warnings(regions, settings) {
 }
 
 /**
- * The request that the server takes. files: gives the id of a bitmap's or a picture's file.
- * @param {Region[]} regions @param {Settings} settings @param {(bitmap: Bitmap) => Promise<string>} files
+ * What of the regions can act: each with what it shows and says.
+ * @param {Region[]} regions @returns {{region: Region, shows: boolean, words: string}[]}
  */
-export async function request(regions, settings, files) {
-  const listed = [];
-  for (const each of active(regions)) {
-    const shows = each.control && (each.photo !== null || !isEmpty(each.ink));
-    if (isEmpty(each.mask) || (!shows && !each.words.trim())) continue;
-    /** @type {Record<string, any>} */
-    const found = { mask: await files(each.mask), start: each.start, end: each.end };
-    if (shows) {
-      found.condition = each.photo ?? (await files(each.ink));
-      Object.assign(found, { adapter: each.adapter, scale: each.scale, levels: each.levels });
-    }
-    if (each.words.trim()) found.prompt = each.words;
-    listed.push(found);
-  }
-  /** @type {Record<string, any>} */
-  const body = {
-    prompt: settings.prompt, negative_prompt: settings.negative_prompt, seed: settings.seed, regions: listed,
-    steps: settings.steps, guidance: settings.guidance,
+export function acting(regions) {
+  return active(regions)
+    .map((region) => ({ region, shows: region.control && !isEmpty(region.ink), words: region.words.trim() }))
+    .filter(({ region, shows, words }) => !isEmpty(region.mask) && (shows || words));
+}
+
+/**
+ * A region as the server and `runtime.generate --regions` take it.
+ * @template T @param {{region: Region, shows: boolean, words: string}} one
+ * @param {T} mask @param {T | undefined} condition what names its pictures
+ */
+export function asked({ region, shows, words }, mask, condition) {
+  const { adapter, scale, levels, start, end } = region;
+  return {
+    mask, start, end,
+    ...(shows ? { condition, adapter, scale, levels } : {}),
+    ...(words ? { prompt: words } : {}),
   };
-  if (settings.scheduler) body.scheduler = settings.scheduler;
-  if (settings.start !== null) Object.assign(body, { image: settings.start, strength: settings.strength });
-  Object.assign(body, { width: settings.width, height: settings.height });
-  if (settings.held && listed.length) body.outside = "held";
-  return body;
+}
+
+/**
+ * The request that the server takes.
+ * @param {Region[]} regions @param {Settings} settings
+ * @param {(what: Bitmap | Blob) => Promise<string>} file the id of the file of it that the server has
+ */
+export async function request(regions, settings, file) {
+  const listed = await Promise.all(acting(regions).map(async (one) => {
+    const { mask, ink } = one.region;
+    const [first, second] = await Promise.all([file(mask), one.shows ? file(ink) : undefined]);
+    return asked(one, first, second);
+  }));
+  const { prompt, negative_prompt, seed, steps, guidance, width, height, scheduler, start, strength, held } = settings;
+  return {
+    prompt, negative_prompt, seed, steps, guidance, width, height, regions: listed,
+    ...(scheduler ? { scheduler } : {}),
+    ...(start ? { image: await file(start), strength } : {}),
+    ...(held && listed.length ? { outside: "held" } : {}),
+  };
 }

@@ -1,95 +1,115 @@
 // Drawing: one request at a time as a job of the server, a newer one in place of an older, found again after a reload.
 
 import * as api from "./api.js";
+import * as store from "./store.js";
 
 /**
  * @typedef {{
  *   begun: () => void, progress: (step: number, steps: number) => void, preview: (image: Blob) => void,
- *   done: (picture: Blob, result: any, body: any) => void, ended: (message: string, wrong: boolean) => void,
- * }} Page
+ *   done: (picture: Blob, result: any, painted: any) => Promise<void>, ended: (message: string, wrong: boolean) => void,
+ * }} Page  painted: what was given to `draw` with the request
  */
 
-const PENDING = "localcontrol.job";
+const ENDS = ["failed", "cancelled", "interrupted"];
 
 export class Runner {
-  /** @param {Page} page */
-  constructor(page) {
+  /** @param {Page} page @param {string} tab whose drawing it is */
+  constructor(page, tab) {
     this.page = page;
+    this.tab = tab;
     /** @type {AbortController | null} */ this.following = null;
     /** @type {string | null} */ this.job = null;
-    this.number = 0;
-    this.session = sessionStorage.getItem("localcontrol.session") ?? crypto.randomUUID();
-    sessionStorage.setItem("localcontrol.session", this.session);
   }
 
   get busy() {
     return this.following !== null;
   }
 
-  /** Draw a request; one that is drawn for this page gives way. @param {any} body */
-  async draw(body) {
-    const number = ++this.number, key = crypto.randomUUID();
+  /**
+   * Draw a request; one that is drawn for this page gives way.
+   * @param {(anew: boolean) => Promise<{body: any, painted: any}>} prepare anew: the server has lost files it was sent
+   */
+  draw(prepare) {
+    const send = async (/** @type {AbortController} */ following, /** @type {boolean} */ anew) => {
+      const { body, painted } = await again(() => prepare(anew), following.signal);
+      if (following.signal.aborted) return;
+      const sent = { ...body, session: this.tab, previews: true }, key = store.unique();
+      await this.send({ tab: this.tab, key, sent, painted }, following);
+    };
+    return this.run((following) => send(following, false).catch((error) => {
+      if (error instanceof api.Refused && error.status === 404 && !this.job) return send(following, true);
+      throw error;
+    }));
+  }
+
+  /** Find again what was drawn when the page was left. @param {any} pending */
+  resume(pending) {
+    return this.run((following) => this.send(pending, following));
+  }
+
+  /** @param {(following: AbortController) => Promise<void>} work */
+  async run(work) {
     this.following?.abort();
     const following = (this.following = new AbortController());
+    this.job = null;
     this.page.begun();
-    const sent = { ...body, session: this.session, previews: true };
     try {
-      sessionStorage.setItem(PENDING, JSON.stringify({ key, sent }));
-      const { id } = await again(() => api.submit(sent, key), following.signal);
-      sessionStorage.setItem(PENDING, JSON.stringify({ key, sent, id }));
-      if (number === this.number) await this.follow(id, sent, following);
+      await work(following);
     } catch (error) {
-      if (number === this.number) this.end(following.signal.aborted ? "Cancelled." : said(error), !following.signal.aborted);
+      if (following === this.following) this.end(said(error), true);
     }
   }
 
-  /** @param {string} id @param {any} body @param {AbortController} following */
-  async follow(id, body, following) {
+  /** Send a request, if the server has not got it yet, and follow it. @param {any} pending @param {AbortController} following */
+  async send(pending, following) {
+    store.expect(pending);
+    const id = pending.id ?? (await again(() => api.submit(pending.sent, pending.key), following.signal)).id;
+    if (following !== this.following) return;
     this.job = id;
-    for await (const { kind, data } of api.events(id, following.signal)) {
-      if (following !== this.following) return;
-      if (kind === "step") this.page.progress(data.step, data.steps);
-      else if (kind === "preview") this.page.preview(await decoded(data.images[0]));
-      else if (kind === "done") {
-        const picture = await api.picture(`/v1/jobs/${id}/images/0`);
-        if (following !== this.following) return;
-        this.page.done(picture, data, body);
-        this.end("", false);
-      } else if (["failed", "cancelled", "interrupted"].includes(kind)) {
-        this.end(data.error?.message ?? kind, kind !== "cancelled");
-      }
+    store.expect({ ...pending, id });
+    for (let end = "interrupted", tries = 0; end === "interrupted" && tries < 5; tries++) {
+      if (tries) await again(() => api.retry(id), following.signal);
+      end = await this.follow(id, pending.painted, following, tries === 4);
     }
+  }
+
+  /**
+   * @param {string} id @param {any} painted @param {AbortController} following @param {boolean} last whether an interrupted job is an error
+   * @returns {Promise<string>} how it ended
+   */
+  async follow(id, painted, following, last) {
+    for await (const { kind, data } of api.events(id, following.signal)) {
+      if (following !== this.following) return "left";
+      if (kind === "step") this.page.progress(data.step, data.steps);
+      else if (kind === "preview") this.page.preview(await jpeg(data.images[0]));
+      else if (kind === "done") {
+        const picture = await again(() => api.picture(id), following.signal);
+        if (following !== this.following) return "left";
+        this.following = this.job = null;
+        await this.page.done(picture, data, painted);
+        if (!this.busy) this.end("", false);
+        return kind;
+      } else if (ENDS.includes(kind) && (kind !== "interrupted" || last)) {
+        this.end(data.error?.message ?? kind, kind !== "cancelled");
+        return kind;
+      } else if (ENDS.includes(kind)) return kind;
+    }
+    return "left";
   }
 
   /** Stop what is drawn. */
   async cancel() {
     const { job, following } = this;
     if (!following) return;
-    this.number++;
     following.abort();
     this.end("Cancelled.", false);
     if (job) await api.cancel(job).catch(() => {});
   }
 
-  /** Find again what was drawn when the page was left, or send it again where the server had not got it. */
-  async resume() {
-    const kept = sessionStorage.getItem(PENDING);
-    if (!kept) return;
-    const { key, sent, id } = JSON.parse(kept), number = ++this.number;
-    const following = (this.following = new AbortController());
-    this.page.begun();
-    try {
-      const known = id ?? (await again(() => api.submit(sent, key), following.signal)).id;
-      if (number === this.number) await this.follow(known, sent, following);
-    } catch (error) {
-      if (number === this.number) this.end(said(error), true);
-    }
-  }
-
   /** @param {string} message @param {boolean} wrong */
   end(message, wrong) {
     this.following = this.job = null;
-    sessionStorage.removeItem(PENDING);
+    store.settled(this.tab);
     this.page.ended(message, wrong);
   }
 }
@@ -98,7 +118,7 @@ export class Runner {
  * Try until the server has room or is there again.
  * @template T @param {() => Promise<T>} call @param {AbortSignal} signal @returns {Promise<T>}
  */
-async function again(call, signal) {
+export async function again(call, signal) {
   for (let tries = 0; ; tries++) {
     try {
       return await call();
@@ -112,11 +132,12 @@ async function again(call, signal) {
 }
 
 /** @param {string} base64 */
-async function decoded(base64) {
+async function jpeg(base64) {
   return new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
 }
 
 /** @param {any} error */
-function said(error) {
-  return error instanceof api.Refused ? error.message : "The server does not answer; your painting is safe here.";
+export function said(error) {
+  if (error instanceof TypeError) return "The server does not answer. What you have painted is kept in this browser.";
+  return error instanceof Error ? error.message : String(error);
 }

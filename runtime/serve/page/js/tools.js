@@ -10,28 +10,31 @@ import { Recording } from "./history.js";
 export class Hands {
   /**
    * @param {import("./canvas.js").Scene} scene @param {import("./view.js").View} view
-   * @param {import("./history.js").History} history
-   * @param {{target: () => Bitmap | null, changed: () => void, released: () => void}} page
+   * @param {import("./painting.js").Painting} painting @param {{resized: () => void, wanted: () => void}} page
+   *   resized: the brush is of another size; wanted: a region to paint on
    */
-  constructor(scene, view, history, page) {
+  constructor(scene, view, painting, page) {
     this.scene = scene;
     this.view = view;
-    this.history = history;
+    this.painting = painting;
     this.page = page;
     /** @type {Tool} */ this.tool = "brush";
     this.size = 16; // the brush's diameter, pixels of the picture
+    this.colour = [255, 255, 255]; // of a condition's ink
     /** @type {Recording | null} */ this.recording = null;
     /** @type {Point[]} */ this.path = [];
     /** @type {Point | null} */ this.lastEnd = null; // of the last stroke, for shift-click
     this.radius = 8;
+    this.erases = false;
     /** @type {number | null} */ this.pointer = null; // the one that draws
+    this.drawing = ""; // what kind of pointer it is
     this.pen = 0; // when a pen was last seen, ms: fingers near it are a hand that rests
     /** @type {Map<number, Point>} */ this.fingers = new Map();
     /** @type {"pan" | "size" | null} */ this.mode = null;
     this.space = false;
     const { canvas } = scene;
     for (const [name, handle] of /** @type {[string, (event: any) => void][]} */ ([
-      ["pointerdown", this.down], ["pointermove", this.move], ["pointerup", this.up], ["pointercancel", this.up],
+      ["pointerdown", this.down], ["pointermove", this.move], ["pointerup", this.up], ["pointercancel", this.up], ["lostpointercapture", this.up],
       ["pointerleave", this.leave], ["wheel", this.wheel], ["contextmenu", (e) => e.preventDefault()],
     ])) canvas.addEventListener(name, handle.bind(this), { passive: false });
   }
@@ -45,36 +48,49 @@ export class Hands {
   /** @param {PointerEvent} event */
   down(event) {
     const at = this.onScreen(event);
-    if (event.pointerType === "pen") this.pen = performance.now();
+    if (event.pointerType === "pen") {
+      this.pen = performance.now();
+      if (this.fingers.size) this.abandon(); // what the palm began before the pen came down
+      this.fingers.clear();
+    }
     if (event.pointerType === "touch") {
-      if (performance.now() - this.pen < 1000) return; // the palm of a hand that holds a pen
+      if (this.drawing === "pen" || performance.now() - this.pen < 1000) return; // the palm of a hand that holds a pen
       this.fingers.set(event.pointerId, at);
       if (this.fingers.size === 2) return this.abandon(); // a pinch has begun as a stroke
     }
     if (this.pointer !== null || this.fingers.size > 1) return;
     this.scene.canvas.setPointerCapture(event.pointerId); // a stroke that leaves the canvas goes on
     this.pointer = event.pointerId;
+    this.drawing = event.pointerType;
     this.mode = event.button === 1 || this.space ? "pan" : event.altKey ? "size" : null;
     this.path = [at];
-    if (!this.mode && event.button === 0) this.begin(event, this.view.toPicture(at));
+    if (!this.mode && (event.button === 0 || event.button === 5)) this.begin(event, this.view.toPicture(at));
   }
 
   /** @param {PointerEvent} event @param {Point} at */
   begin(event, at) {
-    const bitmap = this.page.target();
+    if (!this.painting.target) this.page.wanted();
+    const bitmap = this.painting.target;
     if (!bitmap) return;
+    this.erases = this.tool === "eraser" || event.button === 5; // 5: a pen's other end
     this.recording = new Recording(bitmap);
     this.radius = this.radiusOf(event);
     this.path = [at];
     if (this.tool === "fill") {
       this.recording.keep(whole(bitmap));
-      this.scene.changed(bitmap, flood(bitmap, at, event.shiftKey ? 0 : 255));
+      this.painting.touch(bitmap, flood(bitmap, at, this.paint(bitmap, event.shiftKey)));
       this.end();
     } else if (this.tool === "brush" || this.tool === "eraser") {
       const from = event.shiftKey && this.lastEnd ? this.lastEnd : at;
       this.stroke(bitmap, from, at, this.radius);
       this.lastEnd = at;
     }
+  }
+
+  /** @param {Bitmap} bitmap @param {boolean} erase @returns {import("./bitmap.js").Paint} */
+  paint(bitmap, erase) {
+    if (erase) return Array(bitmap.channels).fill(0);
+    return bitmap.channels === 1 ? [255] : this.colour;
   }
 
   /** @param {PointerEvent} event */
@@ -87,9 +103,8 @@ export class Hands {
   stroke(bitmap, a, b, radius) {
     const before = this.radius;
     this.recording?.keep(reach(bitmap, a, b, Math.max(before, radius)));
-    this.scene.changed(bitmap, segment(bitmap, a, b, before, radius, this.tool === "eraser"));
+    this.painting.touch(bitmap, segment(bitmap, a, b, before, radius, this.paint(bitmap, this.erases)));
     this.radius = radius;
-    this.page.changed();
   }
 
   /** @param {PointerEvent} event */
@@ -129,11 +144,11 @@ export class Hands {
     const bitmap = this.recording?.bitmap;
     if (bitmap && (this.tool === "rectangle" || this.tool === "lasso")) {
       this.recording?.keep(whole(bitmap));
-      const value = event.shiftKey ? 0 : 255; // with shift what is inside is erased
+      const paint = this.paint(bitmap, event.shiftKey); // with shift what is inside is erased
       const rect = this.tool === "lasso"
-        ? lasso(bitmap, this.path, value)
-        : rectangle(bitmap, this.path[0], this.path[this.path.length - 1], value);
-      this.scene.changed(bitmap, rect);
+        ? lasso(bitmap, this.path, paint)
+        : rectangle(bitmap, this.path[0], this.path[this.path.length - 1], paint);
+      this.painting.touch(bitmap, rect);
     }
     this.end();
   }
@@ -141,38 +156,19 @@ export class Hands {
   end() {
     const recording = this.recording;
     this.pointer = this.recording = this.mode = null;
+    this.drawing = "";
     this.scene.outline = [];
-    if (recording) this.commit(recording, this.tool);
+    if (recording) this.painting.commit(recording, this.tool);
     this.scene.draw();
-  }
-
-  /** Make a step of what was recorded. @param {Recording} recording @param {string} label */
-  commit(recording, label) {
-    const step = recording.step(label, (rect) => {
-      this.scene.changed(recording.bitmap, rect);
-      this.page.changed();
-    });
-    if (!step) return;
-    this.history.add(step);
-    this.page.changed();
-    this.page.released();
-  }
-
-  /** Change a whole bitmap, as one step. @param {Bitmap} bitmap @param {string} label @param {() => void} work */
-  whole(bitmap, label, work) {
-    const recording = new Recording(bitmap);
-    recording.keep(whole(bitmap));
-    work();
-    this.scene.changed(bitmap, whole(bitmap));
-    this.commit(recording, label);
   }
 
   /** Take back a stroke that was none. */
   abandon() {
     const recording = this.recording;
     this.pointer = this.recording = this.mode = null;
+    this.drawing = "";
     this.scene.outline = [];
-    recording?.step("", (rect) => this.scene.changed(recording.bitmap, rect))?.undo();
+    recording?.step("", (rect) => this.painting.touch(recording.bitmap, rect))?.undo();
   }
 
   /** @param {number} id @param {Point} at */
@@ -196,7 +192,7 @@ export class Hands {
   /** @param {WheelEvent} event */
   wheel(event) {
     event.preventDefault();
-    this.view.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), this.onScreen(event));
+    this.view.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.0015)), this.onScreen(event));
     this.scene.draw();
   }
 
@@ -204,7 +200,7 @@ export class Hands {
   resize(size) {
     this.size = Math.min(400, Math.max(1, size));
     if (this.scene.brush) this.scene.brush.radius = this.size / 2;
-    document.dispatchEvent(new CustomEvent("brushsize"));
+    this.page.resized();
     this.scene.draw();
   }
 }

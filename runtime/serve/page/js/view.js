@@ -9,6 +9,7 @@ export class View {
     this.scale = 1; // screen pixels of a picture's pixel
     this.x = 0; // of the picture's corner on the screen
     this.y = 0;
+    this.fitted = true; // nobody has moved it since it was fitted
   }
 
   /** @param {Point} at on the screen @returns {Point} in the picture */
@@ -22,12 +23,14 @@ export class View {
     this.x = at.x - (at.x - this.x) * by;
     this.y = at.y - (at.y - this.y) * by;
     this.scale = scale;
+    this.fitted = false;
   }
 
   /** @param {number} dx @param {number} dy */
   pan(dx, dy) {
     this.x += dx;
     this.y += dy;
+    this.fitted = false;
   }
 
   /** Show the whole picture. @param {number} width @param {number} height @param {number} w of the screen @param {number} h */
@@ -35,5 +38,6 @@ export class View {
     this.scale = Math.min(LARGEST, Math.max(SMALLEST, Math.min(w / width, h / height) * 0.94));
     this.x = (w - width * this.scale) / 2;
     this.y = (h - height * this.scale) / 2;
+    this.fitted = true;
   }
 }

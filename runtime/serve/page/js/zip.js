@@ -14,6 +14,11 @@ export function crc32(data) {
   return (sum ^ 0xffffffff) >>> 0;
 }
 
+/** @param {Uint8Array} bytes */
+export function isZip(bytes) {
+  return bytes[0] === 0x50 && bytes[1] === 0x4b;
+}
+
 /** @param {Entry[]} entries @returns {Uint8Array<ArrayBuffer>} */
 export function write(entries) {
   /** @type {Uint8Array[]} */ const parts = [];
@@ -44,12 +49,12 @@ export function read(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   let end = bytes.length - 22;
   while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) end--;
-  if (end < 0) throw new Error("not a project: expected a zip that this page has written");
+  if (end < 0) throw new Error("project: cut short; expected a zip that this page has saved");
   let at = view.getUint32(end + 16, true);
   const found = [];
   for (let i = view.getUint16(end + 10, true); i > 0; i--) {
     if (at + 46 > bytes.length || view.getUint16(at + 10, true) !== 0) {
-      throw new Error("not a project: its files are compressed; expected a zip that this page has written");
+      throw new Error("project: its files are compressed; expected a zip that this page has saved");
     }
     const size = view.getUint32(at + 20, true), name = view.getUint16(at + 28, true);
     const extra = view.getUint16(at + 30, true) + view.getUint16(at + 32, true), start = view.getUint32(at + 42, true);

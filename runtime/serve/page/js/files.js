@@ -1,0 +1,37 @@
+// Files that come in, chosen, dropped or pasted, and go out.
+
+import { input } from "./dom.js";
+
+/** Ask for a file. @param {string} accept @returns {Promise<File>} never, where none is chosen */
+export function choose(accept) {
+  const file = input("file");
+  file.value = "";
+  file.accept = accept;
+  file.click();
+  return new Promise((resolve) => (file.onchange = () => file.files?.[0] && resolve(file.files[0])));
+}
+
+/** @param {Blob} blob @param {string} name */
+export function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name.replaceAll(/[^\p{L}\p{N} ._-]+/gu, "_");
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+/** Hear of what is dropped and pasted. @param {(file: File) => void} taken */
+export function listen(taken) {
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    const file = event.dataTransfer?.files[0];
+    if (file) taken(file);
+  });
+  document.addEventListener("paste", (event) => {
+    const file = event.clipboardData?.files[0];
+    if (!file) return;
+    event.preventDefault();
+    taken(file);
+  });
+}

@@ -1,0 +1,66 @@
+// Bitmaps and pictures: one as a PNG, the other as pixels.
+
+/** @typedef {import("./bitmap.js").Bitmap} Bitmap */
+
+/** @param {number} width @param {number} height */
+export function drawable(width, height) {
+  const canvas = new OffscreenCanvas(width, height);
+  return /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
+}
+
+/** @param {Bitmap} bitmap @returns {Promise<Blob>} a PNG */
+export function toPng({ width, height, channels, data }) {
+  const context = drawable(width, height), image = new ImageData(width, height), words = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < words.length; i++) {
+    if (channels === 1) words[i] = 0xff000000 | (data[i] * 0x010101);
+    else words[i] = 0xff000000 | (data[3 * i + 2] << 16) | (data[3 * i + 1] << 8) | data[3 * i];
+  }
+  context.putImageData(image, 0, 0);
+  return context.canvas.convertToBlob({ type: "image/png" });
+}
+
+/**
+ * A picture's pixels at a size: of one channel its brightness, or its opacity where some of it is transparent; of three
+ * its colours, on black. Raises Error where the blob is no picture.
+ * @param {Blob} blob @param {number} width @param {number} height @param {number} channels
+ * @returns {Promise<Uint8ClampedArray>}
+ */
+export async function pixels(blob, width, height, channels) {
+  const context = drawable(width, height), source = await decoded(blob);
+  context.drawImage(source, 0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height), found = new Uint8ClampedArray(width * height * channels);
+  let clear = false;
+  for (let i = 3; i < data.length && !clear; i += 4) clear = data[i] < 255;
+  for (let i = 0, at = 0; i < width * height; i++, at += 4) {
+    const [red, green, blue, opacity] = [data[at], data[at + 1], data[at + 2], data[at + 3]];
+    if (channels === 1) found[i] = clear ? opacity : 0.299 * red + 0.587 * green + 0.114 * blue;
+    else found.set(clear ? [red, green, blue].map((value) => (value * opacity) / 255) : [red, green, blue], 3 * i);
+  }
+  return found;
+}
+
+/** @param {Blob} blob @returns {Promise<ImageBitmap>} Raises Error where it is no picture that this browser reads. */
+export async function decoded(blob) {
+  try {
+    return await createImageBitmap(blob);
+  } catch {
+    throw new Error(`${/** @type {File} */ (blob).name ?? "file"}: not a picture that this browser reads; expected PNG, JPEG or WebP`);
+  }
+}
+
+/**
+ * The middle of a picture, in the shape of another.
+ * @param {ImageBitmap} picture @param {number} width @param {number} height of that other @returns {Promise<Blob>} a PNG
+ */
+export async function cropped(picture, width, height) {
+  const scale = Math.min(picture.width / width, picture.height / height);
+  const [w, h] = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
+  const context = drawable(w, h);
+  context.drawImage(picture, (w - picture.width) / 2, (h - picture.height) / 2);
+  return context.canvas.convertToBlob({ type: "image/png" });
+}
+
+/** Whether two shapes differ by more than a pixel in a hundred. @param {{width: number, height: number}} a @param {{width: number, height: number}} b */
+export function stretched(a, b) {
+  return Math.abs(Math.log((a.width * b.height) / (a.height * b.width))) > 0.01;
+}

@@ -1,0 +1,23 @@
+// What a file restores: a project, or what one of our PNGs says of its painting.
+
+import { fromSettings } from "./metadata.js";
+import * as png from "./png.js";
+import { CHUNK, fromText, fromZip } from "./project.js";
+import { isZip } from "./zip.js";
+
+/**
+ * @param {File} file
+ * @returns {Promise<{packed: import("./project.js").Packed, missing: string[]} | null>} null for any other file;
+ *   missing: what this page has no field for, or the server no file. Raises Error where it is broken.
+ */
+export async function restored(file) {
+  const buffer = await file.arrayBuffer();
+  try {
+    if (isZip(new Uint8Array(buffer))) return { packed: fromZip(new Uint8Array(buffer)), missing: [] };
+    const said = png.texts(buffer);
+    if (said[CHUNK]) return { packed: fromText(said[CHUNK]), missing: [] };
+    return said.software?.startsWith("localcontrol") ? await fromSettings(said) : null;
+  } catch (error) {
+    throw new Error(`${file.name}: ${error instanceof Error ? error.message : error}`);
+  }
+}
