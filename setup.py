@@ -46,6 +46,7 @@ EXTRAS = {
     "quality": ["matplotlib>=3.10", "scikit-image>=0.25", "torchmetrics>=1.8"],
     "dev": [
         "anyio>=4.5",
+        "axe-playwright-python>=0.1.4",
         "braceexpand>=0.1.7",
         "datasets>=4",
         "fastapi>=0.120",
@@ -59,6 +60,7 @@ EXTRAS = {
         "openai>=2",
         "openvino>=2025.4",
         "packaging",
+        "playwright>=1.50",
         "prometheus-client>=0.22",
         "psutil>=7",
         "pyarrow>=21",

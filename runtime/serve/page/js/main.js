@@ -126,7 +126,8 @@ class Page {
 
   /** Show everything but pixels as it is. */
   refresh() {
-    const { painting } = this, { history } = painting;
+    const { painting } = this, { history } = painting, { width, height } = painting.settings;
+    if (this.view.width !== width || this.view.height !== height) this.fit();
     panel.showList(painting);
     panel.showPanel(painting);
     settings.showSettings(painting);
@@ -181,7 +182,6 @@ class Page {
   /** @param {Packed} packed @param {string} label */
   async restore(packed, label) {
     this.painting.replace(await unpack(packed), label);
-    this.fit();
   }
 
   /** @param {Blob} picture */
@@ -246,11 +246,8 @@ class Page {
   /** @param {boolean} forth */
   step(forth) {
     if (this.hands.pointer !== null) return; // in the middle of a stroke
-    const { settings: before } = this.painting, label = forth ? this.painting.redo() : this.painting.undo();
-    if (label === null) return;
-    say(forth ? `Again: ${label}` : `Undone: ${label}`);
-    const { settings: after } = this.painting;
-    if (before.width !== after.width || before.height !== after.height) this.fit();
+    const label = forth ? this.painting.redo() : this.painting.undo();
+    if (label !== null) say(forth ? `Again: ${label}` : `Undone: ${label}`);
   }
 
   fit() {

@@ -9,6 +9,7 @@ export class View {
     this.scale = 1; // screen pixels of a picture's pixel
     this.x = 0; // of the picture's corner on the screen
     this.y = 0;
+    this.width = this.height = 0; // of the picture it was fitted to
     this.fitted = true; // nobody has moved it since it was fitted
   }
 
@@ -35,6 +36,7 @@ export class View {
 
   /** Show the whole picture. @param {number} width @param {number} height @param {number} w of the screen @param {number} h */
   fit(width, height, w, h) {
+    Object.assign(this, { width, height });
     this.scale = Math.min(LARGEST, Math.max(SMALLEST, Math.min(w / width, h / height) * 0.94));
     this.x = (w - width * this.scale) / 2;
     this.y = (h - height * this.scale) / 2;
