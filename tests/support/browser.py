@@ -196,11 +196,8 @@ class Tab:
 @contextmanager
 def tab(on, port: int, *, expected=(), **options):
     """The page of a server on this machine, in a browser that has never seen it."""
-    made = Tab(
-        on.new_context(viewport={"width": 1280, "height": 900}, **options),
-        f"http://127.0.0.1:{port}/",
-        expected,
-    )
+    options = {"viewport": {"width": 1280, "height": 900}} | options
+    made = Tab(on.new_context(**options), f"http://127.0.0.1:{port}/", expected)
     try:
         yield made
     except BaseException:
