@@ -19,7 +19,6 @@ test("live waits for quiet, but not for ever", () => {
     }
     now = time;
   };
-  live.took = LATEST;
   live.change();
   until(1000);
   assert.deepEqual(drawn, [QUIET]);
@@ -29,14 +28,23 @@ test("live waits for quiet, but not for ever", () => {
   }
   assert.ok(drawn.length >= 3);
   assert.ok(drawn.slice(1).every((at, i) => at - (i ? drawn[i] : 1000) <= LATEST + 100));
+  live.stop();
   drawn = [];
-  live.took = 300; // pictures that come quickly are asked for as often
+  live.painting = () => true; // a stroke that goes on is drawn picture by picture, each of 300 ms
+  live.busy = () => drawn.length > 0 && now < drawn[drawn.length - 1] + 300;
   for (let t = 10000; t <= 12000; t += 20) {
     until(t);
+    if (!live.busy()) live.drawn();
     live.change();
   }
-  assert.ok(drawn.length >= 5 && drawn.length <= 7);
+  assert.ok(drawn.length >= 6 && drawn.slice(1).every((at, i) => at - drawn[i] >= 300 && at - drawn[i] <= 320), drawn);
+  live.painting = () => false; // at its end the newest takes the running one's place
+  drawn = [now];
+  live.change();
+  until(now + 250);
+  assert.deepEqual(drawn, [now - 250, now]);
+  live.change();
   live.stop();
   until(20000);
-  assert.ok(drawn.length <= 7);
+  assert.equal(drawn.length, 2);
 });

@@ -167,7 +167,7 @@ class Tab:
     def touch(self, kind: str, *points):
         """Touch the picture with fingers. kind: touchStart, touchMove, touchEnd."""
         fingers = [dict(zip("xy", self.at(x, y), strict=True), id=i) for i, (x, y) in enumerate(points)]
-        self._session().send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+        self.protocol().send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
 
     def pen(self, kind: str, x: float, y: float, pressure: float):
         """Move a pen. kind: mousePressed, mouseMoved, mouseReleased."""
@@ -178,11 +178,12 @@ class Tab:
             "clickCount": 1,
             "pointerType": "pen",
         }
-        self._session().send(
+        self.protocol().send(
             "Input.dispatchMouseEvent", {"type": kind, "x": left, "y": top, "force": pressure} | about
         )
 
-    def _session(self):
+    def protocol(self):
+        """The tab's DevTools session."""
         if not hasattr(self, "session"):
             self.session = self.context.new_cdp_session(self.page)
         return self.session

@@ -18,7 +18,7 @@ const FLAT = 0.4, HATCHED = 0.9; // opacities of a mask's ground and of its hatc
 
 /** @param {number} colour @param {number} dots of the screen for each pixel of the page @returns {OffscreenCanvas} a cell of its hatching */
 function cell(colour, dots) {
-  const side = Math.round(CELL * dots), canvas = new OffscreenCanvas(side, side);
+  const side = Math.max(1, Math.round(CELL * dots)), canvas = new OffscreenCanvas(side, side);
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.scale(side / CELL, side / CELL);
   context.strokeStyle = COLOURS[colour];
@@ -136,12 +136,13 @@ export class Scene {
   }
 
   paint() {
+    if (!this.canvas.width || !this.canvas.height || !this.canvas.clientWidth) return;
     const { regions, chosen, ink, width, height } = this.state(), { context, view } = this;
     const used = new Set(regions.flatMap((each) => [each.mask, each.ink]));
     for (const bitmap of this.layers.keys()) if (!used.has(bitmap)) this.layers.delete(bitmap);
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    const dots = this.canvas.width / this.canvas.clientWidth || 1;
+    const dots = this.canvas.width / this.canvas.clientWidth;
     context.setTransform(view.scale * dots, 0, 0, view.scale * dots, view.x * dots, view.y * dots);
     context.imageSmoothingEnabled = view.scale < 3;
     context.fillStyle = "#808080";
@@ -152,7 +153,7 @@ export class Scene {
     if (this.opacity > 0) for (const each of active(regions)) this.mask(this.layer(each.mask, each.colour), each.colour, dots);
     context.globalAlpha = 1;
     if (chosen && ink) {
-      context.fillStyle = "#0009"; // a condition is light on dark
+      context.fillStyle = "#0006"; // a condition is light on dark
       context.fillRect(0, 0, width, height);
       context.drawImage(this.layer(chosen.ink, 0), 0, 0);
     }

@@ -15,7 +15,7 @@ import { Painting } from "./painting.js";
 import * as panel from "./panel.js";
 import { conditionOf } from "./photo.js";
 import { Pngs, signed, toZip, unpack } from "./project.js";
-import { request } from "./regions.js";
+import { acting, request } from "./regions.js";
 import { restored } from "./restore.js";
 import { Results } from "./results.js";
 import { Runner, said } from "./runner.js";
@@ -57,6 +57,9 @@ class Page {
     this.results = new Results((result) => this.present(result));
     this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.fileOf(what)));
     this.runner = new Runner(this.running(), tab);
+    this.live.painting = () => this.hands.pointer !== null;
+    this.live.busy = () => this.runner.busy;
+    /** @type {string[]} */ this.names = []; // of the regions that were sent
     this.pace = { changed: 0, drawn: 0, took: /** @type {number[]} */ ([]) }; // ms: the last change, the one that is drawn; to its picture
     /** @type {any} */ this.saving = null;
     /** @type {Promise<any>} */ this.saved = Promise.resolve();
@@ -88,11 +91,10 @@ class Page {
         this.scene.picture = shown;
         this.scene.draw();
       },
-      done: async (picture, about, { packed, passing, begun }) => {
+      done: async (picture, about, { packed, passing }) => {
         busy(false);
         const result = passing ? this.results.pass(picture, about, packed) : await this.results.add(picture, about, packed);
         await this.present(result);
-        if (begun) this.live.took = performance.now() - begun;
         if (this.pace.drawn) this.pace.took.push(performance.now() - this.pace.drawn);
         this.pace.took.splice(0, this.pace.took.length - 500);
         const outside = about.pixels_changed_outside;
@@ -101,7 +103,9 @@ class Page {
       },
       ended: (message, wrong) => {
         busy(false);
-        if (message) say(message, wrong);
+        this.live.drawn();
+        // the server counts what it was sent, a person sees names
+        if (message) say(message.replace(/regions\.(\d+)/, (text, i) => this.names[i] ?? text), wrong);
       },
     };
   }
@@ -150,14 +154,15 @@ class Page {
   /** Draw what is painted now. */
   draw() {
     this.live.stop();
-    const { painting, hands } = this, passing = hands.pointer !== null, begun = performance.now();
+    const { painting } = this, passing = this.live.painting();
     return this.runner.draw(async (anew) => {
       if (anew) this.sent = new WeakMap();
+      this.names = acting(painting.state.regions).map(({ region }) => region.name);
       const drawn = passing ? settings.draft(painting.settings, this.can) : painting.settings;
       const [packed, body] = await Promise.all([
         this.pngs.pack(painting.state), request(painting.state.regions, drawn, (what) => this.fileOf(what)),
       ]);
-      return { body, painted: { packed, passing, begun } };
+      return { body, painted: { packed, passing } };
     });
   }
 

@@ -10,6 +10,7 @@ import * as store from "./store.js";
  * }} Page  painted: what was given to `draw` with the request
  */
 
+const SOON = 1000; // ms: of a picture that is there by then, previews would only delay it
 const ENDS = ["failed", "cancelled", "interrupted"];
 
 export class Runner {
@@ -19,6 +20,8 @@ export class Runner {
     this.tab = tab;
     /** @type {AbortController | null} */ this.following = null;
     /** @type {string | null} */ this.job = null;
+    this.begun = 0; // ms: when the picture was asked for that is drawn now; 0 of one that was found again
+    this.took = Infinity; // ms that the last picture took
   }
 
   get busy() {
@@ -33,9 +36,10 @@ export class Runner {
     const send = async (/** @type {AbortController} */ following, /** @type {boolean} */ anew) => {
       const { body, painted } = await again(() => prepare(anew), following.signal);
       if (following.signal.aborted) return;
-      const sent = { ...body, session: this.tab, previews: true }, key = store.unique();
+      const sent = { ...body, session: this.tab, previews: this.took > SOON }, key = store.unique();
       await this.send({ tab: this.tab, key, sent, painted }, following);
     };
+    this.begun = performance.now();
     return this.run((following) => send(following, false).catch((error) => {
       if (error instanceof api.Refused && error.status === 404 && !this.job) return send(following, true);
       throw error;
@@ -44,6 +48,7 @@ export class Runner {
 
   /** Find again what was drawn when the page was left. @param {any} pending */
   resume(pending) {
+    this.begun = 0;
     return this.run((following) => this.send(pending, following));
   }
 
@@ -86,6 +91,7 @@ export class Runner {
         const picture = await again(() => api.picture(id), following.signal);
         if (following !== this.following) return "left";
         this.following = this.job = null;
+        if (this.begun) this.took = performance.now() - this.begun;
         await this.page.done(picture, data, painted);
         if (!this.busy) this.end("", false);
         return kind;
