@@ -103,8 +103,9 @@ def run(options: argparse.Namespace) -> None:
                 rows.append({"backend": name, **row})
             if engine is None:
                 rows += [{"backend": "", **row} for row in brush(page)]
-                if options.minutes:
-                    rows += [{"backend": name, **row} for row in soak(page, server, options.minutes)]
+    if options.minutes:
+        with serving() as (server, page):
+            rows += [{"backend": "torch", **row} for row in soak(page, server, options.minutes)]
     write_rows(options.out / "page.csv", [{**row, **environment()} for row in rows])
 
 
@@ -178,11 +179,6 @@ def brush(page: Tab) -> Iterator[dict]:
     took = page.page.evaluate("() => window.took")
     yield figure("brush event, 2048 x 2048", took["extend"])
     yield figure("frame, 2048 x 2048", took["paint"])
-    for side in ("width", "height"):
-        page.page.fill(f"#{side}", "128")
-        page.page.keyboard.press("Tab")
-    page.set("size", 8)
-    page.page.check("#live")
 
 
 def soak(page: Tab, server: Server, minutes: int) -> Iterator[dict]:

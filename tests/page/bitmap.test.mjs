@@ -110,6 +110,9 @@ test("a condition is painted in colour, and its edges stay as soft however often
   assert.deepEqual(white[0], white[1]);
   b.flood(made, { x: 0, y: 0 }, [0, 0, 200]);
   assert.deepEqual([...made.data.subarray(0, 3), ...made.data.subarray(3 * 18, 3 * 18 + 3)], [0, 0, 200, 255, 128, 0]);
+  const square = b.create(20, 20, 3);
+  b.outline(square, [{ x: 4, y: 4 }, { x: 16, y: 4 }, { x: 16, y: 16 }, { x: 4, y: 16 }], 1, [255, 255, 255]);
+  assert.deepEqual([[4, 10], [16, 10], [10, 4], [10, 10]].map(([x, y]) => square.data[3 * (20 * y + x)] > 127), [true, true, true, false]);
   b.rectangle(made, { x: 0, y: 0 }, { x: 12, y: 3 }, [0, 0, 0]);
   assert.ok(b.isEmpty(made));
   assert.deepEqual([...b.resized(b.create(2, 2, 3), 4, 4).data], Array(48).fill(0));

@@ -8,7 +8,7 @@ import { region } from "../../runtime/serve/page/js/regions.js";
 const settings = { prompt: "a", negative_prompt: "", width: 8, height: 8, steps: 10, guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6, draftSize: 1, draftPreset: "" };
 const made = () => {
   const heard = { shown: 0, changed: 0 };
-  const painting = new Painting({ regions: [region(1, 8, 8, "canny")], chosen: 1, next: 2, settings: { ...settings } }, {
+  const painting = new Painting({ regions: [region(1, 8, 8, "canny")], chosen: 1, settings: { ...settings } }, {
     shown: () => heard.shown++, changed: () => heard.changed++,
   });
   return { painting, heard };
@@ -76,6 +76,17 @@ test("pixels, sizes and whole paintings are undone together, in their order", ()
   assert.equal(painting.target, null);
   painting.undo();
   assert.equal(painting.target.width, 16);
+});
+
+test("a region's number is the smallest that is free", () => {
+  const { painting } = made(), ids = () => painting.state.regions.map((each) => each.id);
+  for (let i = 0; i < 3; i++) painting.add("canny");
+  painting.remove(painting.state.regions[1]);
+  painting.add("canny");
+  assert.deepEqual(ids(), [1, 3, 4, 2]);
+  painting.undo();
+  painting.undo();
+  assert.deepEqual(ids(), [1, 2, 3, 4]);
 });
 
 test("a copy shares nothing with its original", () => {

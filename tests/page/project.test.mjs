@@ -11,18 +11,19 @@ const painted = () => {
   const one = region(3, 16, 16, "canny");
   one.mask.data.fill(255);
   one.ink.data.fill(9);
-  const state = { regions: [one, region(5, 16, 16, "sketch")], chosen: 5, next: 6, settings };
+  const state = { regions: [one, region(5, 16, 16, "sketch")], chosen: 5, settings };
   const packed = { ...state, regions: state.regions.map((each) => ({ ...each, mask: blob(`m${each.id}`), ink: blob(`i${each.id}`) })) };
   return { state, packed };
 };
 const texts = (regions) => Promise.all(regions.flatMap((each) => [each.mask.text(), each.ink.text()]));
 
 test("a project's zip is opened as it was saved, and says what runtime.generate reads", async () => {
-  const { state, packed } = painted(), bytes = new Uint8Array(await (await toZip(state, packed, "embedded")).arrayBuffer());
-  const found = fromZip(bytes);
+  const { state, packed } = painted(), bytes = new Uint8Array(await (await toZip(state, packed, "embedded", blob("drawn"))).arrayBuffer());
+  const { packed: found, picture } = fromZip(bytes);
+  assert.equal(await picture.text(), "drawn");
   assert.deepEqual(await texts(found.regions), ["m3", "i3", "m5", "i5"]);
   assert.deepEqual({ ...found.settings }, settings);
-  assert.deepEqual([found.chosen, found.next, found.regions[1].adapter], [2, 3, "sketch"]);
+  assert.deepEqual([found.chosen, found.regions[1].adapter], [2, "sketch"]);
   const text = new TextDecoder().decode(bytes), listed = JSON.parse(text.slice(text.indexOf("[\n  {"), text.indexOf("\n]\n") + 2));
   assert.deepEqual(listed, [{ mask: "mask-3.png", start: 0, end: 1, condition: "condition-3.png", adapter: "canny", scale: 1, levels: [1, 1, 1, 1] }]);
 });
@@ -50,6 +51,7 @@ test("what is wrong in a stranger's project is named", async () => {
     change(bad);
     assert.throws(() => checked(JSON.stringify(bad), blob, null), said);
   };
+  assert.throws(() => fromText("{"), /project: its description is cut short/);
   refused((each) => delete each.settings.seed, /settings.seed: undefined; expected a number/);
   refused((each) => (each.settings.width = 1e9), /settings.width: 1000000000; expected 16 to/);
   refused((each) => (each.regions[1].scale = "strong"), /regions\[1\].scale: string; expected a number/);

@@ -127,6 +127,14 @@ export function lasso(bitmap, points, paint) {
   return rect;
 }
 
+/**
+ * Draw a line through points, back to the first, by a round brush.
+ * @param {Bitmap} bitmap @param {Point[]} points @param {number} radius @param {Paint} paint @returns {Rect}
+ */
+export function outline(bitmap, points, radius, paint) {
+  return points.map((p, i) => segment(bitmap, p, points[(i + 1) % points.length], radius, radius, paint)).reduce(join);
+}
+
 const NEAR = 96; // values that are taken for one colour when a condition is filled
 
 /** @param {Bitmap} bitmap @param {number} at a pixel @returns {(pixel: number) => boolean} whether another is like it */

@@ -99,8 +99,8 @@ export class Scene {
     /** @type {Map<Bitmap, Layer>} */ this.layers = new Map();
     this.hatching = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(1, 1).getContext("2d"));
     /** @type {Map<string, CanvasPattern>} */ this.hatches = new Map();
-    /** @type {CanvasImageSource | null} */ this.picture = null;
-    /** @type {CanvasImageSource | null} */ this.before = null; // for comparison
+    /** @type {ImageBitmap | OffscreenCanvas | null} */ this.picture = null;
+    /** @type {ImageBitmap | OffscreenCanvas | null} */ this.before = null; // for comparison
     this.split = 1; // the share of the width that shows the picture, the rest `before`
     this.opacity = 0.5; // of the masks over the picture
     this.asked = false;
@@ -137,27 +137,44 @@ export class Scene {
 
   paint() {
     if (!this.canvas.width || !this.canvas.height || !this.canvas.clientWidth) return;
-    const { regions, chosen, ink, width, height } = this.state(), { context, view } = this;
+    const { regions, width, height } = this.state(), { context, view } = this;
     const used = new Set(regions.flatMap((each) => [each.mask, each.ink]));
     for (const bitmap of this.layers.keys()) if (!used.has(bitmap)) this.layers.delete(bitmap);
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     const dots = this.canvas.width / this.canvas.clientWidth;
     context.setTransform(view.scale * dots, 0, 0, view.scale * dots, view.x * dots, view.y * dots);
-    context.imageSmoothingEnabled = view.scale < 3;
+    context.imageSmoothingEnabled = view.scale < 8;
+    context.imageSmoothingQuality = "high";
     context.fillStyle = "#808080";
     context.fillRect(0, 0, width, height);
-    if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
+    if (this.picture) this.whole(this.picture, width, height);
     if (this.before && this.split < 1) this.compare(width, height);
     context.imageSmoothingEnabled = false;
-    if (this.opacity > 0) for (const each of active(regions)) this.mask(this.layer(each.mask, each.colour), each.colour, dots);
+    if (this.opacity > 0) this.over(width, height, dots);
     context.globalAlpha = 1;
-    if (chosen && ink) {
-      context.fillStyle = "#0006"; // a condition is light on dark
-      context.fillRect(0, 0, width, height);
-      context.drawImage(this.layer(chosen.ink, 0), 0, 0);
-    }
     this.marks();
+  }
+
+  /** A picture in its own shape. @param {ImageBitmap | OffscreenCanvas} picture @param {number} width @param {number} height */
+  whole(picture, width, height) {
+    const scale = Math.min(width / picture.width, height / picture.height), [w, h] = [picture.width * scale, picture.height * scale];
+    this.context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+  }
+
+  /** The masks, and the condition that is drawn. @param {number} width @param {number} height @param {number} dots */
+  over(width, height, dots) {
+    const { regions, chosen, ink } = this.state(), { context } = this, drawn = active(regions);
+    for (const each of drawn) this.mask(this.layer(each.mask, each.colour), each.colour, dots);
+    if (!chosen) return;
+    context.globalAlpha = this.opacity;
+    if (!drawn.includes(chosen)) context.drawImage(this.layer(chosen.mask, chosen.colour), 0, 0); // what is painted is seen
+    if (!ink) return;
+    context.globalAlpha = 0.8 * this.opacity;
+    context.fillStyle = "#000"; // a condition is light on dark
+    context.fillRect(0, 0, width, height);
+    context.globalAlpha = 1;
+    context.drawImage(this.layer(chosen.ink, 0), 0, 0);
   }
 
   /** A mask in its colour, hatched by the screen's pixels. @param {OffscreenCanvas} layer @param {number} colour @param {number} dots */
@@ -189,7 +206,7 @@ export class Scene {
     context.beginPath();
     context.rect(at, 0, width - at, height);
     context.clip();
-    context.drawImage(/** @type {CanvasImageSource} */ (this.before), 0, 0, width, height);
+    if (this.before) this.whole(this.before, width, height);
     context.restore();
     context.fillStyle = "#fff";
     context.fillRect(at - 1 / this.view.scale, 0, 2 / this.view.scale, height);

@@ -36,7 +36,9 @@ export class Compare {
     this.asking?.abort();
     const asking = (this.asking = new AbortController());
     input("split").hidden = against === "";
-    if (!result || !against) return this.put(null);
+    get("legend").hidden = against !== "edges";
+    this.put(null);
+    if (!result || !against) return;
     try {
       const found = against === "previous" ? await this.before() : against === "free" ? await this.without(result, asking.signal) : await this.edges(result);
       if (asking === this.asking) this.put(found);
@@ -48,6 +50,12 @@ export class Compare {
   /** @param {ImageBitmap | OffscreenCanvas | null} picture */
   put(picture) {
     this.scene.before = picture;
+    this.draw();
+  }
+
+  /** Move the divider. @param {number} share of the width */
+  slide(share) {
+    input("split").value = String(100 * share);
     this.draw();
   }
 

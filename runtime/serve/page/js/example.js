@@ -17,7 +17,7 @@ export function example(can) {
   star.forEach((p, i) => segment(first.ink, p, star[(i + 1) % 10], side / 128, side / 128, white));
   lasso(first.mask, [at(0.03, 0.16), at(0.52, 0.16), at(0.52, 0.84), at(0.03, 0.84)], [255]);
   return {
-    regions: [first], chosen: 1, next: 2,
+    regions: [first], chosen: 1,
     settings: {
       prompt: "a red star and a blue circle on sand", negative_prompt: "", width: side, height: side, steps: whole ? 12 : 20,
       guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6,

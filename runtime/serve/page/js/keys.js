@@ -15,7 +15,7 @@ export function listen(acts, space) {
     if (event.isComposing || document.querySelector("dialog[open]")) return;
     const control = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
     const within = typing(event.target), graph = event.getModifierState("AltGraph"); // AltGr, which comes as Ctrl and Alt, writes [ and ]
-    if (event.key === " " && document.activeElement?.id === "canvas") {
+    if (event.key === " " && !typing(event.target) && document.querySelector("#canvas:hover, #canvas:focus")) {
       event.preventDefault();
       return space(true);
     }

@@ -46,13 +46,16 @@ class Page {
         this.touched();
       },
       changed: () => {
+        if (!this.runner.busy) say("");
         this.refresh();
         this.touched();
       },
     });
     this.pngs = new Pngs((bitmap) => this.painting.version(bitmap));
     /** @type {WeakMap<Blob, Promise<string>>} */ this.sent = new WeakMap(); // files that the server has
-    this.hands = new Hands(this.scene, this.view, this.painting, { resized: () => this.sized(), wanted: () => this.add() });
+    this.hands = new Hands(this.scene, this.view, this.painting, {
+      resized: () => this.sized(), wanted: () => this.add(), split: (share) => this.compare.slide(share),
+    });
     this.live = new Live(() => this.draw());
     this.results = new Results((result) => this.present(result));
     this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.fileOf(what)));
@@ -97,17 +100,19 @@ class Page {
         await this.present(result);
         if (this.pace.drawn) this.pace.took.push(performance.now() - this.pace.drawn);
         this.pace.took.splice(0, this.pace.took.length - 500);
-        const outside = about.pixels_changed_outside;
-        say([`Drawn in ${about.timings.running.toFixed(2)} s`, outside === undefined ? "" : `${outside} pixels changed outside`,
-          ...about.warnings].filter(Boolean).join(" · "));
+        say(this.named([`Drawn in ${about.timings.running.toFixed(2)} s`, ...about.warnings].join(" · ")));
       },
       ended: (message, wrong) => {
         busy(false);
         this.live.drawn();
-        // the server counts what it was sent, a person sees names
-        if (message) say(message.replace(/regions\.(\d+)/, (text, i) => this.names[i] ?? text), wrong);
+        if (message) say(this.named(message), wrong);
       },
     };
+  }
+
+  /** What the server says, with names for the regions that it counts. @param {string} message */
+  named(message) {
+    return message.replaceAll(/\bregions[.[](\d+)\]?/g, (text, i) => this.names[i] ?? text);
   }
 
   /** Something has changed: keep it, and draw it where the page is live. */
@@ -184,16 +189,18 @@ class Page {
     await this.compare.show(result, kept[(at < 0 ? kept.length : at) - 1] ?? null);
   }
 
-  /** @param {Packed} packed @param {string} label */
-  async restore(packed, label) {
+  /** @param {Packed} packed @param {string} label @param {Blob | null} [picture] what was drawn of it; none: what is shown stays */
+  async restore(packed, label, picture) {
     this.painting.replace(await unpack(packed), label);
+    if (picture) await this.present(await this.results.add(picture, { seed: packed.settings.seed }, packed));
   }
 
   /** @param {Blob} picture */
   async startFrom(picture) {
     const size = await decoded(picture);
     this.painting.set({ start: picture }, "Start");
-    if (stretched(size, this.painting.settings)) say(`It is ${size.width} x ${size.height} and will be stretched to the picture's size.`);
+    const shape = stretched(size, this.painting.settings) ? `, stretched from ${size.width} x ${size.height}` : "";
+    say(`The next one starts from that picture${shape}: see Start in the settings.`);
   }
 
   add() {
@@ -206,7 +213,7 @@ class Page {
     const { painting } = this, { width, height } = painting.settings, region = painting.chosen;
     const found = ink ? await conditionOf(picture, this.can.preprocessors, { width, height }) : await pixels(picture, width, height, 1);
     if (!found || !region) return;
-    painting.ink = ink;
+    this.paints(ink);
     painting.rework(ink ? region.ink : region.mask, ink ? "Load a condition" : "Load a mask", ({ data }) => data.set(found));
     const size = await decoded(picture);
     if (!ink && stretched(size, { width, height })) say(`The mask was ${size.width} x ${size.height} and has been stretched.`);
@@ -217,7 +224,7 @@ class Page {
   async take(file, start = false) {
     const found = await restored(file);
     if (found) {
-      await this.restore(found.packed, `Open ${file.name}`);
+      await this.restore(found.packed, `Open ${file.name}`, found.picture);
       say(found.missing.length ? `Opened, but without ${found.missing.join(", ")}` : `Opened ${file.name}`, found.missing.length > 0);
     } else if (start) await this.startFrom(file);
     else await this.load(file, this.painting.ink);
@@ -244,7 +251,9 @@ class Page {
 
   /** @param {boolean} ink whether the tools draw the condition */
   paints(ink) {
+    if (this.hands.pointer !== null) return; // in the middle of a stroke
     this.painting.ink = ink;
+    this.sized();
     this.refresh();
   }
 
@@ -304,7 +313,7 @@ function listen(page) {
     start: () => page.tried(files.choose(IMAGES).then((file) => page.startFrom(file))),
     nostart: () => painting.set({ start: null }, "Start"),
     import: () => page.tried(files.choose(`${IMAGES}, .zip`).then((file) => page.take(file, true))),
-    export: () => page.tried(page.pngs.pack(painting.state).then((packed) => toZip(painting.state, packed, can.model)).then((zip) => files.download(zip, "project.zip"))),
+    export: () => page.tried(exported(page)),
     help: () => /** @type {HTMLDialogElement} */ (get("keys")).showModal(),
   });
   onResult(page);
@@ -332,6 +341,17 @@ function listen(page) {
   }
 }
 
+/** Save the project, with the picture that is shown. @param {Page} page */
+async function exported({ painting, pngs, results, can }) {
+  const packed = await pngs.pack(painting.state), picture = results.current?.picture ?? null;
+  files.download(await toZip(painting.state, packed, can.model, picture), `${named(painting.settings.prompt)}.zip`);
+}
+
+/** A file's name by what it shows. @param {string} prompt */
+function named(prompt) {
+  return prompt.slice(0, 60).trim() || "picture";
+}
+
 /** Save the mask or the condition that is at hand. @param {Page} page */
 async function save({ painting, pngs }) {
   const { target, chosen, ink } = painting;
@@ -345,7 +365,7 @@ function onResult(page) {
     again: on((result) => page.restore(result.packed, "Settings of a result")),
     "as-start": on((result) => page.startFrom(result.picture)),
     "as-condition": on((result) => page.load(result.picture, true)),
-    save: on(async ({ picture, packed, about }) => files.download(await signed(picture, packed), `${packed.settings.prompt.slice(0, 60) || "picture"} ${about.seed}.png`)),
+    save: on(async ({ id, picture, packed, about }) => files.download(await signed(picture, packed), `${named(packed.settings.prompt)} ${about.seed}-${id}.png`)),
   });
 }
 
@@ -357,15 +377,18 @@ function listenToKeys(page) {
     input("opacity").value = String(100 * scene.opacity);
     scene.draw();
   };
+  // in the middle of a stroke nothing else begins
+  const idle = (/** @type {Record<string, () => void>} */ acts) => Object.fromEntries(
+    Object.entries(acts).map(([key, act]) => [key, () => hands.pointer === null && act()]));
   const tools = Object.entries(TOOLS).map(([key, name]) => [key, () => page.tool(/** @type {any} */ (name))]);
   keys.listen({
     always: { "ctrl+enter": () => page.order(), escape: () => page.runner.cancel() },
     control: { z: () => page.step(false), "shift+z": () => page.step(true), y: () => page.step(true) },
-    plain: {
+    plain: idle({
       ...Object.fromEntries(tools), n: () => page.add(), x: () => page.paints(!painting.ink), m: masks, 0: () => page.fit(),
       1: () => page.zoom(1 / page.view.scale), "+": () => page.zoom(1.25), "=": () => page.zoom(1.25), "-": () => page.zoom(0.8),
       "[": () => hands.resize(hands.size / 1.15), "]": () => hands.resize(hands.size * 1.15), "?": () => get("help").click(),
-    },
+    }),
   }, (held) => (hands.space = held));
 }
 

@@ -35,7 +35,7 @@ export async function fromSettings(said) {
   const listed = JSON.parse(said.regions ?? "[]");
   const regions = [];
   for (const [i, given] of listed.entries()) regions.push(await regionOf(given, i + 1, settings, missing));
-  return { packed: { settings, regions, chosen: regions.length ? 1 : 0, next: regions.length + 1 }, missing };
+  return { packed: { settings, regions, chosen: regions.length ? 1 : 0 }, missing };
 }
 
 /**

@@ -7,7 +7,7 @@ import * as regions from "./regions.js";
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 /** @typedef {import("./bitmap.js").Rect} Rect */
 /** @typedef {regions.Region} Region */
-/** @typedef {{regions: Region[], chosen: number, next: number, settings: regions.Settings}} State  next: the next region's number */
+/** @typedef {{regions: Region[], chosen: number, settings: regions.Settings}} State */
 
 export class Painting {
   /**
@@ -107,17 +107,16 @@ export class Painting {
   /** @param {string} adapter */
   add(adapter) {
     this.edit("Add a region", (state) => {
-      const made = regions.region(state.next++, state.settings.width, state.settings.height, adapter);
+      const made = regions.region(free(state), state.settings.width, state.settings.height, adapter);
       state.regions.push(made);
       state.chosen = made.id;
     });
-    this.ink = false;
   }
 
   /** @param {Region} region */
   copy(region) {
     this.edit("Copy a region", (state) => {
-      const made = regions.duplicate(region, state.next++);
+      const made = regions.duplicate(region, free(state));
       state.regions.push(made);
       state.chosen = made.id;
     });
@@ -169,6 +168,13 @@ export class Painting {
     if (label !== null) this.heard.changed();
     return label;
   }
+}
+
+/** The smallest number that no region has. @param {State} state */
+function free(state) {
+  let id = 1;
+  while (state.regions.some((each) => each.id === id)) id++;
+  return id;
 }
 
 /** The same state in other objects; bitmaps are shared. @param {State} state @returns {State} */

@@ -19,13 +19,18 @@ export function showList(painting) {
   list.replaceChildren(...regions.map((each, i) => {
     const said = wrong.filter((one) => one.region === each.id).map((one) => make("p", { class: "warning" }, one.text));
     const current = each === chosen, last = i === regions.length - 1;
-    return make("li", { "aria-current": String(current) }, first(painting, each, i), ...(current ? [acts(painting, each, i, last)] : []), ...said);
+    return make("li", { "aria-current": String(current) }, first(painting, each), ...(current ? [acts(painting, each, i, last)] : []), ...said);
   }));
+  const current = list.querySelector("[aria-current=true]");
+  if (painting.state.chosen !== seen) current?.scrollIntoView({ block: "nearest" });
+  seen = painting.state.chosen;
   if (focused) list.querySelector(`[data-key="${focused}"]`)?.dispatchEvent(new Event("focusback"));
   const nowhere = get("nowhere"), about = wrong.find((one) => one.region === 0);
   nowhere.hidden = !about;
   nowhere.textContent = about?.text ?? "";
 }
+
+let seen = 0; // the region that was chosen when the list was shown last
 
 /** @param {string} key @param {string} text @param {Record<string, any>} options a button that keeps the focus when the list is made anew */
 function button(key, text, options) {
@@ -34,16 +39,17 @@ function button(key, text, options) {
   return made;
 }
 
-/** @param {Painting} painting @param {Region} region @param {number} i its place */
-function first(painting, region, i) {
-  const toggle = (/** @type {"shown" | "solo"} */ field, /** @type {string} */ name) =>
+/** @param {Painting} painting @param {Region} region */
+function first(painting, region) {
+  const toggle = (/** @type {"shown" | "solo"} */ field, /** @type {string} */ name, /** @type {string} */ title) =>
     button(`${field}-${region.id}`, name, {
-      "aria-pressed": String(region[field]), "aria-label": `${name} ${region.name}`,
+      "aria-pressed": String(region[field]), "aria-label": `${name}: ${region.name}`, title,
       onclick: () => painting.edit(name, () => (region[field] = !region[field])),
     });
   const name = button(`name-${region.id}`, "", { class: "name", onclick: () => painting.choose(region.id) });
-  name.append(mark(region.colour, i + 1), make("span", {}, region.name));
-  return make("div", { class: "row" }, name, toggle("shown", "Show"), toggle("solo", "Solo"));
+  name.append(mark(region.colour, region.id), make("span", {}, region.name));
+  return make("div", { class: "row" }, name, 
+    toggle("shown", "On", "Off: it neither acts nor is seen"), toggle("solo", "Solo", "Only this one acts"));
 }
 
 /** @param {Painting} painting @param {Region} region @param {number} i its place @param {boolean} last */

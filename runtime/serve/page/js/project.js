@@ -18,6 +18,7 @@ const SETTINGS = {
   prompt: "", negative_prompt: "", width: 1, height: 1, steps: 1, guidance: 1, scheduler: "", seed: 1, held: false, strength: 1,
   draftSize: 1, draftPreset: "",
 };
+const DRAWN = "drawn.png"; // in a project: the picture that was seen last
 const MOST_SIDE = 8192;
 
 /** Makes PNGs of bitmaps, once for as long as they are the same. */
@@ -76,8 +77,8 @@ export function command({ settings, regions }, model) {
   return `python -m runtime.generate ${given.map(([name, value]) => `--${name}=${quoted(value)}`).join(" ")}\n`;
 }
 
-/** @param {State} state @param {Packed} packed the same @param {string} model @returns {Promise<Blob>} */
-export async function toZip(state, packed, model) {
+/** @param {State} state @param {Packed} packed the same @param {string} model @param {Blob | null} picture what it gave @returns {Promise<Blob>} */
+export async function toZip(state, packed, model, picture) {
   const text = (/** @type {any} */ value) => new Blob([`${JSON.stringify(value, null, 2)}\n`]);
   const names = (/** @type {number} */ id) => ({ mask: `mask-${id}.png`, ink: `condition-${id}.png` });
   const listed = acting(state.regions).map((one) => {
@@ -93,11 +94,12 @@ export async function toZip(state, packed, model) {
   ];
   for (const each of packed.regions) files.push([names(each.id).mask, each.mask], [names(each.id).ink, each.ink]);
   if (packed.settings.start) files.push(["start.png", packed.settings.start]);
+  if (picture) files.push([DRAWN, picture]);
   const entries = await Promise.all(files.map(async ([name, blob]) => ({ name, data: new Uint8Array(await blob.arrayBuffer()) })));
   return new Blob([zip.write(entries)], { type: "application/zip" });
 }
 
-/** @param {Uint8Array} bytes @returns {Packed} Raises Error where it is no project. */
+/** @param {Uint8Array} bytes @returns {{packed: Packed, picture: Blob | null}} Raises Error where it is no project. */
 export function fromZip(bytes) {
   const files = new Map(zip.read(bytes).map(({ name, data }) => [name, data]));
   const picture = (/** @type {string} */ name) => {
@@ -108,7 +110,7 @@ export function fromZip(bytes) {
   const project = files.get("project.json");
   if (!project) throw new Error("project: it has no project.json; expected a zip that this page has saved");
   const start = files.has("start.png") ? picture("start.png") : null;
-  return checked(new TextDecoder().decode(project), picture, start);
+  return { packed: checked(new TextDecoder().decode(project), picture, start), picture: files.has(DRAWN) ? picture(DRAWN) : null };
 }
 
 /** @param {Packed} packed @returns {Promise<string>} */
@@ -122,7 +124,7 @@ export async function toText(packed) {
 
 /** @param {string} text @returns {Packed} */
 export function fromText(text) {
-  const { start } = JSON.parse(text);
+  const { start } = parsed(text);
   return checked(text, fromBase64, typeof start === "string" ? fromBase64(start) : null);
 }
 
@@ -132,7 +134,7 @@ export function fromText(text) {
  * @returns {Packed} Raises Error, naming what is wrong.
  */
 export function checked(text, picture, start) {
-  const given = JSON.parse(text), settings = { preset: "", start, ...taken(given.settings, SETTINGS, "settings") };
+  const given = parsed(text), settings = { preset: "", start, ...taken(given.settings, SETTINGS, "settings") };
   for (const side of ["width", "height"]) {
     const value = settings[side];
     if (!Number.isInteger(value) || value < 16 || value > MOST_SIDE) throw new Error(`settings.${side}: ${value}; expected 16 to ${MOST_SIDE}`);
@@ -146,7 +148,16 @@ export function checked(text, picture, start) {
     return { ...made, ...found, mask: picture(each.mask), ink: picture(each.ink) };
   });
   const chosen = given.regions.findIndex((/** @type {any} */ each) => each.id === given.chosen) + 1;
-  return { settings, regions, chosen: chosen || (regions.length ? 1 : 0), next: regions.length + 1 };
+  return { settings, regions, chosen: chosen || (regions.length ? 1 : 0) };
+}
+
+/** @param {string} text */
+function parsed(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch {
+    throw new Error("project: its description is cut short or changed; expected what this page has saved");
+  }
 }
 
 /** The fields of an object that a template has, of the same types. @param {any} given @param {any} template @param {string} where @returns {any} */

@@ -59,6 +59,7 @@ export class Results {
     if (focused) /** @type {HTMLElement | null} */ (document.querySelector(`[data-result="${focused}"]`))?.focus();
     get("result").hidden = this.current === null;
     if (this.current) get("result-said").textContent = get("result-said").title = said(this.current);
+    get("results").querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   /** @param {Result} result */
@@ -79,5 +80,6 @@ export class Results {
 /** @param {Result} result */
 function said({ about, packed }) {
   const { prompt, width, height, steps } = packed.settings;
-  return `${prompt || "no words"} · ${width} x ${height}, ${steps} steps, seed ${about.seed}`;
+  const outside = about.pixels_changed_outside === undefined ? "" : ` · ${about.pixels_changed_outside} pixels changed outside`;
+  return `${prompt || "no words"} · ${width} x ${height}, ${steps} steps, seed ${about.seed}${outside}`;
 }

@@ -20,6 +20,7 @@ export class Runner {
     this.tab = tab;
     /** @type {AbortController | null} */ this.following = null;
     /** @type {string | null} */ this.job = null;
+    /** @type {Promise<string | null>} */ this.submitting = Promise.resolve(null); // the last one's sending
     this.begun = 0; // ms: when the picture was asked for that is drawn now; 0 of one that was found again
     this.took = Infinity; // ms that the last picture took
   }
@@ -68,8 +69,15 @@ export class Runner {
   /** Send a request, if the server has not got it yet, and follow it. @param {any} pending @param {AbortController} following */
   async send(pending, following) {
     store.expect(pending);
-    const id = pending.id ?? (await again(() => api.submit(pending.sent, pending.key), following.signal)).id;
-    if (following !== this.following) return;
+    const before = this.submitting; // an older one that comes later would take this one's place
+    const submitted = (async () => {
+      await before.catch(() => {});
+      if (following !== this.following) return null;
+      return pending.id ?? (await again(() => api.submit(pending.sent, pending.key), following.signal)).id;
+    })();
+    this.submitting = submitted;
+    const id = await submitted;
+    if (id === null || following !== this.following) return;
     this.job = id;
     store.expect({ ...pending, id });
     for (let end = "interrupted", tries = 0; end === "interrupted" && tries < 5; tries++) {

@@ -40,6 +40,9 @@ function limit(side, sizes) {
   Object.assign(input(side), { min: String(least), max: String(most), step: String(sizes.multiple) });
 }
 
+/** @type {Blob | null} */
+let pictured = null; // the picture to start from that is shown
+
 /** @param {Painting} painting */
 export function showSettings({ settings }) {
   for (const [id, name] of Object.entries(SAME)) {
@@ -48,6 +51,13 @@ export function showSettings({ settings }) {
   get("strength-field").hidden = get("nostart").hidden = settings.start === null;
   get("strength-said").textContent = `${Math.round(100 * settings.strength)} %`;
   get("start-said").textContent = settings.start === null ? "from noise" : "from a picture";
+  const shown = /** @type {HTMLImageElement} */ (get("start-picture"));
+  shown.hidden = settings.start === null;
+  if (settings.start !== pictured) {
+    URL.revokeObjectURL(shown.src);
+    if (settings.start) shown.src = URL.createObjectURL(settings.start);
+    pictured = settings.start;
+  }
 }
 
 /**

@@ -1,6 +1,6 @@
 // Hands on the canvas: mouse, pen and fingers, as strokes of the tool at hand; and the view's moves.
 
-import { flood, lasso, reach, rectangle, segment, whole } from "./bitmap.js";
+import { flood, lasso, outline, reach, rectangle, segment, whole } from "./bitmap.js";
 import { Recording } from "./history.js";
 
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
@@ -10,8 +10,8 @@ import { Recording } from "./history.js";
 export class Hands {
   /**
    * @param {import("./canvas.js").Scene} scene @param {import("./view.js").View} view
-   * @param {import("./painting.js").Painting} painting @param {{resized: () => void, wanted: () => void}} page
-   *   resized: the brush is of another size; wanted: a region to paint on
+   * @param {import("./painting.js").Painting} painting @param {{resized: () => void, wanted: () => void, split: (share: number) => void}} page
+   *   resized: the brush is of another size; wanted: a region to paint on; split: the divider of what is compared is moved
    */
   constructor(scene, view, painting, page) {
     this.scene = scene;
@@ -19,7 +19,7 @@ export class Hands {
     this.painting = painting;
     this.page = page;
     /** @type {Tool} */ this.tool = "brush";
-    this.size = 16; // the brush's diameter, pixels of the picture
+    this.sizes = { mask: 16, ink: 2 }; // the brush's diameter, pixels of the picture: a condition is thin lines
     this.colour = [255, 255, 255]; // of a condition's ink
     /** @type {Recording | null} */ this.recording = null;
     /** @type {Point[]} */ this.path = [];
@@ -30,13 +30,17 @@ export class Hands {
     this.drawing = ""; // what kind of pointer it is
     this.pen = 0; // when a pen was last seen, ms: fingers near it are a hand that rests
     /** @type {Map<number, Point>} */ this.fingers = new Map();
-    /** @type {"pan" | "size" | null} */ this.mode = null;
+    /** @type {"pan" | "size" | "split" | null} */ this.mode = null;
     this.space = false;
     const { canvas } = scene;
     for (const [name, handle] of /** @type {[string, (event: any) => void][]} */ ([
       ["pointerdown", this.down], ["pointermove", this.move], ["pointerup", this.up], ["pointercancel", this.up], ["lostpointercapture", this.up],
       ["pointerleave", this.leave], ["wheel", this.wheel], ["contextmenu", (e) => e.preventDefault()],
     ])) canvas.addEventListener(name, handle.bind(this), { passive: false });
+  }
+
+  get size() {
+    return this.sizes[this.painting.ink ? "ink" : "mask"];
   }
 
   /** @param {MouseEvent} event @returns {Point} on the canvas */
@@ -62,9 +66,15 @@ export class Hands {
     this.scene.canvas.setPointerCapture(event.pointerId); // a stroke that leaves the canvas goes on
     this.pointer = event.pointerId;
     this.drawing = event.pointerType;
-    this.mode = event.button === 1 || this.space ? "pan" : event.altKey ? "size" : null;
+    this.mode = event.button === 1 || this.space ? "pan" : event.altKey ? "size" : this.atDivider(at) ? "split" : null;
     this.path = [at];
     if (!this.mode && (event.button === 0 || event.button === 5)) this.begin(event, this.view.toPicture(at));
+  }
+
+  /** Whether a point is on the line between what is compared. @param {Point} at on the canvas */
+  atDivider(at) {
+    const { scene, view } = this, divider = view.x + scene.split * this.painting.settings.width * view.scale;
+    return scene.before !== null && Math.abs(at.x - divider) < 8;
   }
 
   /** @param {PointerEvent} event @param {Point} at */
@@ -112,9 +122,11 @@ export class Hands {
     const at = this.onScreen(event);
     if (event.pointerType === "pen") this.pen = performance.now();
     if (this.fingers.has(event.pointerId) && this.fingers.size === 2) return this.pinch(event.pointerId, at);
-    this.scene.brush = { ...this.view.toPicture(at), radius: this.size / 2 };
+    this.scene.brush = { ...this.view.toPicture(at), radius: this.radiusShown() };
+    this.scene.canvas.style.cursor = this.atDivider(at) ? "ew-resize" : "";
     if (event.pointerId === this.pointer) {
       if (this.mode === "pan") this.view.pan(at.x - this.path[0].x, at.y - this.path[0].y);
+      if (this.mode === "split") this.page.split(this.view.toPicture(at).x / this.painting.settings.width);
       if (this.mode === "size") this.resize(this.size * Math.exp((at.x - this.path[0].x) / 120));
       if (this.mode) this.path = [at];
       else for (const each of steps(event)) this.extend(each);
@@ -144,13 +156,25 @@ export class Hands {
     const bitmap = this.recording?.bitmap;
     if (bitmap && (this.tool === "rectangle" || this.tool === "lasso")) {
       this.recording?.keep(whole(bitmap));
-      const paint = this.paint(bitmap, event.shiftKey); // with shift what is inside is erased
-      const rect = this.tool === "lasso"
-        ? lasso(bitmap, this.path, paint)
-        : rectangle(bitmap, this.path[0], this.path[this.path.length - 1], paint);
-      this.painting.touch(bitmap, rect);
+      this.painting.touch(bitmap, this.shape(bitmap, event.shiftKey));
     }
     this.end();
+  }
+
+  /**
+   * Fill a mask's rectangle or lasso; of a condition, which is lines, draw its outline. Erasing takes all that is inside.
+   * @param {Bitmap} bitmap @param {boolean} erase
+   */
+  shape(bitmap, erase) {
+    const paint = this.paint(bitmap, erase), [a, b] = [this.path[0], this.path[this.path.length - 1]];
+    const corners = this.tool === "lasso" ? this.path : [a, { x: b.x, y: a.y }, b, { x: a.x, y: b.y }];
+    if (this.painting.ink && !erase) return outline(bitmap, corners, this.size / 2, paint);
+    return this.tool === "lasso" ? lasso(bitmap, corners, paint) : rectangle(bitmap, a, b, paint);
+  }
+
+  /** The radius of the ring under the pointer: none where the tool is no brush. */
+  radiusShown() {
+    return this.tool === "brush" || this.tool === "eraser" ? this.size / 2 : 0;
   }
 
   end() {
@@ -198,8 +222,8 @@ export class Hands {
 
   /** @param {number} size */
   resize(size) {
-    this.size = Math.min(400, Math.max(1, size));
-    if (this.scene.brush) this.scene.brush.radius = this.size / 2;
+    this.sizes[this.painting.ink ? "ink" : "mask"] = Math.min(400, Math.max(1, size));
+    if (this.scene.brush) this.scene.brush.radius = this.radiusShown();
     this.page.resized();
     this.scene.draw();
   }

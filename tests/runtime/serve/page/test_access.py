@@ -79,11 +79,11 @@ def test_all_but_freehand_by_keyboard(page):
 
 
 def test_the_focus_stays_where_it_is_while_the_list_changes(page):
-    button = page.page.get_by_role("button", name="Show A star")
+    button = page.page.get_by_role("button", name="On: A star")
     button.focus()
     for pressed in ("false", "true"):
         page.page.keyboard.press("Enter")
-        assert page.page.evaluate("() => document.activeElement.getAttribute('aria-label')") == "Show A star"
+        assert page.page.evaluate("() => document.activeElement.getAttribute('aria-label')") == "On: A star"
         assert button.get_attribute("aria-pressed") == pressed
 
 

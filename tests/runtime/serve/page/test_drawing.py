@@ -27,7 +27,8 @@ def test_a_sketch_in_a_region_has_its_edges_there_and_no_pixel_outside_changes(d
     page.stroke((20, 40), (56, 40), (56, 84), (20, 84), (20, 40), steps=12)
     page.page.check("#held")
     page.page.click("#draw")
-    page.says("0 pixels changed outside")
+    page.says("Drawn in")
+    assert page.page.locator("#result-said").inner_text().endswith("seed 1 · 0 pixels changed outside")
     made, mask, ink = page.picture(), page.bitmap(), page.bitmap("ink")[..., 0]
     free = alone(page)
     outside = mask == 0
@@ -122,7 +123,7 @@ def test_cancelled_within_a_step(drawn, server):
 def test_what_the_server_refuses_is_said(page):
     page.get("page.painting.change({adapter: 'depth'}, 'Adapter')")
     page.page.click("#draw")
-    page.page.locator("#status.wrong", has_text="depth").wait_for()
+    page.page.locator("#status.wrong", has_text="A star: adapter 'depth' is unknown").wait_for()
     assert page.page.locator("#r-adapter option:checked").inner_text() == "depth (not here)"
     page.wrong = [each for each in page.wrong if "422" not in each]  # the browser logs what was refused
 

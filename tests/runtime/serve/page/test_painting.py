@@ -95,6 +95,52 @@ def test_rectangle_lasso_and_fill(page):
     assert (page.bitmap() == 255).all()
 
 
+def test_in_a_condition_a_rectangle_is_its_outline_by_a_thin_brush(page):
+    page.clean()
+    page.set("size", 30)
+    page.page.keyboard.press("x")
+    assert page.page.input_value("#size") == "2"
+    page.page.keyboard.press("r")
+    page.stroke((30, 30), (90, 90))
+    ink = page.bitmap("ink")[..., 0]
+    assert (ink[30, 30:90] > 127).all() and (ink[30:90, 90] > 127).all() and not ink[34:86, 34:86].any()
+    page.page.keyboard.press("x")
+    assert page.page.input_value("#size") == "30"
+
+
+def test_the_divider_is_dragged_and_space_pans_whatever_has_the_focus(drawn):
+    page = drawn
+    page.page.select_option("#against", "free")
+    page.page.wait_for_selector("#split:visible")
+    while page.get("page.scene.before === null"):
+        page.page.wait_for_timeout(20)
+    before = page.bitmap()
+    page.stroke((64, 20), (100, 20))
+    assert (page.bitmap() == before).all() and abs(page.get("page.scene.split") - 100 / 128) < 0.02
+    page.page.select_option("#against", "")
+    page.page.click("#fit")
+    page.page.mouse.move(*page.at(64, 20))
+    page.page.keyboard.down(" ")
+    left = page.get("page.view.x")
+    page.stroke((64, 20), (80, 20))
+    page.page.keyboard.up(" ")
+    assert (page.bitmap() == before).all() and page.get("page.view.x") > left + 20
+
+
+def test_keys_in_the_middle_of_a_stroke_wait(page):
+    page.clean()
+    page.page.mouse.move(*page.at(20, 20))
+    page.page.mouse.down()
+    page.page.mouse.move(*page.at(40, 20))
+    for key in ("e", "x", "Control+z", "n", "r"):
+        page.page.keyboard.press(key)
+    page.page.mouse.move(*page.at(80, 20), steps=3)
+    page.page.mouse.up()
+    assert (page.bitmap()[20, 20:80] == 255).all() and page.get("page.hands.tool") == "brush"
+    page.page.keyboard.press("Control+z")
+    assert not page.bitmap().any()
+
+
 def test_sixty_four_strokes_are_undone_and_done_again(page):
     page.clean()
     page.set("size", 6)
