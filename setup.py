@@ -43,6 +43,7 @@ EXTRAS = {
         "starlette>=0.46",
         "uvicorn>=0.34",
     ],
+    "batch": ["anyio>=4.5", "pyarrow>=21", "pydantic>=2.11"],
     "quality": ["matplotlib>=3.10", "scikit-image>=0.25", "torchmetrics>=1.8"],
     "dev": [
         "anyio>=4.5",

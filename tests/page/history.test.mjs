@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { create, invert, segment, whole } from "../../runtime/serve/page/js/bitmap.js";
-import { History, LEAST, MOST_BYTES, Recording } from "../../runtime/serve/page/js/history.js";
+import { History, LEAST, MOST, MOST_BYTES, Recording } from "../../runtime/serve/page/js/history.js";
 
 test("a hundred strokes are undone and done again, to the pixel", () => {
   const bitmap = create(200, 150), history = new History(), states = [bitmap.data.slice()];
@@ -53,6 +53,8 @@ test("bounded in bytes, but never below the least", () => {
   const history = new History(), step = () => ({ label: "x", bytes: MOST_BYTES / 70, undo() {}, redo() {} });
   for (let i = 0; i < 200; i++) history.add(step());
   assert.equal(history.done.length, 70);
+  for (let i = 0; i < 300; i++) history.add({ ...step(), bytes: 1 });
+  assert.equal(history.done.length, MOST);
   for (let i = 0; i < 200; i++) history.add({ ...step(), bytes: MOST_BYTES });
   assert.equal(history.done.length, LEAST);
 });

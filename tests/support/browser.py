@@ -80,7 +80,7 @@ class Tab:
 
     def says(self, text: str):
         """Wait until the status says something with this text."""
-        self.page.locator("#status", has_text=text).wait_for()
+        self.page.locator("#status, #step", has_text=text).first.wait_for()
 
     def get(self, expression: str):
         """A value of the page's own object."""

@@ -7,6 +7,7 @@
 
 export const TILE = 64;
 export const LEAST = 64; // steps that are kept, however large
+export const MOST = 200; // steps, however small
 export const MOST_BYTES = 256 * 2 ** 20;
 
 export class History {
@@ -20,7 +21,7 @@ export class History {
     this.done.push(step);
     this.undone = [];
     let bytes = this.done.reduce((sum, each) => sum + each.bytes, 0);
-    while (this.done.length > LEAST && bytes > MOST_BYTES) {
+    while (this.done.length > LEAST && (bytes > MOST_BYTES || this.done.length > MOST)) {
       bytes -= /** @type {Step} */ (this.done.shift()).bytes;
     }
   }

@@ -1,0 +1,160 @@
+"""python -m runtime.batch REQUESTS OUT [--model MODEL ...]
+
+Draw every request of a file; --help lists the options.
+"""
+
+from __future__ import annotations
+
+# isort: off
+import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other imports take
+# isort: on
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from runtime.cli.command import Parser, exit_code, quick_imports
+from runtime.cli.options import add_model, add_speed
+from runtime.errors import InputError
+
+EXAMPLES = """\
+a line of REQUESTS, with paths from its folder:
+  {"prompt": "a red star on sand", "seed": 7, "steps": 20,
+   "regions": [{"condition": "star.png", "mask": "left.png", "adapter": "canny", "scale": 0.9}]}
+
+examples:
+  python -m runtime.batch requests.jsonl pictures
+  python -m runtime.batch requests.parquet pictures --model sdxl.safetensors --adapter canny=t2i-adapter-canny-sdxl-1.0
+"""
+SAID = 10.0  # seconds between two lines of progress, where stderr is no terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0; 1 where a request was refused or has failed; 2 for bad input; 130 after Ctrl-C."""
+    options = make_parser().parse_args(arguments)
+    return exit_code(lambda: run(options), "interrupted: what is drawn stays; run it again for the rest")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m runtime.batch",
+        usage="%(prog)s REQUESTS OUT [--model MODEL] [options]",
+        description="Draw every request of a file. A picture is OUT/ab/<id>.png, where the id is a hash of its "
+        "request, the model and the adapters; OUT/results (parquet) has a row for each: id, file, seed, seconds, "
+        "error, source. Run again, it draws what is missing; a bad request is a row with its error.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "requests", type=Path, metavar="REQUESTS", help=".jsonl, .parquet, or a folder of regions.json"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder, made where there is none")
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="rows of the UNet in a step (default: by the machine)",
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="no picture shares a step: the same bits every time"
+    )
+    group.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="counts, seconds, pictures a second, versions"
+    )
+    add_model(parser.add_argument_group("the model"))
+    add_speed(parser.add_argument_group("speed and memory"))
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, load, draw."""
+    try:
+        import pyarrow  # noqa: F401
+        import pydantic  # noqa: F401
+    except ImportError as error:
+        needs = f"batch needs the package {error.name}; install it: pip install 'localcontrol[batch]'"
+        raise InputError(needs) from error
+    from runtime.batch.requests import read
+
+    if options.rows < 0:
+        raise InputError(f"--rows {options.rows}: expected 0 or more")
+    if options.report and not options.report.parent.is_dir():
+        raise InputError(f"--report {options.report}: no such folder")
+    total, lines = read(options.requests)
+    with quick_imports():
+        from runtime.batch.draw import Drawer, draw
+        from runtime.batch.orders import Ordered
+        from runtime.batch.results import Results
+        from runtime.serve.__main__ import load
+        from runtime.serve.identity import model_hash
+        from runtime.serve.orders import heard
+    results = Results(options.out)
+    pipe, counts, start = load(options), Counter(), time.monotonic()
+    ordered = Ordered(pipe, model_hash(options), deterministic=options.deterministic)
+    told = Told(total)
+    try:
+        with heard(), Drawer(pipe, options, options.rows) as drawer:
+            for what in draw(lines(), drawer, ordered, results):
+                counts[what] += 1
+                told.tell(counts)
+    finally:
+        results.flush()
+    told.end(counts)
+    if options.report:
+        report(options, counts, time.monotonic() - start, pipe)
+    return 1 if counts["refused"] or counts["failed"] else 0
+
+
+class Told:
+    """Says how far it is: a line that changes on a terminal, one now and then elsewhere."""
+
+    def __init__(self, total: int):
+        self.total, self.start, self.last = total, time.monotonic(), time.monotonic()
+        self.every = 0.5 if sys.stderr.isatty() else SAID
+
+    def tell(self, counts: Counter) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.every:
+            self.last = now
+            self._write(counts, "\r" if sys.stderr.isatty() else "\n")
+
+    def end(self, counts: Counter) -> None:
+        self._write(counts, "\n")
+
+    def _write(self, counts: Counter, end: str) -> None:
+        done, seconds = counts.total(), max(1e-6, time.monotonic() - self.start)
+        rate, left = counts["drawn"] / seconds, (self.total - done) * seconds / max(1, done)
+        others = "".join(
+            f", {counts[what]} {what}" for what in ("there", "refused", "failed") if counts[what]
+        )
+        text = f"{done} of {max(done, self.total)}: {counts['drawn']} drawn{others}; {rate:.2f} pictures/s"
+        text += f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left" if left >= 1 else ""
+        print(f"{text:<100}" if end == "\r" else text, end=end, file=sys.stderr, flush=True)
+
+
+def report(options: argparse.Namespace, counts: Counter, seconds: float, pipe) -> None:
+    """Write what was drawn, how fast, and with what."""
+    import torch
+
+    import kernels
+    from runtime.machine.files import write_json
+
+    about = {
+        "requests": str(options.requests),
+        "counts": {what: counts[what] for what in ("drawn", "there", "refused", "failed")},
+        "seconds": round(seconds, 3),
+        "pictures_per_second": round(counts["drawn"] / seconds, 4),
+        "model": pipe.model.name,
+        "device": str(pipe.device),
+        "versions": {"localcontrol": kernels.__version__, "torch": torch.__version__},
+    }
+    write_json(about, options.report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

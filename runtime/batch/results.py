@@ -1,0 +1,107 @@
+"""What has been drawn: OUT/ab/<id>.png, and a row for each in OUT/results (parquet)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+
+from runtime.errors import InputError, first_line
+from runtime.machine.files import replacing
+
+TYPES = {
+    "id": pa.string(),
+    "file": pa.string(),
+    "seed": pa.int64(),
+    "seconds": pa.float64(),
+    "error": pa.string(),
+}
+TYPES |= {"source": pa.string()}
+ROWS, SECONDS = 200, 5.0  # a file of the table has at most so many rows, or those of so many seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture, or why there is none. file: from OUT. seconds: at work. source: the request that named it first."""
+
+    id: str
+    file: str | None
+    seed: int | None
+    seconds: float | None
+    error: str | None
+    source: str
+
+
+class Results:
+    """A folder of pictures and their rows. What is there is whole; what was lost with a process is drawn again."""
+
+    def __init__(self, folder: Path):
+        """Raises InputError where the folder cannot be used."""
+        self.folder, self.table = folder, folder / "results"
+        self._rows: list[Row] = []
+        self._since = time.monotonic()
+        try:
+            self.table.mkdir(parents=True, exist_ok=True)
+            self.known = {row["id"]: row["error"] for row in self.read()}
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{folder}: {first_line(error)}; expected a folder of this program, or none"
+            ) from error
+
+    def read(self) -> list[dict]:
+        """Return the rows that are on the disk, one for each id: a picture's before an error's."""
+        found: dict[str, dict] = {}
+        for path in sorted(self.table.glob("*.parquet")):
+            for row in parquet.read_table(path).to_pylist():
+                if row["id"] not in found or found[row["id"]]["error"]:
+                    found[row["id"]] = row
+        return list(found.values())
+
+    def path(self, id: str) -> Path:
+        return self.folder / id[:2] / f"{id}.png"
+
+    def has(self, id: str, source: str) -> bool:
+        """Return whether a picture is there; one whose row was lost gets it again."""
+        if not self.path(id).is_file():
+            return False
+        if self.known.get(id, "lost") is not None:
+            with Image.open(self.path(id)) as image:
+                seed = image.info.get("seed")
+            self.add(Row(id, self._file(id), int(seed) if seed else None, None, None, source))
+        return True
+
+    def refused(self, id: str) -> bool:
+        """Return whether a request was refused before: it would be again."""
+        return self.known.get(id) is not None
+
+    def save(self, id: str, png: bytes, seed: int, seconds: float, source: str) -> None:
+        """Keep a picture, whole or not at all, and then its row."""
+        self.path(id).parent.mkdir(exist_ok=True)
+        with replacing(self.path(id)) as partial:
+            partial.write_bytes(png)
+        self.add(Row(id, self._file(id), seed, round(seconds, 4), None, source))
+
+    def add(self, row: Row) -> None:
+        self.known[row.id] = row.error
+        self._rows.append(row)
+        if len(self._rows) >= ROWS or time.monotonic() - self._since > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are not on the disk yet."""
+        self._since = time.monotonic()
+        if not self._rows:
+            return
+        columns = {each.name: [asdict(row)[each.name] for row in self._rows] for each in fields(Row)}
+        made = pa.table(columns, schema=pa.schema(list(TYPES.items())))
+        with replacing(self.table / f"{time.time_ns()}-{secrets.token_hex(4)}.parquet") as partial:
+            parquet.write_table(made, partial)
+        self._rows = []
+
+    def _file(self, id: str) -> str:
+        return self.path(id).relative_to(self.folder).as_posix()

@@ -1,0 +1,83 @@
+"""Requests from lines, tables and folders; what cannot be read is that line's error."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from runtime.batch.requests import read
+from runtime.errors import InputError
+
+
+def test_json_lines(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a"}\n\nnot json\n[1]\n{"prompt": "ä", "seed": 3}\n', "utf-8")
+    count, lines = read(file)
+    found = list(lines())
+    assert count == len(found) == 4
+    assert [line.body for line in found] == [{"prompt": "a"}, None, None, {"prompt": "ä", "seed": 3}]
+    assert found[1].error.startswith("a.jsonl:3: not JSON") and "\n" not in found[1].error
+    assert found[2].error.startswith("a.jsonl:4: list") and found[3].source == "a.jsonl:5"
+    assert all(line.base == tmp_path for line in found)
+
+
+def test_a_table_without_its_empty_cells(tmp_path):
+    rows = [
+        {"prompt": "a", "seed": None, "regions": [{"mask": "m.png", "prompt": "b", "scale": None}]},
+        {"prompt": "c", "seed": 5, "regions": None},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    count, lines = read(tmp_path / "a.parquet")
+    assert count == 2
+    assert [line.body for line in lines()] == [
+        {"prompt": "a", "regions": [{"mask": "m.png", "prompt": "b"}]},
+        {"prompt": "c", "seed": 5},
+    ]
+
+
+def test_a_folder_of_requests_and_of_projects(tmp_path):
+    regions = [{"mask": "mask-1.png", "prompt": "b"}]
+    settings = {
+        "prompt": "p",
+        "negative_prompt": "",
+        "seed": 4,
+        "steps": 6,
+        "held": True,
+        "scheduler": "",
+        "width": 64,
+        "height": 64,
+    }
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "regions.json").write_text(json.dumps({"prompt": "a", "regions": regions}))
+    (tmp_path / "three" / "regions.json").write_text(json.dumps(regions))
+    (tmp_path / "two" / "regions.json").write_text(json.dumps(regions))
+    (tmp_path / "two" / "project.json").write_text(json.dumps({"settings": settings}))
+    count, lines = read(tmp_path)
+    one, three, two = lines()
+    assert count == 3 and one.body == {"prompt": "a", "regions": regions} and one.base == tmp_path / "one"
+    assert three.body is None and "regions alone" in three.error
+    assert two.body == {
+        "prompt": "p",
+        "height": 64,
+        "width": 64,
+        "steps": 6,
+        "seed": 4,
+        "outside": "held",
+        "regions": regions,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.csv", b""), ("a.parquet", b"PAR1 not"), ("none.jsonl", None), ("empty", None)]
+)
+def test_what_is_no_such_file_is_refused(tmp_path, name, data):
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    elif name == "empty":
+        path.mkdir()
+    with pytest.raises(InputError, match="expected JSON lines") as error:
+        read(path)
+    assert "\n" not in str(error.value) and name in str(error.value)
