@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-page screenshots bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
@@ -24,6 +24,8 @@ help:
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"
 	@echo "make bench-serving  many clients at once: shared steps, one by one, and batches of alike (45 minutes)"
+	@echo "make bench-page  the server's page in Chromium: from a stroke to its picture, and memory over ten minutes (20 minutes)"
+	@echo "make screenshots  take the pictures of the page that the documentation shows"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
@@ -99,6 +101,12 @@ bench-cpu: $(ENGINES)
 
 bench-serving: $(INSTALLED)
 	$(BIN)/python -m benchmarks.serving
+
+bench-page: $(INSTALLED) out/engines-openvino-fp32
+	$(BIN)/python -m benchmarks.page --engine out/engines-openvino-fp32 --minutes 10
+
+screenshots: $(INSTALLED)
+	$(BIN)/python -m benchmarks.screenshots
 
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export

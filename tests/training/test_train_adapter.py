@@ -6,8 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
+import psutil
 import pytest
 import torch
 from diffusers import T2IAdapter
@@ -158,6 +160,38 @@ def test_two_processes_take_the_steps_of_one_with_the_whole_batch(scenes, tmp_pa
     one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
     for name in one:  # float32 sums in another order, through four steps of Adam
         assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_go_on_where_they_were(scenes, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+
+    def call(name):
+        options = "--steps=16", "--batch=1", "--accumulate=1", "--ema=0"
+        return [*launch, "training.train_adapter", *command(scenes, tmp_path / name, *options)]
+
+    def finish(name):
+        done = subprocess.run(call(name), env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+
+    finish("whole")
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(call("killed"), env=environment, start_new_session=True, **output) as run:
+        _wait_for(run.stdout, b"training:")
+        while not newest(tmp_path / "killed") and run.poll() is None:
+            time.sleep(0.01)
+        workers = [
+            w
+            for w in psutil.Process(run.pid).children(recursive=True)
+            if "training.train_adapter" in w.cmdline()
+        ]
+        assert len(workers) == 2
+        workers[1].kill()
+        run.stdout.read()
+    assert run.returncode != 0  # the launcher has ended the other one too
+    finish("killed")
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,12 @@ function open() {
         asked.result.createObjectStore(name, options);
       }
     };
-    asked.onsuccess = () => resolve(asked.result);
+    asked.onsuccess = () => {
+      asked.result.onversionchange = () => asked.result.close(); // a newer page in another tab wants it
+      resolve(asked.result);
+    };
     asked.onerror = () => reject(asked.error);
+    asked.onblocked = () => reject(new Error("another tab has an older version of this page open; close it"));
   });
 }
 
@@ -55,8 +59,9 @@ export async function claim() {
   const all = (await run("paintings", "readonly", (store) => store.getAll())).sort((a, b) => b.when - a.when);
   for (const old of all.slice(TABS)) run("paintings", "readwrite", (store) => store.delete(old.tab));
   const own = sessionStorage.getItem(TAB), found = all.find((each) => each.tab === own) ?? all[0] ?? null;
-  const mine = found !== null && (await hold(found.tab)), tab = mine ? found.tab : unique();
-  if (!mine) await hold(tab);
+  // only pages at https and localhost have locks; elsewhere a new tab begins with a copy
+  const mine = found !== null && (navigator.locks ? await hold(found.tab) : found.tab === own), tab = mine ? found.tab : unique();
+  if (!mine && navigator.locks) await hold(tab);
   sessionStorage.setItem(TAB, tab);
   const pending = mine ? await run("pending", "readonly", (store) => store.get(tab)) : null;
   return { tab, kept: found, pending: pending ?? null };
@@ -64,7 +69,6 @@ export async function claim() {
 
 /** Hold a tab's name for as long as the page is open. @param {string} tab @returns {Promise<boolean>} whether it was free */
 function hold(tab) {
-  if (!navigator.locks) return Promise.resolve(true); // only pages at https and localhost have locks
   return new Promise((resolve) => {
     navigator.locks.request(`localcontrol.${tab}`, { ifAvailable: true }, (lock) => {
       resolve(lock !== null);
