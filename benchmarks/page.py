@@ -28,6 +28,7 @@ from tests.soak.process import Server
 from tests.support.browser import Tab, browser, tab
 
 MIB = 2**20
+EVENTS = 60  # a second, of a mouse that paints on and on
 STAGES = ("quiet", "prepare", "submit", "server", "fetch", "show")
 # Notes the time at which each part of a picture's way begins, in the page itself
 WATCH = """() => {
@@ -146,12 +147,15 @@ def latency(page: Tab, strokes: int) -> Iterator[dict]:
 def pace(page: Tab, seconds: int) -> dict:
     """Measure how many pictures come while somebody paints on and on."""
     page.page.evaluate("() => (window.marks.done = [])")
-    page.page.mouse.move(*page.at(20, 20))
+    (left, top), (right, bottom) = page.at(20, 20), page.at(100, 100)
+    page.page.mouse.move(left, top)
     page.page.mouse.down()
     start, i = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         i += 1
-        page.page.mouse.move(*page.at(20 + 8 * (i // 40 % 10), 20 + 80 * abs(i % 40 / 20 - 1)))
+        down = abs(i % 80 / 40 - 1)
+        page.page.mouse.move(left + (right - left) * (i // 80 % 10) / 10, top + (bottom - top) * down)
+        time.sleep(max(0, start + i / EVENTS - time.perf_counter()))
     took = time.perf_counter() - start
     count = len(marks(page))
     page.page.mouse.up()

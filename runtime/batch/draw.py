@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from runtime.batch.orders import LIMITS, Ordered
 from runtime.batch.requests import Line
 from runtime.batch.results import Results, Row
+from runtime.cli.command import say
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.progress import Progress
 from runtime.serve.engine import Engine
-from runtime.serve.orders import Order, collected
+from runtime.serve.orders import Order
 from runtime.serve.pictures import encoded
 from runtime.serve.refusals import Refusal
 from runtime.serve.work import Drawn, Work
@@ -65,7 +66,10 @@ class Drawer:
     def submit(self, id: str, source: str, order: Order) -> None:
         work = Work(order, owner="", id=id)
         self._names[work] = (id, source)
-        self.engine.submit(work)
+        try:
+            self.engine.submit(work)
+        except Refusal as error:  # it is none of the request's: there is room, and nobody else
+            raise RuntimeError(f"{error}; the log says why") from error
 
     def next(self) -> Picture:
         """Wait for a picture."""
@@ -105,17 +109,22 @@ def draw(lines: Iterable[Line], drawer: Drawer, ordered: Ordered, results: Resul
     asked: set[str] = set()
     for line in lines:
         try:
-            with collected():
-                for id, order in ordered.of(line):
-                    if id in asked or results.has(id, line.source):
-                        yield "there"
-                        continue
+            missing = []
+            for id, make in ordered.of(line):
+                if id in asked or results.has(id, line.source):
+                    yield "there"
+                else:
                     asked.add(id)
-                    while not drawer.room:
-                        yield take(drawer.next(), results)
-                    drawer.submit(id, line.source, order)
+                    missing.append((id, make()))
         except Refusal as error:
             yield refuse(line, error, results)
+            continue
+        for id, order in missing:
+            for warning in order.warnings:
+                say(f"warning: {line.source}: {warning}")
+            while not drawer.room:
+                yield take(drawer.next(), results)
+            drawer.submit(id, line.source, order)
     while drawer.busy or not drawer.done.empty():
         yield take(drawer.next(), results)
 
@@ -131,7 +140,7 @@ def take(picture: Picture, results: Results) -> str:
 
 def refuse(line: Line, error: Refusal, results: Results) -> str:
     """Note a bad request, once, by a hash of what it says."""
-    id = hashlib.sha256(f"{line.body} {line.error}".encode()).hexdigest()[:32]
+    id = hashlib.sha256(repr((line.source, line.body, line.error)).encode(errors="replace")).hexdigest()[:32]
     if not results.refused(id):
         results.add(Row(id, None, None, None, str(error), line.source))
     return "refused"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -41,7 +42,7 @@ class Beside(Files):
                 if DATA_URL.match(text)
                 else (self.base / text).expanduser().read_bytes()
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home of nobody
             if isinstance(error, Refusal):
                 raise
             raise Refusal(
@@ -60,31 +61,40 @@ class Ordered:
         self.files, self.model, self.deterministic = Beside(LIMITS), model, deterministic
         self.orders = Orders(pipe, self.files, LIMITS, rows)
 
-    def of(self, line: Line) -> Iterator[tuple[str, Order]]:
-        """Yield an order for each picture of a request, and its id. Raises Refusal."""
+    def of(self, line: Line) -> Iterator[tuple[str, Callable[[], Order]]]:
+        """Yield each picture's id, and what makes its order: only then are its pictures decoded. Raises Refusal."""
         if line.body is None:
             raise Refusal(422, line.error or "not a request")
-        self.files.base = line.base
         try:
-            body = Generate.model_validate(line.body)
+            # as JSON, which has lists where Python has tuples
+            body = Generate.model_validate_json(json.dumps(line.body))
         except ValidationError as error:
             raise of_validation(error) from None
-        if body.images < 1:
-            raise Refusal(422, f"images {body.images}: expected at least 1", "images")
+        if not 1 <= body.images <= LIMITS.images:
+            raise Refusal(422, f"images {body.images}: expected 1 to {LIMITS.images}", "images")
         if self.deterministic:
             body = body.model_copy(update={"deterministic": True})
-        first = self.orders.order(body.model_copy(update={"images": 1}))
-        canonical = self._canonical(first)
+        canonical = self._canonical(body, line.base)
         # a request without a seed has the same one every time
         seed = body.seed if body.seed is not None else int(_hash(canonical)[:8], 16)
         for i in range(body.images):
-            order = self.orders.order(body.model_copy(update={"images": 1, "seed": seed + i}))
-            yield _hash({**canonical, "seed": seed + i}), order
+            single = body.model_copy(update={"images": 1, "seed": seed + i})
+            yield _hash({**canonical, "seed": seed + i}), partial(self._order, single, line.base)
 
-    def _canonical(self, order: Order) -> dict:
-        """Return all that makes a picture: settings, pictures by their hashes, the model."""
-        body = order.body.model_dump(mode="json", exclude_none=True, exclude=UNSEEN)
-        return {"model": self.model, **body, "regions": order.regions, "image": order.image}
+    def _order(self, body: Generate, base: Path) -> Order:
+        self.files.base = base
+        return self.orders.order(body)
+
+    def _canonical(self, body: Generate, base: Path) -> dict:
+        """Return all that makes a picture: settings, pictures by their hashes, the model. Raises Refusal."""
+        self.files.base = base
+        said = body.model_dump(mode="json", exclude_none=True, exclude=UNSEEN)
+        if body.image is not None:
+            said["image"] = self.files.read(body.image, "image")[0]
+        for i, region in enumerate(said["regions"]):
+            for name in region.keys() & {"condition", "mask"}:
+                region[name] = self.files.read(region[name], f"regions.{i}.{name}")[0]
+        return {"model": self.model, **said}
 
 
 def _hash(value: dict) -> str:

@@ -79,22 +79,34 @@ def _table(path: Path) -> tuple[int, Callable[[], Iterator[Line]]]:
 
 
 def _given(value: Any) -> Any:
-    """Return a value of a table without its empty cells: a column that other rows have is no field of this one."""
+    """Return a value of a table without its empty cells: a column that other rows have is no field of this one.
+
+    A whole number is one, also in a column that pandas has made floats of for its gaps.
+    """
     if isinstance(value, dict):
-        return {name: _given(each) for name, each in value.items() if each is not None}
+        return {name: _given(each) for name, each in value.items() if each is not None and each == each}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return [_given(each) for each in value] if isinstance(value, list) else value
 
 
 def _of_folder(path: Path) -> Line:
     """Return the request of a regions.json: an object, or a list of regions beside a project's settings."""
-    line = _parsed(str(path), path.parent, path.read_bytes(), (dict, list))
+    try:
+        line = _parsed(str(path), path.parent, path.read_bytes(), (dict, list))
+    except OSError as error:
+        return Line(str(path), path.parent, None, f"{path}: {first_line(error)}")
     if not isinstance(line.body, list):
         return line
     project = path.with_name(PROJECT)
     if not project.is_file():
         error = f"{path}: regions alone; expected an object with a prompt and regions, or {PROJECT} beside it"
         return Line(line.source, line.base, None, error)
-    settings = (_parsed(str(project), path.parent, project.read_bytes()).body or {}).get("settings", {})
+    settings = (_parsed(str(project), path.parent, project.read_bytes()).body or {}).get("settings")
+    if not isinstance(settings, dict):
+        return Line(
+            line.source, line.base, None, f"{project}: no settings; expected a project of the server's page"
+        )
     body = {name: settings[name] for name in OF_PROJECT if settings.get(name) not in (None, "")}
     if (path.with_name("start.png")).is_file():
         body |= {"image": "start.png", "strength": settings.get("strength")}
@@ -105,7 +117,7 @@ def _of_folder(path: Path) -> Line:
 def _parsed(source: str, base: Path, text: bytes, kinds: type | tuple[type, ...] = dict) -> Line:
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Line(source, base, None, f"{source}: not JSON: {first_line(error)}")
     if not isinstance(body, kinds):
         return Line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,14 +14,8 @@ from pyarrow import parquet
 from runtime.errors import InputError, first_line
 from runtime.machine.files import replacing
 
-TYPES = {
-    "id": pa.string(),
-    "file": pa.string(),
-    "seed": pa.int64(),
-    "seconds": pa.float64(),
-    "error": pa.string(),
-}
-TYPES |= {"source": pa.string()}
+TEXT = ("id", "file", "error", "source")
+SCHEMA = pa.schema([(name, pa.string()) for name in TEXT] + [("seed", pa.int64()), ("seconds", pa.float64())])
 ROWS, SECONDS = 200, 5.0  # a file of the table has at most so many rows, or those of so many seconds
 
 
@@ -57,10 +51,14 @@ class Results:
         """Return the rows that are on the disk, one for each id: a picture's before an error's."""
         found: dict[str, dict] = {}
         for path in sorted(self.table.glob("*.parquet")):
-            for row in parquet.read_table(path).to_pylist():
+            for row in parquet.read_table(path, schema=SCHEMA).to_pylist():
+                if row["id"] is None:
+                    raise InputError(f"{path}: no table of this program; expected another OUT")
                 if row["id"] not in found or found[row["id"]]["error"]:
                     found[row["id"]] = row
-        return list(found.values())
+        drawn = {row["source"] for row in found.values() if not row["error"]}
+        # what was refused once, and has been drawn since
+        return [row for row in found.values() if not (row["error"] and row["source"] in drawn)]
 
     def path(self, id: str) -> Path:
         return self.folder / id[:2] / f"{id}.png"
@@ -70,8 +68,12 @@ class Results:
         if not self.path(id).is_file():
             return False
         if self.known.get(id, "lost") is not None:
-            with Image.open(self.path(id)) as image:
-                seed = image.info.get("seed")
+            try:
+                with Image.open(self.path(id)) as image:
+                    image.load()
+                    seed = image.info.get("seed")
+            except OSError:
+                return False  # it is drawn again
             self.add(Row(id, self._file(id), int(seed) if seed else None, None, None, source))
         return True
 
@@ -81,9 +83,12 @@ class Results:
 
     def save(self, id: str, png: bytes, seed: int, seconds: float, source: str) -> None:
         """Keep a picture, whole or not at all, and then its row."""
-        self.path(id).parent.mkdir(exist_ok=True)
-        with replacing(self.path(id)) as partial:
-            partial.write_bytes(png)
+        try:
+            self.path(id).parent.mkdir(exist_ok=True)
+            with replacing(self.path(id)) as partial:
+                partial.write_bytes(png)
+        except OSError as error:
+            raise InputError(f"{self.path(id)}: {first_line(error)}; make room, and run it again") from error
         self.add(Row(id, self._file(id), seed, round(seconds, 4), None, source))
 
     def add(self, row: Row) -> None:
@@ -97,11 +102,18 @@ class Results:
         self._since = time.monotonic()
         if not self._rows:
             return
-        columns = {each.name: [asdict(row)[each.name] for row in self._rows] for each in fields(Row)}
-        made = pa.table(columns, schema=pa.schema(list(TYPES.items())))
-        with replacing(self.table / f"{time.time_ns()}-{secrets.token_hex(4)}.parquet") as partial:
-            parquet.write_table(made, partial)
+        columns = {name: [_plain(asdict(row)[name]) for row in self._rows] for name in SCHEMA.names}
+        try:
+            with replacing(self.table / f"{time.time_ns()}-{secrets.token_hex(4)}.parquet") as partial:
+                parquet.write_table(pa.table(columns, schema=SCHEMA), partial)
+        except OSError as error:
+            raise InputError(f"{self.table}: {first_line(error)}; make room, and run it again") from error
         self._rows = []
 
     def _file(self, id: str) -> str:
         return self.path(id).relative_to(self.folder).as_posix()
+
+
+def _plain(value):
+    """Return text that can be written: a file's name may be no text."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

@@ -27,6 +27,7 @@ head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
 open(sys.argv[1], "wb").write(b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\\0\\x7f")) + chunk(b"IEND", b""))`, file]);
   const made = withText(readFileSync(file), "painting", "{\"ä\": 1}");
   assert.equal(texts(made.buffer).painting, "{\"ä\": 1}");
+  assert.equal(withText(made, "painting", "{\"ä\": 1}").length, made.length); // in its place, and not beside it
   writeFileSync(file, made);
   const said = execFileSync("python3", ["-c", `
 import sys, zlib, struct

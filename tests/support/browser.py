@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from functools import cache
 
@@ -43,7 +44,7 @@ def browser():
     path = require_chromium()
     with sync_playwright() as driver:
         made = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else []
+            executable_path=path, args=["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         )
         yield made
         made.close()
@@ -85,6 +86,13 @@ class Tab:
     def get(self, expression: str):
         """A value of the page's own object."""
         return self.page.evaluate(f"() => {{ const page = window.localcontrol; return {expression}; }}")
+
+    def until(self, expression: str):
+        """Wait until an expression of the page's own object is true."""
+        end = time.monotonic() + 20
+        while not self.get(expression):
+            assert time.monotonic() < end, expression
+            self.page.wait_for_timeout(10)
 
     def bitmap(self, which: str = "mask", region: int | None = None) -> np.ndarray:
         """A bitmap's pixels: (H, W), or (H, W, 3) of a condition."""

@@ -4,13 +4,16 @@ import json
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from runtime.batch.draw import Drawer, draw
 from runtime.batch.orders import Ordered
 from runtime.batch.requests import Line
-from runtime.batch.results import Results
+from runtime.batch.results import Results, Row
+from runtime.errors import InputError
 from runtime.serve.__main__ import make_parser
 from runtime.serve.orders import heard
 from tests.support.server import SMALL, pipe
@@ -122,3 +125,56 @@ def test_a_path_from_elsewhere_is_taken_and_base64_too(tmp_path):
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_picture_is_refused(tmp_path, count):
     assert run([{**SMALL, "images": count}], tmp_path)[0] == {"refused": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {**SMALL, "regions": [{"mask": "~nobody-of-this-name/x.png", "prompt": "a"}]},
+        {**SMALL, "regions": [{"mask": ".", "prompt": "a"}]},
+        {**SMALL, "images": 10**6},
+        {**SMALL, "seed": "many"},
+        None,
+    ],
+)
+def test_whatever_a_line_says_it_is_that_lines_error(tmp_path, line):
+    counts, rows = run([line, SMALL], tmp_path)
+    assert counts == {"refused": 1, "drawn": 1} and len(rows) == 2
+
+
+def test_lists_where_the_pipeline_has_tuples(tmp_path):
+    assert run([{**SMALL, "guidance_range": [0.0, 0.5]}], tmp_path)[0] == {"drawn": 1}
+
+
+def test_two_bad_requests_are_two_rows(tmp_path):
+    assert len(run([{"promt": "a"}, {"promt": "a"}], tmp_path)[1]) == 2
+
+
+def test_what_was_refused_once_and_has_been_drawn_is_one_row(tmp_path):
+    body = {**SMALL, "regions": [{"mask": "later.png", "prompt": "b"}]}
+    assert run([body], tmp_path)[0] == {"refused": 1}
+    Image.new("L", (64, 64), 255).save(tmp_path / "later.png")
+    counts, rows = run([body], tmp_path)
+    assert counts == {"drawn": 1} and [row["error"] for row in rows.values()] == [None]
+
+
+def test_a_damaged_picture_is_drawn_again(tmp_path):
+    (row,) = run([SMALL], tmp_path)[1].values()
+    (tmp_path / row["file"]).write_bytes(b"torn")
+    for file in (tmp_path / "results").iterdir():
+        file.unlink()
+    assert run([SMALL], tmp_path)[0] == {"drawn": 1}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "results").mkdir()
+    parquet.write_table(pa.table({"a": [1]}), tmp_path / "results" / "a.parquet")
+    with pytest.raises(InputError, match="expected another OUT"):
+        Results(tmp_path)
+
+
+def test_a_source_that_is_no_text_is_written(tmp_path):
+    results = Results(tmp_path)
+    results.add(Row("a", None, None, None, "bad \udcff", "b\udcff"))
+    results.flush()
+    assert Results(tmp_path).read()[0]["source"] == "b?"

@@ -81,3 +81,27 @@ def test_what_is_no_such_file_is_refused(tmp_path, name, data):
     with pytest.raises(InputError, match="expected JSON lines") as error:
         read(path)
     assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_what_is_nested_too_deeply_or_a_folder_or_a_project_without_settings_is_that_lines_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "regions.json").mkdir()
+    (tmp_path / "two" / "regions.json").write_text("[]")
+    (tmp_path / "two" / "project.json").write_text('{"settings": null}')
+    found = [*read(tmp_path / "a.jsonl")[1](), *read(tmp_path)[1]()]
+    assert [line.body for line in found] == [None] * 3 and all(
+        line.error and "\n" not in line.error for line in found
+    )
+
+
+def test_a_table_of_pandas_has_floats_for_its_gaps(tmp_path):
+    parquet.write_table(
+        pa.table({"prompt": ["a", "b"], "seed": [3.0, float("nan")], "guidance": [2.5, 4.0]}),
+        tmp_path / "a.parquet",
+    )
+    assert [line.body for line in read(tmp_path / "a.parquet")[1]()] == [
+        {"prompt": "a", "seed": 3, "guidance": 2.5},
+        {"prompt": "b", "guidance": 4},
+    ]

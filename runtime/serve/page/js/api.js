@@ -12,6 +12,36 @@ export class Refused extends Error {
   }
 }
 
+/** No answer at all. */
+export class Away extends Error {
+  constructor() {
+    super("The server does not answer. What you have painted is kept in this browser.");
+  }
+}
+
+const LATER = [429, 502, 503, 504]; // statuses of a server, or of a proxy before it, that may answer another time
+
+/** @param {any} error */
+function passes(error) {
+  return error instanceof Away || (error instanceof Refused && LATER.includes(error.status));
+}
+
+/**
+ * Try until the server has room or is there again.
+ * @template T @param {() => Promise<T>} call @param {AbortSignal} [signal] @returns {Promise<T>}
+ */
+export async function again(call, signal) {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await call();
+    } catch (error) {
+      if (!passes(error) || signal?.aborted || tries >= 40) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 250 + 250 * Math.min(tries, 8)));
+      if (signal?.aborted) throw error;
+    }
+  }
+}
+
 const KEY = "localcontrol.key"; // of this tab: the API key that a server with keys wants
 
 /** Asks the person for the server's key. @type {(wrong: boolean) => Promise<string>} */
@@ -33,7 +63,9 @@ async function ask(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-    const answer = await fetch(path, { ...options, headers });
+    const answer = await fetch(path, { ...options, headers }).catch((error) => {
+      throw options.signal?.aborted ? error : new Away();
+    });
     if (answer.ok) return answer;
     if (answer.status === 401) {
       if (sessionStorage.getItem(KEY) === key) sessionStorage.setItem(KEY, await (asked ??= askKey(key !== null)));
@@ -115,7 +147,7 @@ export async function* events(id, signal) {
         if (["done", "failed", "cancelled", "interrupted"].includes(event.kind)) return;
       }
     } catch (error) {
-      if (signal.aborted || error instanceof Refused || ++tries > 20) throw error;
+      if (signal.aborted || (error instanceof Refused && !passes(error)) || ++tries > 20) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, Math.min(5000, 200 * 2 ** tries)));
   }

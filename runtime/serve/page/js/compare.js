@@ -49,7 +49,9 @@ export class Compare {
 
   /** @param {ImageBitmap | OffscreenCanvas | null} picture */
   put(picture) {
+    const before = this.scene.before;
     this.scene.before = picture;
+    if (before instanceof ImageBitmap) before.close();
     this.draw();
   }
 

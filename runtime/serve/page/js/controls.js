@@ -30,7 +30,7 @@ export function listen(page) {
     rework("Rectangle", (bitmap) => rectangle(bitmap, { x, y }, { x: x + w, y: y + h }, Array(bitmap.channels).fill(value)));
   };
   clicks({
-    add: () => page.add(), undo: () => page.step(false), redo: () => page.step(true), fit: () => page.fit(), cancel: () => page.runner.cancel(),
+    add: () => page.add(), undo: () => page.step(false), redo: () => page.step(true), fit: () => page.fit(), cancel: () => page.cancel(),
     actual: () => page.zoom(1 / page.view.scale), larger: () => page.zoom(1.25), smaller: () => page.zoom(0.8),
     "on-mask": () => page.paints(false), "on-ink": () => page.paints(true), dice: () => page.reseed(),
     "do-clear": () => rework("Clear", ({ data }) => data.fill(0)), "do-invert": () => rework("Invert", invert),
@@ -111,7 +111,7 @@ export function listenToKeys(page) {
     Object.entries(acts).map(([key, act]) => [key, () => hands.pointer === null && act()]));
   const tools = Object.entries(TOOLS).map(([key, name]) => [key, () => page.tool(/** @type {any} */ (name))]);
   keys.listen({
-    always: { "ctrl+enter": () => page.order(), escape: () => page.runner.cancel() },
+    always: { "ctrl+enter": () => page.order(), escape: () => page.cancel() },
     control: { z: () => page.step(false), "shift+z": () => page.step(true), y: () => page.step(true) },
     plain: idle({
       ...Object.fromEntries(tools), n: () => page.add(), x: () => page.paints(!painting.ink), m: masks, 0: () => page.fit(),

@@ -11,11 +11,15 @@ function typing(target) {
  * @param {(held: boolean) => void} space whether the space bar is held, over the canvas
  */
 export function listen(acts, space) {
+  let led = false; // whether the keyboard has led to what has the focus, whose the space bar then is
+  document.addEventListener("pointerdown", () => (led = false), true);
   document.addEventListener("keydown", (event) => {
     if (event.isComposing || document.querySelector("dialog[open]")) return;
     const control = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
     const within = typing(event.target), graph = event.getModifierState("AltGraph"); // AltGr, which comes as Ctrl and Alt, writes [ and ]
-    if (event.key === " " && !typing(event.target) && document.querySelector("#canvas:hover, #canvas:focus")) {
+    if (event.key === "Tab") led = true;
+    const over = document.activeElement?.id === "canvas" || (!led && document.querySelector("#canvas:hover"));
+    if (event.key === " " && !typing(event.target) && over) {
       event.preventDefault();
       return space(true);
     }

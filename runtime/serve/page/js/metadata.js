@@ -4,11 +4,13 @@
 import * as api from "./api.js";
 import { create } from "./bitmap.js";
 import { toPng } from "./image.js";
+import { checkedRegions, checkedSettings } from "./project.js";
 import { region } from "./regions.js";
 
 /** @typedef {import("./project.js").Packed} Packed */
 /** @typedef {import("./project.js").PackedRegion} PackedRegion */
 
+const FIELDS = ["scale", "start", "end", "levels"], OTHERS = ["mask", "condition", "prompt", "preprocess", "adapter"];
 const NUMBERS = ["steps", "guidance", "width", "height", "seed", "strength"];
 /** What this page has no field for, and what each is where nothing was asked for. @type {Record<string, string>} */
 const PLAIN = {
@@ -20,42 +22,41 @@ const PLAIN = {
  * @returns {Promise<{packed: Packed, missing: string[]}>} missing: what could not be restored
  */
 export async function fromSettings(said) {
-  /** @type {any} */
-  const settings = {
-    prompt: said.prompt ?? "", negative_prompt: said.negative_prompt ?? "", preset: "", start: null,
-    held: said.outside === "held", strength: 1, draftSize: 1, draftPreset: "",
-    scheduler: said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? ""),
-  };
-  for (const name of NUMBERS) {
-    const value = Number(said[name]);
-    if (said[name] === undefined || !Number.isFinite(value)) throw new Error(`${name}: ${said[name]}; expected the number that every PNG of ours has`);
-    settings[name] = value;
-  }
+  const numbers = Object.fromEntries(NUMBERS.map((name) => [name, said[name] === undefined ? undefined : Number(said[name])]));
+  const settings = checkedSettings({
+    ...numbers, prompt: said.prompt ?? "", negative_prompt: said.negative_prompt ?? "", held: said.outside === "held",
+    scheduler: said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? ""), draftSize: 1, draftPreset: "",
+  });
   const missing = Object.keys(PLAIN).filter((name) => (said[name] ?? PLAIN[name]) !== PLAIN[name]);
-  const listed = JSON.parse(said.regions ?? "[]");
+  const given = JSON.parse(said.regions ?? "[]");
+  const made = checkedRegions(Array.isArray(given) ? given.map((each, i) => fieldsOf(each, i + 1, missing)) : given);
   const regions = [];
-  for (const [i, given] of listed.entries()) regions.push(await regionOf(given, i + 1, settings, missing));
+  for (const [i, each] of made.entries()) regions.push(await withPictures(each, given[i], settings, missing));
   return { packed: { settings, regions, chosen: regions.length ? 1 : 0 }, missing };
 }
 
+/** A region's fields as this page has them. @param {any} given @param {number} id @param {string[]} missing */
+function fieldsOf(given, id, missing) {
+  const made = { ...region(id, 1, 1, given.adapter ?? ""), words: given.prompt ?? "", control: Boolean(given.condition) };
+  for (const [name, value] of Object.entries(given)) {
+    if (FIELDS.includes(name) && typeof value === typeof /** @type {any} */ (made)[name] && value !== null) Object.assign(made, { [name]: value });
+    else if (!OTHERS.includes(name) && !usual(name, value)) missing.push(`region ${id}'s ${name}`);
+  }
+  return made;
+}
+
 /**
- * @param {any} given @param {number} id @param {{width: number, height: number}} size @param {string[]} missing
+ * A region with its mask and its condition, as far as the server has them.
+ * @param {import("./regions.js").Region} made @param {any} given @param {{width: number, height: number}} size @param {string[]} missing
  * @returns {Promise<PackedRegion>}
  */
-async function regionOf(given, id, { width, height }, missing) {
-  const made = region(id, 1, 1, given.adapter ?? "");
-  Object.assign(made, { words: given.prompt ?? "", control: Boolean(given.condition) });
-  const picture = async (/** @type {string} */ name) => {
+async function withPictures(made, given, { width, height }, missing) {
+  const picture = async (/** @type {"mask" | "condition"} */ name) => {
     const file = await kept(given[name]);
     if (file && name === "condition" && given.preprocess) return api.condition(file, given.preprocess, width, height);
-    if (!file && given[name]) missing.push(`region ${id}'s ${name}, which this server does not have`);
+    if (!file && given[name]) missing.push(`region ${made.id}'s ${name}, which this server does not have`);
     return file;
   };
-  for (const [name, value] of Object.entries(given)) {
-    const restored = name in made && !["mask", "id", "name"].includes(name);
-    if (restored && typeof value === typeof /** @type {any} */ (made)[name]) Object.assign(made, { [name]: value });
-    else if (!["mask", "condition", "prompt", "preprocess", "adapter"].includes(name) && !usual(name, value)) missing.push(`region ${id}'s ${name}`);
-  }
   const everywhere = create(width, height);
   everywhere.data.fill(255);
   const [mask, ink] = [await picture("mask"), await picture("condition")];

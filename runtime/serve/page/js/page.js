@@ -6,7 +6,7 @@ import { Compare } from "./compare.js";
 import { get, input, say } from "./dom.js";
 import { decoded, pixels, stretched } from "./image.js";
 import { Live } from "./live.js";
-import { Painting } from "./painting.js";
+import { Painting, copied } from "./painting.js";
 import * as panel from "./panel.js";
 import { conditionOf } from "./photo.js";
 import * as progress from "./progress.js";
@@ -23,6 +23,8 @@ import { View } from "./view.js";
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 /** @typedef {import("./project.js").Packed} Packed */
 /** @typedef {import("./results.js").Result} Result */
+
+const MOST_UNSAVED = 2000; // ms, of a stroke that goes on and on
 
 /** The page once it knows its server and what was painted before. */
 export class Page {
@@ -41,6 +43,7 @@ export class Page {
         if (!this.runner.busy) say("");
         this.refresh();
         this.touched();
+        this.save();
       },
     });
     this.pngs = new Pngs((bitmap) => this.painting.version(bitmap));
@@ -58,7 +61,7 @@ export class Page {
     this.pace = { changed: 0, drawn: 0, took: /** @type {number[]} */ ([]) }; // ms: the last change, the one that is drawn; to its picture
     /** @type {ImageBitmap | null} */ this.shown = null; // the picture of the result that is looked at
     /** @type {any} */ this.saving = null;
-    /** @type {Promise<any>} */ this.saved = Promise.resolve();
+    this.unsaved = 0; // ms: since when something is not kept; 0 where all is
     this.scene.state = () => {
       const { painting } = this, { width, height } = painting.settings;
       return { regions: painting.state.regions, chosen: painting.chosen, ink: painting.ink, width, height };
@@ -75,22 +78,22 @@ export class Page {
       progress: progress.step,
       preview: async (image) => {
         const shown = await createImageBitmap(image);
-        if (!this.runner.busy) return;
-        this.scene.picture = shown;
-        this.scene.draw();
+        if (this.runner.busy) this.show(shown);
+        else shown.close();
       },
-      done: async (picture, about, { packed, passing }) => {
+      done: async (picture, told, { packed, passing, steps }) => {
         progress.end();
+        const about = { ...told, steps };
         const result = passing ? this.results.pass(picture, about, packed) : await this.results.add(picture, about, packed);
         await this.present(result);
         if (this.pace.drawn) this.pace.took.push(performance.now() - this.pace.drawn);
         this.pace.took.splice(0, this.pace.took.length - 500);
+        if (result.id < 0) return say("This browser has no room for the picture: save it as a file.", true);
         say(this.named([`Drawn in ${about.timings.running.toFixed(2)} s`, ...about.warnings].join(" · ")));
       },
       ended: (message, wrong) => {
         progress.end();
-        this.scene.picture = this.shown; // and no preview of what did not come
-        this.scene.draw();
+        this.show(this.shown); // and no preview of what did not come
         this.live.drawn();
         if (message) say(this.named(message), wrong);
       },
@@ -106,18 +109,19 @@ export class Page {
   touched() {
     this.pace.changed = performance.now();
     get("hint").hidden = this.painting.state.regions.length > 0;
+    this.unsaved ||= performance.now();
     clearTimeout(this.saving);
-    this.saving = setTimeout(() => this.save(), 300);
+    this.saving = setTimeout(() => this.save(), Math.min(300, Math.max(0, this.unsaved + MOST_UNSAVED - performance.now())));
     if (input("live").checked) this.live.change();
   }
 
-  /** Keep the painting in this browser; one after the other, so that the newest stays. */
+  /** Keep the painting in this browser, as it is now. */
   save() {
     clearTimeout(this.saving);
-    const packed = this.pngs.pack(this.painting.state), live = input("live").checked, { tab } = this;
-    this.saved = this.saved.then(async () => store.save({ tab, when: Date.now(), packed: await packed, live })).catch((error) =>
+    this.unsaved = 0;
+    const { tab, painting } = this;
+    return store.save(tab, painting.state, input("live").checked, (bitmap) => painting.version(bitmap)).catch((error) =>
       say(`This browser does not keep what is painted: ${error?.message ?? error}. Save the project as a file.`, true));
-    return this.saved;
   }
 
   /** Show everything but pixels as it is. */
@@ -149,12 +153,13 @@ export class Page {
     const { painting } = this, passing = this.live.painting();
     return this.runner.draw(async (anew) => {
       if (anew) this.sent = new WeakMap();
-      this.names = acting(painting.state.regions).map(({ region }) => region.name);
-      const drawn = passing ? settings.draft(painting.settings, this.can) : painting.settings;
+      const state = copied(painting.state); // as it is now, whatever is changed while its files are sent
+      this.names = acting(state.regions).map(({ region }) => region.name);
+      const drawn = passing ? settings.draft(state.settings, this.can) : state.settings;
       const [packed, body] = await Promise.all([
-        this.pngs.pack(painting.state), request(painting.state.regions, drawn, (what) => this.fileOf(what)),
+        this.pngs.pack(state), request(state.regions, drawn, (what) => this.fileOf(what)),
       ]);
-      return { body, painted: { packed, passing } };
+      return { body, painted: { packed, passing, steps: drawn.steps } };
     });
   }
 
@@ -168,18 +173,44 @@ export class Page {
     this.painting.set({ seed: crypto.getRandomValues(new Uint32Array(1))[0] }, "Seed");
   }
 
+  /** @param {ImageBitmap | null} picture of a result, or on the way to one */
+  show(picture) {
+    const before = /** @type {ImageBitmap | null} */ (this.scene.picture);
+    this.scene.picture = picture;
+    if (before !== this.shown && before !== picture) before?.close(); // a preview
+    this.scene.draw();
+  }
+
+  /** Show a picture that is no result, or none. @param {ImageBitmap | null} picture */
+  shows(picture) {
+    this.results.current = null;
+    this.results.show();
+    const before = this.shown;
+    this.show((this.shown = picture));
+    before?.close();
+    return this.compare.show(null, null);
+  }
+
+  /** Stop what is drawn, also what would be next. */
+  cancel() {
+    this.live.stop();
+    return this.runner.cancel();
+  }
+
   /** @param {Result} result */
   async present(result) {
     const { kept } = this.results, at = kept.indexOf(result);
-    this.scene.picture = this.shown = await createImageBitmap(result.picture);
-    this.scene.draw();
+    const made = await createImageBitmap(result.picture), before = this.shown;
+    if (this.results.current !== result) return made.close(); // another has been chosen meanwhile
+    this.show((this.shown = made));
+    before?.close();
     await this.compare.show(result, kept[(at < 0 ? kept.length : at) - 1] ?? null);
   }
 
   /** @param {Packed} packed @param {string} label @param {Blob | null} [picture] what was drawn of it; none: what is shown stays */
   async restore(packed, label, picture) {
     this.painting.replace(await unpack(packed), label);
-    if (picture) await this.present(await this.results.add(picture, { seed: packed.settings.seed }, packed));
+    if (picture) await this.present(await this.results.add(picture, packed.settings, packed));
   }
 
   /** @param {Blob} picture */
@@ -211,7 +242,8 @@ export class Page {
   async take(file, start = false) {
     const found = await restored(file);
     if (found) {
-      await this.restore(found.packed, `Open ${file.name}`, found.picture);
+      await this.restore(found.packed, `Open ${file.name}`, found.drawn ? found.picture : null);
+      if (!found.drawn) this.shows(found.picture && (await decoded(found.picture)));
       say(found.missing.length ? `Opened, but without ${found.missing.join(", ")}` : `Opened ${file.name}`, found.missing.length > 0);
     } else if (start) await this.startFrom(file);
     else await this.load(file, this.painting.ink);

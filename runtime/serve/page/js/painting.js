@@ -178,7 +178,7 @@ function free(state) {
 }
 
 /** The same state in other objects; bitmaps are shared. @param {State} state @returns {State} */
-function copied(state) {
+export function copied(state) {
   return {
     ...state, settings: { ...state.settings },
     regions: state.regions.map((each) => ({ ...each, levels: [...each.levels] })),

@@ -24,7 +24,11 @@ export function showList(painting) {
   const current = list.querySelector("[aria-current=true]");
   if (painting.state.chosen !== seen) current?.scrollIntoView({ block: "nearest" });
   seen = painting.state.chosen;
-  if (focused) list.querySelector(`[data-key="${focused}"]`)?.dispatchEvent(new Event("focusback"));
+  if (focused) {
+    // a button that has gone, or is of no use now, hands the focus to its region's name, or to what adds one
+    const same = list.querySelector(`[data-key="${focused}"]:enabled`) ?? list.querySelector("[aria-current=true] .name");
+    /** @type {HTMLElement} */ (same ?? get("add")).focus();
+  }
   const nowhere = get("nowhere"), about = wrong.find((one) => one.region === 0);
   nowhere.hidden = !about;
   nowhere.textContent = about?.text ?? "";
@@ -34,9 +38,7 @@ let seen = 0; // the region that was chosen when the list was shown last
 
 /** @param {string} key @param {string} text @param {Record<string, any>} options a button that keeps the focus when the list is made anew */
 function button(key, text, options) {
-  const made = make("button", { class: "small", type: "button", "data-key": key, ...options }, text);
-  made.addEventListener("focusback", () => made.focus());
-  return made;
+  return make("button", { class: "small", type: "button", "data-key": key, ...options }, text);
 }
 
 /** @param {Painting} painting @param {Region} region */

@@ -25,11 +25,25 @@ export function texts(buffer) {
   return found;
 }
 
+/** The same PNG without a text of ours. @param {Uint8Array} bytes @param {string} keyword @returns {Uint8Array} */
+function without(bytes, keyword) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length), start = `iTXt${keyword}\0`;
+  for (let at = 8; at + 12 <= bytes.length; at += 12 + view.getUint32(at)) {
+    if (latin(bytes.subarray(at + 4, at + 4 + start.length)) !== start) continue;
+    const rest = bytes.subarray(at + 12 + view.getUint32(at)), made = new Uint8Array(at + rest.length);
+    made.set(bytes.subarray(0, at));
+    made.set(rest, at);
+    return without(made, keyword);
+  }
+  return bytes;
+}
+
 /**
- * A PNG with one more text, before its last chunk (the specification's iTXt).
- * @param {Uint8Array} bytes @param {string} keyword @param {string} text @returns {Uint8Array<ArrayBuffer>}
+ * A PNG with a text, before its last chunk (the specification's iTXt), in place of one of the same keyword.
+ * @param {Uint8Array} given @param {string} keyword @param {string} text @returns {Uint8Array<ArrayBuffer>}
  */
-export function withText(bytes, keyword, text) {
+export function withText(given, keyword, text) {
+  const bytes = without(given, keyword);
   const body = new TextEncoder().encode(`iTXt${keyword}\0\0\0\0\0${text}`), end = bytes.length - 12;
   const made = new Uint8Array(bytes.length + 8 + body.length), view = new DataView(made.buffer);
   made.set(bytes.subarray(0, end));

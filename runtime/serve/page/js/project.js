@@ -19,7 +19,7 @@ const SETTINGS = {
   draftSize: 1, draftPreset: "",
 };
 const DRAWN = "drawn.png"; // in a project: the picture that was seen last
-const MOST_SIDE = 8192;
+const MOST_SIDE = 8192, MOST_REGIONS = 64;
 
 /** Makes PNGs of bitmaps, once for as long as they are the same. */
 export class Pngs {
@@ -134,21 +134,35 @@ export function fromText(text) {
  * @returns {Packed} Raises Error, naming what is wrong.
  */
 export function checked(text, picture, start) {
-  const given = parsed(text), settings = { preset: "", start, ...taken(given.settings, SETTINGS, "settings") };
+  const given = parsed(text), settings = checkedSettings({ ...given.settings, start });
+  const regions = checkedRegions(given.regions).map((each, i) => ({
+    ...each, mask: picture(given.regions[i].mask), ink: picture(given.regions[i].ink),
+  }));
+  const chosen = given.regions.findIndex((/** @type {any} */ each) => each.id === given.chosen) + 1;
+  return { settings, regions, chosen: chosen || (regions.length ? 1 : 0) };
+}
+
+/** Settings of the right kinds and sizes. @param {any} given @returns {import("./regions.js").Settings} Raises Error. */
+export function checkedSettings(given) {
+  const settings = { preset: "", start: given.start ?? null, ...taken(given, SETTINGS, "settings") };
   for (const side of ["width", "height"]) {
     const value = settings[side];
     if (!Number.isInteger(value) || value < 16 || value > MOST_SIDE) throw new Error(`settings.${side}: ${value}; expected 16 to ${MOST_SIDE}`);
   }
-  if (!Array.isArray(given.regions)) throw new Error("regions: missing; expected a list");
+  return settings;
+}
+
+/** Regions of the right kinds, numbered anew, their bitmaps empty. @param {any} given @returns {import("./regions.js").Region[]} Raises Error. */
+export function checkedRegions(given) {
+  if (!Array.isArray(given)) throw new Error("regions: missing; expected a list");
+  if (given.length > MOST_REGIONS) throw new Error(`regions: ${given.length}; expected at most ${MOST_REGIONS}`);
   const { mask, ink, id, ...fields } = region(1, 1, 1, "");
-  const regions = given.regions.map((/** @type {any} */ each, /** @type {number} */ i) => {
-    const found = taken(each, fields, `regions[${i}]`), made = region(i + 1, 1, 1, "");
-    if (found.levels.length !== 4) throw new Error(`regions[${i}].levels: expected four numbers`);
-    if (!(found.colour in COLOURS)) throw new Error(`regions[${i}].colour: ${found.colour}; expected 0 to ${COLOURS.length - 1}`);
-    return { ...made, ...found, mask: picture(each.mask), ink: picture(each.ink) };
+  return given.map((/** @type {any} */ each, /** @type {number} */ i) => {
+    const found = taken(each, fields, `regions[${i}]`);
+    if (found.levels.length !== 4 || !found.levels.every(Number.isFinite)) throw new Error(`regions[${i}].levels: expected four numbers`);
+    if (!Number.isInteger(found.colour) || !(found.colour in COLOURS)) throw new Error(`regions[${i}].colour: ${found.colour}; expected 0 to ${COLOURS.length - 1}`);
+    return { ...region(i + 1, 1, 1, ""), ...found };
   });
-  const chosen = given.regions.findIndex((/** @type {any} */ each) => each.id === given.chosen) + 1;
-  return { settings, regions, chosen: chosen || (regions.length ? 1 : 0) };
 }
 
 /** @param {string} text */

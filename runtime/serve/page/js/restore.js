@@ -7,16 +7,16 @@ import { isZip } from "./zip.js";
 
 /**
  * @param {File} file
- * @returns {Promise<{packed: import("./project.js").Packed, picture: Blob | null, missing: string[]} | null>} null for any
- *   other file; picture: the one that was drawn of it; missing: what this page has no field for, or the server no file. Raises Error where it is broken.
+ * @returns {Promise<{packed: import("./project.js").Packed, picture: Blob | null, drawn: boolean, missing: string[]} | null>}
+ *   null for any other file; picture: the one that was seen with it; drawn: whether it was drawn of it, for sure; missing: what this page has no field for, or the server no file. Raises Error where it is broken.
  */
 export async function restored(file) {
   const buffer = await file.arrayBuffer();
   try {
-    if (isZip(new Uint8Array(buffer))) return { ...fromZip(new Uint8Array(buffer)), missing: [] };
+    if (isZip(new Uint8Array(buffer))) return { ...fromZip(new Uint8Array(buffer)), drawn: false, missing: [] };
     const said = png.texts(buffer);
-    if (said[CHUNK]) return { packed: fromText(said[CHUNK]), picture: file, missing: [] };
-    return said.software?.startsWith("localcontrol") ? { ...(await fromSettings(said)), picture: file } : null;
+    if (said[CHUNK]) return { packed: fromText(said[CHUNK]), picture: file, drawn: true, missing: [] };
+    return said.software?.startsWith("localcontrol") ? { ...(await fromSettings(said)), picture: file, drawn: true } : null;
   } catch (error) {
     throw new Error(`${file.name}: ${error instanceof Error ? error.message : error}`);
   }

@@ -13,7 +13,7 @@ export class Results {
     this.chosen = chosen;
     /** @type {Result[]} */ this.kept = [];
     /** @type {Result | null} */ this.current = null;
-    /** @type {Map<number, string>} */ this.addresses = new Map();
+    /** @type {Map<number, HTMLElement>} */ this.items = new Map(); // of the strip, by their results' numbers
   }
 
   /** Those of before. */
@@ -27,8 +27,8 @@ export class Results {
   /** @param {Blob} picture @param {any} about @param {any} packed @returns {Promise<Result>} */
   async add(picture, about, packed) {
     const made = { picture, about, packed, when: Date.now() };
-    // what this browser has no room for is still shown
-    const id = await store.keep(made).catch(() => (this.kept[this.kept.length - 1]?.id ?? 0) + 1);
+    // what this browser has no room for is still shown, under a number that none of its own can have
+    const id = await store.keep(made).catch(() => -Date.now());
     const result = { ...made, id };
     this.kept.push(result);
     this.prune();
@@ -47,16 +47,21 @@ export class Results {
   prune() {
     while (this.kept.length > MOST) {
       const old = /** @type {Result} */ (this.kept.shift());
-      URL.revokeObjectURL(this.addresses.get(old.id) ?? "");
-      this.addresses.delete(old.id);
-      store.forget(old.id).catch(() => {});
+      URL.revokeObjectURL(this.items.get(old.id)?.querySelector("img")?.src ?? "");
+      this.items.get(old.id)?.remove();
+      this.items.delete(old.id);
+      if (old.id > 0) store.forget(old.id).catch(() => {});
     }
   }
 
   show() {
-    const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset?.result;
-    get("results").replaceChildren(...[...this.kept].reverse().map((each) => make("li", {}, this.button(each))));
-    if (focused) /** @type {HTMLElement | null} */ (document.querySelector(`[data-result="${focused}"]`))?.focus();
+    for (const each of this.kept) {
+      if (!this.items.has(each.id)) {
+        this.items.set(each.id, make("li", {}, this.button(each)));
+        get("results").prepend(/** @type {HTMLElement} */ (this.items.get(each.id)));
+      }
+      this.items.get(each.id)?.firstElementChild?.setAttribute("aria-current", String(each === this.current));
+    }
     get("result").hidden = this.current === null;
     if (this.current) get("result-said").textContent = get("result-said").title = said(this.current);
     get("results").querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -64,7 +69,6 @@ export class Results {
 
   /** @param {Result} result */
   button(result) {
-    if (!this.addresses.has(result.id)) this.addresses.set(result.id, URL.createObjectURL(result.picture));
     const label = `Result ${result.id}: ${said(result)}`;
     const act = () => {
       this.current = result;
@@ -72,14 +76,14 @@ export class Results {
       this.chosen(result);
     };
     return make("button", {
-      type: "button", "aria-label": label, title: label, "data-result": result.id, "aria-current": String(result === this.current), onclick: act,
-    }, make("img", { alt: "", src: this.addresses.get(result.id) }));
+      type: "button", "aria-label": label, title: label, onclick: act,
+    }, make("img", { alt: "", src: URL.createObjectURL(result.picture) }));
   }
 }
 
 /** @param {Result} result */
 function said({ about, packed }) {
-  const { prompt, width, height, steps } = packed.settings;
+  const { prompt } = packed.settings, { width, height, steps } = { ...packed.settings, ...about };
   const outside = about.pixels_changed_outside === undefined ? "" : ` · ${about.pixels_changed_outside} pixels changed outside`;
   return `${prompt || "no words"} · ${width} x ${height}, ${steps} steps, seed ${about.seed}${outside}`;
 }

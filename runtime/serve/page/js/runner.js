@@ -35,7 +35,7 @@ export class Runner {
    */
   draw(prepare) {
     const send = async (/** @type {AbortController} */ following, /** @type {boolean} */ anew) => {
-      const { body, painted } = await again(() => prepare(anew), following.signal);
+      const { body, painted } = await api.again(() => prepare(anew), following.signal);
       if (following.signal.aborted) return;
       const sent = { ...body, session: this.tab, previews: this.took > SOON }, key = store.unique();
       await this.send({ tab: this.tab, key, sent, painted }, following);
@@ -71,17 +71,18 @@ export class Runner {
     store.expect(pending);
     const before = this.submitting; // an older one that comes later would take this one's place
     const submitted = (async () => {
-      await before.catch(() => {});
+      await Promise.race([before.catch(() => {}), new Promise((resolve) => setTimeout(resolve, 3000))]);
       if (following !== this.following) return null;
-      return pending.id ?? (await again(() => api.submit(pending.sent, pending.key), following.signal)).id;
+      return pending.id ?? (await api.again(() => api.submit(pending.sent, pending.key), following.signal)).id;
     })();
     this.submitting = submitted;
     const id = await submitted;
+    if (id !== null && following.signal.aborted) api.cancel(id).catch(() => {}); // it was cancelled while it was sent
     if (id === null || following !== this.following) return;
     this.job = id;
     store.expect({ ...pending, id });
     for (let end = "interrupted", tries = 0; end === "interrupted" && tries < 5; tries++) {
-      if (tries) await again(() => api.retry(id), following.signal);
+      if (tries) await api.again(() => api.retry(id), following.signal);
       end = await this.follow(id, pending.painted, following, tries === 4);
     }
   }
@@ -96,7 +97,7 @@ export class Runner {
       if (kind === "step") this.page.progress(data.step, data.steps);
       else if (kind === "preview") this.page.preview(await jpeg(data.images[0]));
       else if (kind === "done") {
-        const picture = await again(() => api.picture(id), following.signal);
+        const picture = await api.again(() => api.picture(id), following.signal);
         if (following !== this.following) return "left";
         this.following = this.job = null;
         if (this.begun) this.took = performance.now() - this.begun;
@@ -128,23 +129,6 @@ export class Runner {
   }
 }
 
-/**
- * Try until the server has room or is there again.
- * @template T @param {() => Promise<T>} call @param {AbortSignal} signal @returns {Promise<T>}
- */
-export async function again(call, signal) {
-  for (let tries = 0; ; tries++) {
-    try {
-      return await call();
-    } catch (error) {
-      const later = !(error instanceof api.Refused) || [429, 503].includes(error.status);
-      if (!later || signal.aborted || tries >= 40) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 250 + 250 * Math.min(tries, 8)));
-      if (signal.aborted) throw error;
-    }
-  }
-}
-
 /** @param {string} base64 */
 async function jpeg(base64) {
   return new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
@@ -152,6 +136,5 @@ async function jpeg(base64) {
 
 /** @param {any} error */
 export function said(error) {
-  if (error instanceof TypeError) return "The server does not answer. What you have painted is kept in this browser.";
   return error instanceof Error ? error.message : String(error);
 }

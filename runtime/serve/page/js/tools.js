@@ -86,11 +86,7 @@ export class Hands {
     this.recording = new Recording(bitmap);
     this.radius = this.radiusOf(event);
     this.path = [at];
-    if (this.tool === "fill") {
-      this.recording.keep(whole(bitmap));
-      this.painting.touch(bitmap, flood(bitmap, at, this.paint(bitmap, event.shiftKey)));
-      this.end();
-    } else if (this.tool === "brush" || this.tool === "eraser") {
+    if (this.tool === "brush" || this.tool === "eraser") {
       const from = event.shiftKey && this.lastEnd ? this.lastEnd : at;
       this.stroke(bitmap, from, at, this.radius);
       this.lastEnd = at;
@@ -142,7 +138,7 @@ export class Hands {
       this.stroke(bitmap, this.path[this.path.length - 1], at, this.radiusOf(event));
       this.path = [at];
       this.lastEnd = at;
-    } else {
+    } else if (this.tool !== "fill") {
       this.path = this.tool === "rectangle" ? [this.path[0], at] : [...this.path, at];
       const [a, b] = [this.path[0], at];
       this.scene.outline = this.tool === "lasso" ? this.path : [a, { x: b.x, y: a.y }, b, { x: a.x, y: b.y }];
@@ -154,7 +150,7 @@ export class Hands {
     this.fingers.delete(event.pointerId);
     if (event.pointerId !== this.pointer) return;
     const bitmap = this.recording?.bitmap;
-    if (bitmap && (this.tool === "rectangle" || this.tool === "lasso")) {
+    if (bitmap && this.tool !== "brush" && this.tool !== "eraser") {
       this.recording?.keep(whole(bitmap));
       this.painting.touch(bitmap, this.shape(bitmap, event.shiftKey));
     }
@@ -162,10 +158,11 @@ export class Hands {
   }
 
   /**
-   * Fill a mask's rectangle or lasso; of a condition, which is lines, draw its outline. Erasing takes all that is inside.
+   * Fill from a point, a mask's rectangle or lasso; of a condition, which is lines, draw its outline. Erasing takes all that is inside.
    * @param {Bitmap} bitmap @param {boolean} erase
    */
   shape(bitmap, erase) {
+    if (this.tool === "fill") return flood(bitmap, this.path[0], this.paint(bitmap, erase));
     const paint = this.paint(bitmap, erase), [a, b] = [this.path[0], this.path[this.path.length - 1]];
     const corners = this.tool === "lasso" ? this.path : [a, { x: b.x, y: a.y }, b, { x: a.x, y: b.y }];
     if (this.painting.ink && !erase) return outline(bitmap, corners, this.size / 2, paint);

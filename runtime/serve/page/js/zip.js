@@ -52,6 +52,7 @@ export function read(bytes) {
   if (end < 0) throw new Error("project: cut short; expected a zip that this page has saved");
   let at = view.getUint32(end + 16, true);
   const found = [];
+  let room = bytes.length;
   for (let i = view.getUint16(end + 10, true); i > 0; i--) {
     if (at + 46 > bytes.length || view.getUint16(at + 10, true) !== 0) {
       throw new Error("project: its files are compressed; expected a zip that this page has saved");
@@ -59,10 +60,12 @@ export function read(bytes) {
     const size = view.getUint32(at + 20, true), name = view.getUint16(at + 28, true);
     const extra = view.getUint16(at + 30, true) + view.getUint16(at + 32, true), start = view.getUint32(at + 42, true);
     const data = start + 30 + view.getUint16(start + 26, true) + view.getUint16(start + 28, true);
-    found.push({
-      name: new TextDecoder().decode(bytes.subarray(at + 46, at + 46 + name)),
-      data: bytes.slice(data, data + size),
-    });
+    const entry = { name: new TextDecoder().decode(bytes.subarray(at + 46, at + 46 + name)), data: bytes.subarray(data, data + size) };
+    room -= size;
+    if (room < 0 || entry.data.length !== size || crc32(entry.data) !== view.getUint32(at + 16, true)) {
+      throw new Error(`project: ${entry.name} is damaged; expected a zip that this page has saved`);
+    }
+    found.push(entry);
     at += 46 + name + extra;
   }
   return found;

@@ -97,8 +97,7 @@ def test_a_draft_is_smaller_and_the_release_is_whole(page):
     page.page.mouse.move(*page.at(100, 30))
     page.page.mouse.down()
     page.page.mouse.move(*page.at(110, 60), steps=5)
-    page.page.locator("#result-said", has_text="12 steps").wait_for()
-    page.page.wait_for_timeout(900)
+    page.page.locator("#result-said", has_text="64 x 64, 1 steps").wait_for()
     about = page.get("page.results.current.about")
     assert (about["width"], about["height"]) == (64, 64) and page.get("page.results.current.id") == 0
     page.page.mouse.up()
@@ -186,8 +185,7 @@ def test_compared_with_the_same_without_control_and_with_its_edges(drawn):
         page.get("page.scene.before = null")
         page.page.select_option("#against", value)
         page.page.wait_for_selector("#split:visible")
-        while page.get("page.scene.before === null"):
-            page.page.wait_for_timeout(20)
+        page.until("page.scene.before !== null")
 
     against("free")
     assert (shown() == alone(page)).all()
@@ -229,8 +227,7 @@ def test_a_result_begins_another(drawn, button):
     if button == "#as-condition":
         page.page.wait_for_selector("#photo-yes:enabled")
         page.page.click("#photo-yes")
-        page.page.wait_for_selector("#photo", state="hidden")
-        page.page.wait_for_timeout(200)
+        page.until("page.painting.history.done.length === 1")
         assert (page.bitmap("ink")[..., 0] == np.asarray(canny(page.picture()))).all()
     else:
         page.page.locator("#start-said", has_text="from a picture").wait_for(state="attached")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.support.browser import Tab, tab
 from tests.support.server import SMALL
@@ -48,17 +48,10 @@ def painted(page):
     return state, page.bitmap("mask", 0).tobytes(), page.bitmap("ink", 0).tobytes()
 
 
-def saved(page):
-    """Wait until the browser has what is painted."""
-    page.page.wait_for_timeout(350)
-    page.get("page.saved.then(() => null)")
-
-
 def test_a_reload_loses_nothing(page):
     paint(page)
     before = painted(page)
-    saved(page)
-    page.page.reload()
+    page.page.reload()  # at once
     page.page.wait_for_selector("#regions li")
     assert painted(page) == before
 
@@ -82,7 +75,6 @@ def test_a_closed_tab_is_found_again_and_two_tabs_keep_their_own(chromium, serve
     first.ready()
     paint(first)
     before = painted(first)
-    saved(first)
     first.page.close()
     second = Tab(context, first.url)
     second.page.wait_for_selector("#regions li")
@@ -90,7 +82,6 @@ def test_a_closed_tab_is_found_again_and_two_tabs_keep_their_own(chromium, serve
     third = Tab(context, first.url)  # beside the second: a copy of its own
     third.page.wait_for_selector("#regions li")
     third.set("prompt", "another")
-    saved(third)
     second.page.reload()
     second.page.wait_for_selector("#regions li")
     assert painted(second) == before
@@ -201,7 +192,7 @@ def test_an_exported_project_draws_the_same_picture_from_the_command_line(page, 
     page.page.check("#held")
     page.page.click("#draw")
     page.says("Drawn in")
-    before, drawn = painted(page), page.picture()
+    before = painted(page)
     name, data = page.download("#export")
     assert name == "a green square_s edge on sand.zip"
     zipfile.ZipFile(io.BytesIO(data)).extractall(tmp_path)
@@ -220,7 +211,7 @@ def test_an_exported_project_draws_the_same_picture_from_the_command_line(page, 
     (tmp_path / "mine.zip").write_bytes(data)
     page.choose("#import", tmp_path / "mine.zip")
     page.says("Opened mine.zip")
-    assert painted(page) == before and (page.picture() == drawn).all()
+    assert painted(page) == before and page.get("page.shown !== null && page.results.current === null")
 
 
 def test_the_settings_of_a_result_come_back(drawn):
@@ -265,3 +256,109 @@ def test_undone_as_one_step(page, what):
     page.page.locator("#canvas").focus()
     page.page.keyboard.press("Control+z")
     assert painted(page) == before
+
+
+def test_a_strangers_picture_neither_breaks_the_page_nor_what_is_kept(page, server):
+    text = PngImagePlugin.PngInfo()
+    said = {
+        "software": "localcontrol 1",
+        "prompt": "a",
+        "regions": json.dumps([{"colour": 99, "prompt": "x", "levels": None}]),
+    }
+    said |= dict.fromkeys(("steps", "guidance", "width", "height", "seed", "strength"), "64")
+    for name, value in said.items():
+        text.add_text(name, value)
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=text)
+    page.drop("strange.png", file.getvalue())
+    page.says("Opened, but without region 1's colour")
+    assert page.page.input_value("#r-words") == "x"
+    before = painted(page)
+    file = io.BytesIO()
+    text.add_text("width", "-5")
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=text)
+    page.drop("stranger.png", file.getvalue())
+    page.says("stranger.png: settings.width: -5; expected 16 to 8192")
+    page.page.reload()
+    page.page.wait_for_selector("#regions li")
+    assert painted(page) == before
+
+
+def test_what_cannot_be_opened_is_said_and_stays(page):
+    paint(page)
+    page.page.evaluate(
+        """() => new Promise((resolve) => {
+            const asked = indexedDB.open("localcontrol");
+            asked.onsuccess = () => {
+                const transaction = asked.result.transaction("bitmaps", "readwrite");
+                transaction.objectStore("bitmaps").clear();
+                transaction.oncomplete = () => resolve(null);
+            };
+        })"""
+    )
+    page.page.evaluate("() => (window.localcontrol.save = () => Promise.resolve())")
+    page.page.reload()
+    page.says("What was kept here cannot be opened")
+    assert page.page.locator("#regions li", has_text="A star").is_visible()
+
+
+def failing(status):
+    """What answers a request with this status."""
+    return lambda route: route.fulfill(status=status)
+
+
+def test_an_answer_that_fails_in_passing_is_asked_for_again(chromium, server):
+    with tab(chromium, server.port, expected=["503", "502"]) as page:
+        page.ready()
+        for path, status in (("events", 503), ("images/0", 502)):
+            count = page.page.locator("#results li").count()
+            page.page.route(f"**/{path}", failing(status), times=1)
+            page.page.click("#draw")
+            page.ready(count + 1)
+        page.page.route("**/v1/capabilities", failing(503), times=1)
+        page.page.reload()
+        page.page.wait_for_selector("#regions li")
+
+
+def test_a_picture_is_kept_with_what_it_was_drawn_of(drawn):
+    page = drawn
+    page.page.route("**/v1/files", lambda route: (time.sleep(0.4), route.continue_()))
+    page.clean()
+    page.page.keyboard.press("r")
+    page.stroke((10, 10), (60, 60))
+    page.page.fill("#r-words", "a blue square")
+    page.page.click("#draw")
+    page.set("prompt", "second words")
+    page.set("r-scale", 0.2)
+    page.ready(2)
+    settings = page.get("page.results.current.packed.settings")
+    job = page.get("page.results.current.about.id")
+    assert settings["prompt"] != "second words" and job
+    read = (
+        ".then((answer) => answer.arrayBuffer()).then((data) => String.fromCharCode(...new Uint8Array(data)))"
+    )
+    data = page.get(f"fetch('/v1/jobs/{job}/images/0'){read}")
+    assert f"prompt\0{settings['prompt']}" in data
+
+
+def test_cancelled_while_it_is_sent(drawn, server):
+    page = drawn
+    sent = []
+    page.page.on(
+        "response",
+        lambda answer: (
+            sent.append(answer)
+            if answer.request.method == "POST" and answer.url.endswith("/v1/jobs")
+            else None
+        ),
+    )
+    page.page.route("**/v1/jobs", lambda route: (time.sleep(0.4), route.continue_()))
+    page.unfold("Settings")
+    page.page.fill("#steps", "100")
+    page.page.click("#draw")
+    page.page.wait_for_timeout(100)
+    page.page.click("#cancel")
+    page.says("Cancelled.")
+    while not sent:
+        page.page.wait_for_timeout(20)
+    assert server.job(sent[0].json()["id"])["state"] == "cancelled"

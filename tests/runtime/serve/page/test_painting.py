@@ -112,8 +112,7 @@ def test_the_divider_is_dragged_and_space_pans_whatever_has_the_focus(drawn):
     page = drawn
     page.page.select_option("#against", "free")
     page.page.wait_for_selector("#split:visible")
-    while page.get("page.scene.before === null"):
-        page.page.wait_for_timeout(20)
+    page.until("page.scene.before !== null")
     before = page.bitmap()
     page.stroke((64, 20), (100, 20))
     assert (page.bitmap() == before).all() and abs(page.get("page.scene.split") - 100 / 128) < 0.02
@@ -221,8 +220,7 @@ def test_a_mask_comes_from_a_file_and_goes_to_one(page, tmp_path, way):
             }""",
             list(data),
         )
-    page.page.wait_for_timeout(50)
-    page.quiet()
+    page.until("page.painting.history.done.length === 3")
     assert (page.bitmap() == drawn).all()
     name, saved = page.download("#do-save")
     assert (
@@ -278,8 +276,7 @@ def test_a_photograph_shows_what_it_gives_before_it_is_used(page, server):
     page.page.wait_for_selector("#photo-yes:enabled")
     before = page.get("page.painting.history.done.length")
     page.page.click("#photo-yes")
-    page.page.wait_for_selector("#photo:not([open])", state="attached")
-    page.page.wait_for_timeout(100)
+    page.until(f"page.painting.history.done.length === {before + 1}")
     ink = page.bitmap("ink")
     assert (
         ink[64, 13:16].any() and not ink[64, 40:90].any()
@@ -314,3 +311,15 @@ def test_a_large_mask_is_painted_without_a_hitch(page):
     assert len(took["move"]) > 40
     assert np.median(took["move"]) < 16 and np.median(took["paint"]) < 32, took
     assert (page.bitmap()[1000:1010] > 0).any()
+
+
+def test_two_fingers_with_the_fill_tool_fill_nothing(page):
+    page.clean()
+    page.page.keyboard.press("g")
+    page.touch("touchStart", (50, 64))
+    page.touch("touchStart", (50, 64), (70, 64))
+    page.touch("touchMove", (40, 64), (80, 64))
+    page.touch("touchEnd")
+    assert not page.bitmap().any()
+    page.page.mouse.click(*page.at(64, 64))
+    assert (page.bitmap() == 255).all()
