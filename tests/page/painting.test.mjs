@@ -5,7 +5,7 @@ import { invert } from "../../runtime/serve/page/js/bitmap.js";
 import { Painting } from "../../runtime/serve/page/js/painting.js";
 import { region } from "../../runtime/serve/page/js/regions.js";
 
-const settings = { prompt: "a", negative_prompt: "", width: 8, height: 8, steps: 10, guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6, draftSize: 1, draftPreset: "" };
+const settings = { prompt: "a", negative_prompt: "", width: 8, height: 8, steps: 10, guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6, draftSize: 1, draftSteps: 6, draftPreset: "" };
 const made = () => {
   const heard = { shown: 0, changed: 0 };
   const painting = new Painting({ regions: [region(1, 8, 8, "canny")], chosen: 1, settings: { ...settings } }, {

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { checked, command, fromText, fromZip, toText, toZip } from "../../runtime/serve/page/js/project.js";
 import { region } from "../../runtime/serve/page/js/regions.js";
 
-const settings = { prompt: "it's $HOME", negative_prompt: "", width: 16, height: 16, steps: 10, guidance: 5, scheduler: "euler", preset: "", seed: 1, held: true, start: null, strength: 0.6, draftSize: 1, draftPreset: "" };
+const settings = { prompt: "it's $HOME", negative_prompt: "", width: 16, height: 16, steps: 10, guidance: 5, scheduler: "euler", preset: "", seed: 1, held: true, start: null, strength: 0.6, draftSize: 1, draftSteps: 6, draftPreset: "" };
 const blob = (text) => new Blob([text], { type: "image/png" });
 const painted = () => {
   const one = region(3, 16, 16, "canny");

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import * as regions from "../../runtime/serve/page/js/regions.js";
 
-const settings = { prompt: "a", negative_prompt: "", width: 8, height: 8, steps: 10, guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6, draftSize: 1, draftPreset: "" };
+const settings = { prompt: "a", negative_prompt: "", width: 8, height: 8, steps: 10, guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6, draftSize: 1, draftSteps: 6, draftPreset: "" };
 
 test("what is asked for is what is painted, and what is missing is said", async () => {
   const one = regions.region(1, 8, 8, "canny"), two = regions.region(2, 8, 8, "canny");

@@ -21,7 +21,7 @@ export function example(can) {
     settings: {
       prompt: "a red star and a blue circle on sand", negative_prompt: "", width: side, height: side, steps: whole ? 12 : 20,
       guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6,
-      draftSize: whole ? 1 : 0.5, draftPreset: whole ? "" : "fast",
+      draftSize: whole ? 1 : 0.5, draftSteps: whole ? 6 : 12, draftPreset: whole ? "" : "fast",
     },
   };
 }

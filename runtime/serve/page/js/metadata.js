@@ -19,13 +19,14 @@ const PLAIN = {
 
 /**
  * @param {Record<string, string>} said the texts of a PNG
+ * @param {import("./regions.js").Settings} settings of the page, of which those while painting live stay
  * @returns {Promise<{packed: Packed, missing: string[]}>} missing: what could not be restored
  */
-export async function fromSettings(said) {
+export async function fromSettings(said, { draftSize, draftSteps, draftPreset }) {
   const numbers = Object.fromEntries(NUMBERS.map((name) => [name, said[name] === undefined ? undefined : Number(said[name])]));
   const settings = checkedSettings({
     ...numbers, prompt: said.prompt ?? "", negative_prompt: said.negative_prompt ?? "", held: said.outside === "held",
-    scheduler: said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? ""), draftSize: 1, draftPreset: "",
+    scheduler: said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? ""), draftSize, draftSteps, draftPreset,
   });
   const missing = Object.keys(PLAIN).filter((name) => (said[name] ?? PLAIN[name]) !== PLAIN[name]);
   const given = JSON.parse(said.regions ?? "[]");

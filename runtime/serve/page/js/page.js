@@ -240,7 +240,7 @@ export class Page {
 
   /** Take a file that was dropped, pasted or opened. @param {File} file @param {boolean} [start] whether any other picture is to start from */
   async take(file, start = false) {
-    const found = await restored(file);
+    const found = await restored(file, this.painting.settings);
     if (found) {
       await this.restore(found.packed, `Open ${file.name}`, found.drawn ? found.picture : null);
       if (!found.drawn) this.shows(found.picture && (await decoded(found.picture)));

@@ -16,7 +16,7 @@ import * as zip from "./zip.js";
 export const CHUNK = "localcontrol-painting"; // the text of a PNG that holds all of this
 const SETTINGS = {
   prompt: "", negative_prompt: "", width: 1, height: 1, steps: 1, guidance: 1, scheduler: "", seed: 1, held: false, strength: 1,
-  draftSize: 1, draftPreset: "",
+  draftSize: 1, draftSteps: 1, draftPreset: "",
 };
 const DRAWN = "drawn.png"; // in a project: the picture that was seen last
 const MOST_SIDE = 8192, MOST_REGIONS = 64;

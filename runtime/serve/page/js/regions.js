@@ -14,7 +14,7 @@ import { create, isEmpty, resized } from "./bitmap.js";
  * @typedef {{
  *   prompt: string, negative_prompt: string, width: number, height: number, steps: number, guidance: number,
  *   scheduler: string, preset: string, seed: number, held: boolean, start: Blob | null, strength: number,
- *   draftSize: number, draftPreset: string,
+ *   draftSize: number, draftSteps: number, draftPreset: string,
  * }} Settings  draft...: while somebody paints live
  */
 

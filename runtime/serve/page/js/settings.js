@@ -6,7 +6,7 @@ import { get, hear, input, options, show } from "./dom.js";
 
 const SAME = { // fields of settings that are shown as they are
   prompt: "prompt", negative: "negative_prompt", held: "held", scheduler: "scheduler", preset: "preset", steps: "steps",
-  guidance: "guidance", width: "width", height: "height", seed: "seed", strength: "strength", "draft-size": "draftSize",
+  guidance: "guidance", width: "width", height: "height", seed: "seed", strength: "strength", "draft-size": "draftSize", "draft-steps": "draftSteps",
   "draft-preset": "draftPreset",
 };
 const LABELS = { held: "Hold the outside", prompt: "Prompt" };
@@ -15,10 +15,10 @@ const LABELS = { held: "Hold the outside", prompt: "Prompt" };
 export function listen(painting, can) {
   options("scheduler", can.schedulers);
   for (const id of ["preset", "draft-preset"]) options(id, Object.keys(can.presets));
-  input("steps").max = String(can.limits.steps);
+  for (const id of ["steps", "draft-steps"]) input(id).max = String(can.limits.steps);
   for (const side of ["width", "height"]) limit(side, can.sizes);
   const back = () => showSettings(painting);
-  for (const id of ["prompt", "negative", "held", "seed", "strength", "draft-preset"]) {
+  for (const id of ["prompt", "negative", "held", "seed", "strength", "draft-steps", "draft-preset"]) {
     const name = /** @type {Record<string, string>} */ (SAME)[id];
     hear(id, (value) => painting.set({ [name]: value }, /** @type {any} */ (LABELS)[id] ?? name), back);
   }
@@ -61,12 +61,13 @@ export function showSettings({ settings }) {
 }
 
 /**
- * The settings while somebody paints live: smaller, and by another preset, where that is asked for.
+ * The settings while somebody paints live: smaller, in fewer steps, by another preset, where that is asked for.
  * @param {import("./regions.js").Settings} settings @param {any} can the server's capabilities
  */
 export function draft(settings, can) {
   const { multiple } = can.sizes, least = (/** @type {"width" | "height"} */ side) => can.sizes[side]?.[0] ?? multiple;
   const side = (/** @type {"width" | "height"} */ name) =>
     Math.max(least(name), Math.round((settings[name] * settings.draftSize) / multiple) * multiple);
-  return { ...settings, width: side("width"), height: side("height"), ...can.presets[settings.draftPreset] };
+  const found = { ...settings, ...can.presets[settings.draftPreset], width: side("width"), height: side("height") };
+  return { ...found, steps: Math.min(found.steps, settings.draftSteps) };
 }

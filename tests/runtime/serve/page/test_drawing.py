@@ -91,13 +91,14 @@ def test_live_waits_for_the_words_and_a_new_edit_takes_the_place_of_a_running_on
 def test_a_draft_is_smaller_and_the_release_is_whole(page):
     page.unfold("Settings")
     page.page.select_option("#draft-size", "0.5")
-    page.page.select_option("#draft-preset", "turbo1")
+    page.page.fill("#draft-steps", "3")
+    page.page.select_option("#draft-preset", "lcm4")
     page.page.check("#live")
     page.ready(1)
     page.page.mouse.move(*page.at(100, 30))
     page.page.mouse.down()
     page.page.mouse.move(*page.at(110, 60), steps=5)
-    page.page.locator("#result-said", has_text="64 x 64, 1 steps").wait_for()
+    page.page.locator("#result-said", has_text="64 x 64, 3 steps").wait_for()
     about = page.get("page.results.current.about")
     assert (about["width"], about["height"]) == (64, 64) and page.get("page.results.current.id") == 0
     page.page.mouse.up()
