@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import psutil
 from benchmarks.measure import check_counts, check_out, environment, results_folder, write_rows
 from runtime.cli.command import Parser, exit_code
 from tests.soak.process import Server
-from tests.support.browser import Tab, browser, tab
+from tests.support.browser import Tab, browser, require_chromium, tab
 
 MIB = 2**20
 EVENTS = 60  # a second, of a mouse that paints on and on
@@ -53,6 +54,26 @@ WATCH = """() => {
         paint();
         marks.done.push({ ...now, end: clock() });
     };
+}"""
+# A stroke a second, by the page's own clock: two of the brush, one of the eraser
+PLAYED = """() => {
+    const { canvas } = localcontrol.scene, { view, hands } = localcontrol, box = canvas.getBoundingClientRect();
+    window.played = 0;
+    const send = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {
+        pointerId: 1, pointerType: "mouse", isPrimary: true, bubbles: true, cancelable: true,
+        button: type === "pointermove" ? -1 : 0, buttons: type === "pointerup" ? 0 : 1,
+        clientX: box.left + view.x + x * view.scale, clientY: box.top + view.y + y * view.scale,
+    }));
+    canvas.setPointerCapture = () => {};
+    setInterval(() => {
+        const [x, y, to] = [10 + 108 * Math.random(), 10 + 108 * Math.random(), 10 + 108 * Math.random()];
+        localcontrol.tool(window.played % 3 === 2 ? "eraser" : "brush");
+        hands.resize(8);
+        send("pointerdown", x, y);
+        for (let i = 1; i <= 8; i++) setTimeout(() => send("pointermove", x + ((to - x) * i) / 8, y), 16 * i);
+        setTimeout(() => send("pointerup", to, y), 160);
+        window.played++;
+    }, 1000);
 }"""
 # Times each brush event and each frame, in the page itself
 TIMED = """() => {
@@ -99,19 +120,18 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for engine in [None, *options.engine]:
         name, given = (Path(engine).name, ("--engine", engine)) if engine else ("torch", ())
-        with serving(*given) as (server, page):
+        with serving(*given) as page:
             for row in (*latency(page, options.strokes), pace(page, options.seconds)):
                 rows.append({"backend": name, **row})
             if engine is None:
                 rows += [{"backend": "", **row} for row in brush(page)]
     if options.minutes:
-        with serving() as (server, page):
-            rows += [{"backend": "torch", **row} for row in soak(page, server, options.minutes)]
+        rows += [{"backend": "torch", **row} for row in soak(options.minutes)]
     write_rows(options.out / "page.csv", [{**row, **environment()} for row in rows])
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[tuple[Server, Tab]]:
+def serving(*options: str) -> Iterator[Tab]:
     """A server of the embedded model in its process, and the page of it, live, one region with a line in it."""
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
         server = Server(Path(folder), *options)
@@ -122,7 +142,7 @@ def serving(*options: str) -> Iterator[tuple[Server, Tab]]:
                 page.page.check("#live")
                 page.ready(2)
                 page.set("size", 8)
-                yield server, page
+                yield page
         finally:
             server.kill()
 
@@ -185,17 +205,36 @@ def brush(page: Tab) -> Iterator[dict]:
     yield figure("frame, 2048 x 2048", took["paint"])
 
 
-def soak(page: Tab, server: Server, minutes: int) -> Iterator[dict]:
-    """Paint 60 strokes a minute; measure memory every half minute, after garbage collection."""
-    choose, notes, start = random.Random(1), [], time.perf_counter()
-    for i in range(60 * minutes):
-        x, y = choose.uniform(10, 118), choose.uniform(10, 118)
-        page.tool("Eraser" if i % 3 == 2 else "Brush")
-        page.stroke((x, y), (choose.uniform(10, 118), y), steps=5)
-        page.page.wait_for_timeout(max(0, 1000 * (start + i + 1 - time.perf_counter())))
-        if i % 30 == 29:
-            notes.append(memory(page, server))
-            print(f"{(i + 1) / 60:5.1f} min", notes[-1], flush=True)
+def soak(minutes: int) -> Iterator[dict]:
+    """Paint 60 strokes a minute; measure memory every half minute.
+
+    Nothing is attached to the tab meanwhile, since DevTools keep what a page fetches: the page's own clock plays the
+    hand.
+    """
+    with tempfile.TemporaryDirectory() as folder, alone(Path(folder) / "profile") as (attach, tabs):
+        server, notes = Server(Path(folder)), []
+        try:
+            with attach() as page:
+                page.goto(f"http://127.0.0.1:{server.client.port}/")
+                page.wait_for_selector("#results li")
+                page.check("#live")
+                page.evaluate(PLAYED)
+            for i in range(2 * minutes):
+                time.sleep(30)
+                rss = max((each.memory_info().rss for each in tabs()), default=0)
+                notes.append({"tab": round(rss / MIB, 1), "server": server.state()["MiB"]})
+                print(f"{(i + 1) / 2:5.1f} min", notes[-1], flush=True)
+            with attach() as page:
+                strokes, pictures = page.evaluate("() => [window.played, localcontrol.pace.took.length]")
+        finally:
+            server.kill()
+    yield {
+        "measure": "strokes, pictures of the soak",
+        "count": minutes,
+        "p50": strokes,
+        "p95": pictures,
+        "unit": "",
+    }
     half = notes[len(notes) // 2 :]
     for name in notes[0]:
         values = [note[name] for note in half]
@@ -207,24 +246,42 @@ def soak(page: Tab, server: Server, minutes: int) -> Iterator[dict]:
             "p95": values[-1],
             "unit": "MiB",
         }
-        yield {
-            "measure": f"memory, {name}, in the second half",
-            "count": len(half),
-            "p50": round(slope, 2),
-            "unit": "MiB/min",
-        }
+        about = {"measure": f"memory, {name}, in the second half", "count": len(half), "p50": round(slope, 2)}
+        yield about | {"unit": "MiB/min"}
 
 
-def memory(page: Tab, server: Server) -> dict[str, float]:
-    """MiB of the tab's heap, of its process, and of the server's."""
-    session = page.protocol()
-    session.send("HeapProfiler.collectGarbage")
-    heap = session.send("Runtime.getHeapUsage")["usedSize"]
-    tabs = [
-        each for each in psutil.process_iter(["cmdline"]) if "--type=renderer" in (each.info["cmdline"] or [])
+@contextmanager
+def alone(profile: Path) -> Iterator[tuple[Callable, Callable]]:
+    """Chromium by itself: what attaches to its page for a while, and what finds its tabs' processes."""
+    from playwright.sync_api import sync_playwright
+
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    options += [
+        "--remote-debugging-port=0",
+        "--disable-background-timer-throttling",
+        "--window-size=1280,900",
     ]
-    largest = max((each.memory_info().rss for each in tabs), default=0)
-    return {"heap": round(heap / MIB, 1), "tab": round(largest / MIB, 1), "server": server.state()["MiB"]}
+    process = subprocess.Popen([require_chromium(), *options, "about:blank"], stderr=subprocess.DEVNULL)
+
+    @contextmanager
+    def attach():
+        port = profile / "DevToolsActivePort"
+        while not port.exists():
+            time.sleep(0.1)
+        with sync_playwright() as driver:
+            made = driver.chromium.connect_over_cdp(f"http://127.0.0.1:{port.read_text().split()[0]}")
+            yield made.contexts[0].pages[0]
+            made.close()
+
+    def tabs() -> list[psutil.Process]:
+        own = psutil.Process(process.pid).children(recursive=True)
+        return [each for each in own if "--type=renderer" in " ".join(each.cmdline())]
+
+    try:
+        yield attach, tabs
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def marks(page: Tab) -> list[dict]:

@@ -125,3 +125,19 @@ def test_the_serving_tables_are_their_file():
             for point, cell in zip(points, cells, strict=True):
                 runs = [float(r[column]) for r in measured if r["policy"] == policy and r[axis] == point]
                 assert cell == f"{statistics.median(runs):.{digits}f}", (policy, point)
+
+
+def test_the_pages_table_is_its_file():
+    measured = read(RESULTS / "cpu" / "page.csv")
+    found = {(row["backend"], row["measure"].removeprefix("of it: ")): row for row in measured}
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    rows = table("benchmarks/README.md", "ms, p50 (p95)")
+    assert len(rows) == 7
+    for name, *cells in rows:
+        for backend, cell in zip(("torch", "engines-openvino-fp32"), cells, strict=True):
+            row = found[backend, name.partition(":")[0]]
+            assert cell == f"{float(row['p50']):.0f} ({float(row['p95']):.0f})" and row["unit"] == "ms"
+            assert f"commit {row['commit']}: [page.csv]" in text
+    for backend, name in (("torch", "PyTorch"), ("engines-openvino-fp32", "OpenVINO")):
+        pace = float(found[backend, "pictures a second while painting"]["p50"])
+        assert f"{pace:.1f} pictures a second on {name}" in text
