@@ -103,10 +103,10 @@ bench-serving: $(INSTALLED)
 	$(BIN)/python -m benchmarks.serving
 
 bench-page: $(INSTALLED) out/engines-openvino-fp32
-	$(BIN)/python -m benchmarks.page --engine out/engines-openvino-fp32 --minutes 10
+	$(BIN)/python -m tests.soak.page --engine out/engines-openvino-fp32 --minutes 10
 
 screenshots: $(INSTALLED)
-	$(BIN)/python -m benchmarks.screenshots
+	$(BIN)/python -m tests.soak.screenshots
 
 bench-export: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export

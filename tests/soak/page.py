@@ -1,4 +1,4 @@
-"""python -m benchmarks.page [--engine folder] [--strokes 60] [--seconds 20] [--minutes 10] [--out folder]
+"""python -m tests.soak.page [--engine folder] [--strokes 60] [--seconds 20] [--minutes 10] [--out folder]
 
 The server's page in Chromium, live, with hands that are played: how long from the last brush event to the new picture
 on the screen, and where that time goes; how many pictures a second come while one paints; how long a brush event takes
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m benchmarks.page", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m tests.soak.page", description=__doc__.partition("\n\n")[2])
     parser.add_argument(
         "--engine", metavar="FOLDER", action="append", default=[], help="also on engines; may be repeated"
     )

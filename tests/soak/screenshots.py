@@ -1,4 +1,4 @@
-"""python -m benchmarks.screenshots [--out docs/page]
+"""python -m tests.soak.screenshots [--out docs/page]
 
 Takes the pictures of the server's page that the documentation shows, in Chromium, with the embedded model: light, dark,
 on a tablet; at the first visit, while one paints, while it draws, with nothing, with an error; and a strip of ten
@@ -30,7 +30,7 @@ WIDE, TABLET = {"width": 1280, "height": 800}, {"width": 820, "height": 1180}
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
-    parser = Parser(prog="python -m benchmarks.screenshots", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="python -m tests.soak.screenshots", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--out", type=Path, default=Path("docs/page"), help="default %(default)s")
     options = parser.parse_args(arguments)
     return exit_code(lambda: run(options))
