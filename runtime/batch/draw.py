@@ -7,7 +7,7 @@ import hashlib
 import queue
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.batch.orders import LIMITS, Ordered
 from runtime.batch.requests import Line
@@ -41,10 +41,11 @@ class Drawer:
 
     def __init__(self, pipe: LocalControlPipeline, options: argparse.Namespace, rows: int = 0):
         self.pipe, self.options = pipe, options
-        self.engine = Engine(pipe, LIMITS.__class__(**{**vars(LIMITS), "rows": rows}), self)
+        self.engine = Engine(pipe, replace(LIMITS, rows=rows), self)
         self.done: queue.Queue[Picture] = queue.Queue()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._names: dict[Work, tuple[str, str]] = {}
+        self._open = 0  # submitted, and not yet handed out
         self.engine.start()
 
     def __enter__(self) -> Drawer:
@@ -57,11 +58,11 @@ class Drawer:
     @property
     def room(self) -> bool:
         """Return whether another request should be sent now."""
-        return len(self._names) < AHEAD * self.engine.rows
+        return self._open < AHEAD * self.engine.rows
 
     @property
     def busy(self) -> bool:
-        return bool(self._names)
+        return self._open > 0
 
     def submit(self, id: str, source: str, order: Order) -> None:
         work = Work(order, owner="", id=id)
@@ -70,12 +71,15 @@ class Drawer:
             self.engine.submit(work)
         except Refusal as error:  # it is none of the request's: there is room, and nobody else
             raise RuntimeError(f"{error}; the log says why") from error
+        self._open += 1
 
     def next(self) -> Picture:
         """Wait for a picture."""
         while True:
             try:
-                return self.done.get(timeout=5.0)
+                picture = self.done.get(timeout=5.0)
+                self._open -= 1
+                return picture
             except queue.Empty:
                 if not self.engine.alive:
                     raise RuntimeError("the engine's thread has ended; the log says why") from None
@@ -125,7 +129,7 @@ def draw(lines: Iterable[Line], drawer: Drawer, ordered: Ordered, results: Resul
             while not drawer.room:
                 yield take(drawer.next(), results)
             drawer.submit(id, line.source, order)
-    while drawer.busy or not drawer.done.empty():
+    while drawer.busy:
         yield take(drawer.next(), results)
 
 

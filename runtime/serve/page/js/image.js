@@ -60,6 +60,11 @@ export async function cropped(picture, width, height) {
   return context.canvas.convertToBlob({ type: "image/png" });
 }
 
+/** @param {string} text in base64 @param {string} [type] @returns {Blob} */
+export function fromBase64(text, type = "image/png") {
+  return new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], { type });
+}
+
 /** Whether two shapes differ by more than a pixel in a hundred. @param {{width: number, height: number}} a @param {{width: number, height: number}} b */
 export function stretched(a, b) {
   return Math.abs(Math.log((a.width * b.height) / (a.height * b.width))) > 0.01;

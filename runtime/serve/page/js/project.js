@@ -2,7 +2,7 @@
 // from too, and as text inside a PNG.
 
 import { create } from "./bitmap.js";
-import { pixels, toPng } from "./image.js";
+import { fromBase64, pixels, toPng } from "./image.js";
 import * as png from "./png.js";
 import { COLOURS, acting, asked, region } from "./regions.js";
 import * as zip from "./zip.js";
@@ -125,7 +125,7 @@ export async function toText(packed) {
 /** @param {string} text @returns {Packed} */
 export function fromText(text) {
   const { start } = parsed(text);
-  return checked(text, fromBase64, typeof start === "string" ? fromBase64(start) : null);
+  return checked(text, (name) => fromBase64(String(name)), typeof start === "string" ? fromBase64(start) : null);
 }
 
 /**
@@ -190,11 +190,6 @@ async function base64(blob) {
   let text = "";
   for (let at = 0; at < bytes.length; at += 0x8000) text += String.fromCharCode(...bytes.subarray(at, at + 0x8000));
   return btoa(text);
-}
-
-/** @param {any} text @returns {Blob} */
-function fromBase64(text) {
-  return new Blob([Uint8Array.from(atob(String(text)), (c) => c.charCodeAt(0))], { type: "image/png" });
 }
 
 /** A picture that says how it was painted. @param {Blob} picture @param {Packed} packed @returns {Promise<Blob>} */

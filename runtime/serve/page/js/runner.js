@@ -1,6 +1,7 @@
 // Drawing: one request at a time as a job of the server, a newer one in place of an older, found again after a reload.
 
 import * as api from "./api.js";
+import { fromBase64 } from "./image.js";
 import * as store from "./store.js";
 
 /**
@@ -95,7 +96,7 @@ export class Runner {
     for await (const { kind, data } of api.events(id, following.signal)) {
       if (following !== this.following) return "left";
       if (kind === "step") this.page.progress(data.step, data.steps);
-      else if (kind === "preview") this.page.preview(await jpeg(data.images[0]));
+      else if (kind === "preview") this.page.preview(fromBase64(data.images[0], "image/jpeg"));
       else if (kind === "done") {
         const picture = await api.again(() => api.picture(id), following.signal);
         if (following !== this.following) return "left";
@@ -127,11 +128,6 @@ export class Runner {
     store.settled(this.tab);
     this.page.ended(message, wrong);
   }
-}
-
-/** @param {string} base64 */
-async function jpeg(base64) {
-  return new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
 }
 
 /** @param {any} error */
