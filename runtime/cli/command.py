@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from runtime.cli.interrupt import CANCELLED, taken
+from runtime.cli.interrupt import CANCELLED, shown, taken
 from runtime.errors import InputError
 
 # For commands, before transformers is imported: it tells of parts that are not used here.
@@ -40,7 +40,8 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
             return work() or 0
     except (KeyboardInterrupt, Exception) as error:
         if taken() or isinstance(error, KeyboardInterrupt):
-            say(interrupted)
+            if not shown():
+                say(interrupted)
             return CANCELLED
         if not isinstance(error, InputError):
             raise

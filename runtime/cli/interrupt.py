@@ -11,10 +11,12 @@ CANCELLED = 130  # the shell's exit code after Ctrl-C
 
 _before = sys.excepthook
 _pressed = threading.Event()
+_shown = threading.Event()
 
 
 def _note(number, frame) -> None:
     _pressed.set()
+    _shown.clear()
     signal.default_int_handler(number, frame)
 
 
@@ -25,9 +27,17 @@ def taken() -> bool:
     return was
 
 
+def shown() -> bool:
+    """Say whether the interrupt was told of already: an extension that is imported may print it and go on."""
+    was = _shown.is_set()
+    _shown.clear()
+    return was
+
+
 def _show(kind, error, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
+        _shown.set()
     elif taken():
         # what a half-imported module makes of it: an ImportError, a SystemError, an endless recursion
         print("interrupted", file=sys.stderr, flush=True)

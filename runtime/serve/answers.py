@@ -48,10 +48,15 @@ async def at_store(request: Request, call: Callable[..., T], *arguments: Any) ->
 
 async def apart(request: Request, call: Callable[..., T]) -> T:
     """Run what takes seconds, one at a time. Raises Refusal where many wait for it."""
-    limiter = request.app.state.conditions
-    if limiter.statistics().tasks_waiting >= WAITING:
+    state = request.app.state
+    # Counted here, not by the limiter: several requests may pass before the first of them waits at it.
+    if state.apart > WAITING:
         raise Refusal(429, "conditions: several are made; send it again later", retry_after=2)
-    return await run_sync(call, limiter=limiter)
+    state.apart += 1
+    try:
+        return await run_sync(call, limiter=state.conditions)
+    finally:
+        state.apart -= 1
 
 
 def ready(request: Request) -> Service:

@@ -79,7 +79,7 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.parsers, app.state.readers = anyio.CapacityLimiter(PARSERS), anyio.CapacityLimiter(PARSERS)
-        app.state.conditions = anyio.CapacityLimiter(1)
+        app.state.conditions, app.state.apart = anyio.CapacityLimiter(1), 0
         with heard():
             service.start()
             async with anyio.create_task_group() as group:

@@ -56,6 +56,24 @@ except KeyboardInterrupt as error:
     assert (run.stderr, run.returncode) == ("interrupted\n", 130)
 
 
+def test_what_an_extension_prints_and_goes_on_from_is_told_once():
+    """Some print the error of an import that failed (PyErr_Print calls the hook), and go on."""
+    code = """
+import os, signal, sys
+import runtime.cli.interrupt
+from runtime.cli.command import exit_code
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as error:
+    sys.excepthook(type(error), error, error.__traceback__)
+sys.exit(exit_code(lambda: print("goes on")))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=heed_interrupts
+    )
+    assert (run.stdout, run.stderr, run.returncode) == ("", "interrupted\n", 130)
+
+
 def test_other_errors_are_shown_as_ever():
     code = "import runtime.cli.interrupt\nimport no_such_module"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
