@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { texts, withText } from "../../runtime/serve/page/js/png.js";
+import { encoded, texts, withText } from "../../runtime/serve/page/js/png.js";
 
 test("a PNG's texts are read, whichever chunk has them", () => {
   const file = join(mkdtempSync(join(tmpdir(), "png-")), "a.png");
@@ -38,4 +38,29 @@ while at < len(data):
     print(kind.decode(), end=" ")
     at += 12 + size`, file]);
   assert.equal(said.toString().trim(), "IHDR IDAT iTXt IEND");
+});
+
+test("pixels are written as a PNG that others read, grey and in colour", async () => {
+  for (const channels of [1, 3]) {
+    const width = 5, height = 4, data = Uint8ClampedArray.from({ length: width * height * channels }, (_, i) => (i * 97) % 256);
+    const made = await encoded({ width, height, channels, data });
+    const read = execFileSync("python3", ["-c", `
+import sys, zlib, struct
+data, at, chunks = sys.stdin.buffer.read(), 8, {}
+while at < len(data):
+    size, kind = struct.unpack(">I4s", data[at:at + 8])
+    assert zlib.crc32(data[at + 4:at + 8 + size]) == struct.unpack(">I", data[at + 8 + size:at + 12 + size])[0]
+    chunks[kind] = data[at + 8:at + 8 + size]
+    at += 12 + size
+width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+row = width * {0: 1, 2: 3}[colour]
+rows, before, found = zlib.decompress(chunks[b"IDAT"]), bytes(row), []
+for y in range(height):
+    line = rows[y * (1 + row):(y + 1) * (1 + row)]
+    assert line[0] == 2  # the difference to the row above
+    before = bytes((a + b) % 256 for a, b in zip(line[1:], before))
+    found += before
+print([width, height, depth, found], rest)`], { input: made });
+    assert.equal(read.toString().trim().replaceAll(" ", ""), `[${width},${height},8,[${data}]][0,0,0]`);
+  }
 });

@@ -1,6 +1,6 @@
 // What is seen: the picture, the regions' masks over it in their colours and patterns, and the ink of the one at hand.
 
-import { whole } from "./bitmap.js";
+import { join, whole } from "./bitmap.js";
 import { COLOURS, active } from "./regions.js";
 
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
@@ -14,6 +14,7 @@ const HATCHES = [
   [[-3, 3, 3, -3], [-3, 15, 15, -3], [9, 15, 15, 9]], [[-3, 9, 3, 15], [-3, -3, 15, 15], [9, -3, 15, 3]], [[6, 0, 6, 12]], [[0, 6, 12, 6]],
   [[3, 6, 9, 6], [6, 3, 6, 9]], [[6, 0, 6, 12], [0, 6, 12, 6]], [[-3, -3, 15, 15], [-3, 15, 15, -3]], [[6, 6, 8, 6]],
 ];
+const AROUND = 3; // pixels of the page around what is painted again: half a line's width, and its soft edge
 const FLAT = 0.4, HATCHED = 0.9; // opacities of a mask's ground and of its hatching, before that of all masks
 
 /** @param {number} colour @param {number} dots of the screen for each pixel of the page @returns {OffscreenCanvas} a cell of its hatching */
@@ -99,11 +100,12 @@ export class Scene {
     /** @type {Map<Bitmap, Layer>} */ this.layers = new Map();
     this.hatching = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(1, 1).getContext("2d"));
     /** @type {Map<string, CanvasPattern>} */ this.hatches = new Map();
+    this.part = { x: 0, y: 0, width: 1, height: 1 }; // what is painted at the moment, pixels of the screen
     /** @type {ImageBitmap | OffscreenCanvas | null} */ this.picture = null;
     /** @type {ImageBitmap | OffscreenCanvas | null} */ this.before = null; // for comparison
     this.split = 1; // the share of the width that shows the picture, the rest `before`
     this.opacity = 0.5; // of the masks over the picture
-    this.asked = false;
+    /** @type {Rect | "all" | null} */ this.stale = null; // what the next frame paints, pixels of the picture
     this.painted = () => {}; // called after each frame
     /** @type {() => {regions: Region[], chosen: Region | null, ink: boolean, width: number, height: number}} */
     this.state = () => ({ regions: [], chosen: null, ink: false, width: 1, height: 1 });
@@ -114,18 +116,27 @@ export class Scene {
   /** @param {Bitmap} bitmap @param {Rect} rect */
   changed(bitmap, rect) {
     this.layers.get(bitmap)?.update(rect);
-    this.draw();
+    this.draw(rect);
   }
 
-  /** Paint with the next frame. */
-  draw() {
-    if (this.asked) return;
-    this.asked = true;
+  /** Paint with the next frame: all, or what has changed, in the picture's pixels. @param {Rect} [rect] */
+  draw(rect) {
+    const waits = this.stale !== null;
+    this.stale = !rect || this.stale === "all" ? "all" : this.stale ? join(this.stale, rect) : rect;
+    if (waits) return;
     requestAnimationFrame(() => {
-      this.asked = false;
-      this.paint();
+      this.paint(this.stale ?? "all");
+      this.stale = null;
       this.painted();
     });
+  }
+
+  /** Have the brush's ring elsewhere. @param {{x: number, y: number, radius: number} | null} brush */
+  point(brush) {
+    for (const each of [this.brush, brush]) {
+      if (each) this.draw({ x: each.x - each.radius, y: each.y - each.radius, width: 2 * each.radius, height: 2 * each.radius });
+    }
+    this.brush = brush;
   }
 
   /** @param {Bitmap} bitmap @param {number} colour */
@@ -135,14 +146,42 @@ export class Scene {
     return found.canvas;
   }
 
-  paint() {
+  /** @param {Rect | "all"} [stale] where something has changed, in the picture's pixels: a whole screen at each brush event costs most of a core */
+  paint(stale = "all") {
     if (!this.canvas.width || !this.canvas.height || !this.canvas.clientWidth) return;
-    const { regions, width, height } = this.state(), { context, view } = this;
+    const { regions, width, height } = this.state(), { context } = this;
     const used = new Set(regions.flatMap((each) => [each.mask, each.ink]));
     for (const bitmap of this.layers.keys()) if (!used.has(bitmap)) this.layers.delete(bitmap);
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     const dots = this.canvas.width / this.canvas.clientWidth;
+    this.part = stale === "all" ? { x: 0, y: 0, width: this.canvas.width, height: this.canvas.height } : this.onScreen(stale, dots);
+    this.within(context, () => this.compose(width, height, dots));
+  }
+
+  /** The screen's pixels of a part of the picture, with the width of a line around it. @param {Rect} rect @param {number} dots @returns {Rect} */
+  onScreen(rect, dots) {
+    const { scale, x, y } = this.view;
+    const [left, top] = [rect.x * scale + x, rect.y * scale + y].map((edge) => Math.floor((edge - AROUND) * dots));
+    const right = Math.ceil(((rect.x + rect.width) * scale + x + AROUND) * dots);
+    const bottom = Math.ceil(((rect.y + rect.height) * scale + y + AROUND) * dots);
+    return { x: left, y: top, width: right - left, height: bottom - top };
+  }
+
+  /** Draw in the part that is painted, and nowhere else. @param {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} context @param {() => void} draw */
+  within(context, draw) {
+    const { x, y, width, height } = this.part;
+    context.save();
+    context.resetTransform();
+    context.beginPath();
+    context.rect(x, y, width, height);
+    context.clip();
+    draw();
+    context.restore();
+  }
+
+  /** @param {number} width @param {number} height of the picture @param {number} dots */
+  compose(width, height, dots) {
+    const { context, view } = this;
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.setTransform(view.scale * dots, 0, 0, view.scale * dots, view.x * dots, view.y * dots);
     context.imageSmoothingEnabled = view.scale < 8;
     context.imageSmoothingQuality = "high";
@@ -185,14 +224,16 @@ export class Scene {
     if (over.width !== canvas.width || over.height !== canvas.height) Object.assign(over, { width: canvas.width, height: canvas.height });
     const key = `${colour} ${dots}`;
     if (!this.hatches.has(key)) this.hatches.set(key, /** @type {CanvasPattern} */ (hatching.createPattern(cell(colour, dots), "repeat")));
-    hatching.setTransform(at);
-    hatching.globalCompositeOperation = "copy";
-    hatching.imageSmoothingEnabled = false;
-    hatching.drawImage(layer, 0, 0);
-    hatching.resetTransform();
-    hatching.globalCompositeOperation = "source-in";
-    hatching.fillStyle = /** @type {CanvasPattern} */ (this.hatches.get(key));
-    hatching.fillRect(0, 0, over.width, over.height);
+    this.within(hatching, () => {
+      hatching.setTransform(at);
+      hatching.globalCompositeOperation = "copy";
+      hatching.imageSmoothingEnabled = false;
+      hatching.drawImage(layer, 0, 0);
+      hatching.resetTransform();
+      hatching.globalCompositeOperation = "source-in";
+      hatching.fillStyle = /** @type {CanvasPattern} */ (this.hatches.get(key));
+      hatching.fillRect(0, 0, over.width, over.height);
+    });
     context.globalAlpha = this.opacity * HATCHED;
     context.resetTransform();
     context.drawImage(over, 0, 0);

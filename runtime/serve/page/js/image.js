@@ -1,5 +1,7 @@
 // Bitmaps and pictures: one as a PNG, the other as pixels.
 
+import { encoded } from "./png.js";
+
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 
 /** @param {number} width @param {number} height */
@@ -8,15 +10,9 @@ export function drawable(width, height) {
   return /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
 }
 
-/** @param {Bitmap} bitmap @returns {Promise<Blob>} a PNG */
-export function toPng({ width, height, channels, data }) {
-  const context = drawable(width, height), image = new ImageData(width, height), words = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < words.length; i++) {
-    if (channels === 1) words[i] = 0xff000000 | (data[i] * 0x010101);
-    else words[i] = 0xff000000 | (data[3 * i + 2] << 16) | (data[3 * i + 1] << 8) | data[3 * i];
-  }
-  context.putImageData(image, 0, 0);
-  return context.canvas.convertToBlob({ type: "image/png" });
+/** @param {Bitmap} bitmap @returns {Promise<Blob>} a PNG: of a canvas it would wait until the browser is idle, which it is not while one paints */
+export async function toPng(bitmap) {
+  return new Blob([await encoded(bitmap)], { type: "image/png" });
 }
 
 /**

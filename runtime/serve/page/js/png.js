@@ -1,8 +1,53 @@
-// What a PNG says of its making: the text chunks, read and written. No DOM.
+// PNGs: written from pixels, and the text chunks that say of their making, read and written. No DOM.
 
 import { crc32 } from "./zip.js";
 
 const SIGNATURE = 0x89504e47;
+const BEGIN = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const GREY = 0, RGB = 2, UP = 2; // colour types; the filter that notes the difference to the row above
+
+/** @param {string} kind @param {Uint8Array} data @returns {Uint8Array<ArrayBuffer>} a chunk with its length and checksum */
+function chunk(kind, data) {
+  const made = new Uint8Array(12 + data.length), view = new DataView(made.buffer);
+  view.setUint32(0, data.length);
+  made.set(new TextEncoder().encode(kind), 4);
+  made.set(data, 8);
+  view.setUint32(8 + data.length, crc32(made.subarray(4, 8 + data.length)));
+  return made;
+}
+
+/** @param {import("./bitmap.js").Bitmap} bitmap of 8 bits @returns {Promise<Uint8Array<ArrayBuffer>>} a PNG, grey or RGB */
+export async function encoded({ width, height, channels, data }) {
+  const row = width * channels, rows = new Uint8Array(height * (1 + row)), header = new Uint8Array(13), view = new DataView(header.buffer);
+  for (let y = 0, at = 0, to = 0; y < height; y++) {
+    rows[to++] = UP;
+    for (let x = 0; x < row; x++, at++) rows[to++] = data[at] - (y ? data[at - row] : 0);
+  }
+  view.setUint32(0, width);
+  view.setUint32(4, height);
+  header.set([8, channels === 1 ? GREY : RGB], 8);
+  return joined([new Uint8Array(BEGIN), chunk("IHDR", header), chunk("IDAT", await deflated(rows)), chunk("IEND", new Uint8Array())]);
+}
+
+/** @param {Uint8Array<ArrayBuffer>} bytes @returns {Promise<Uint8Array<ArrayBuffer>>} without a blob, which would go by way of another process */
+async function deflated(bytes) {
+  const stream = new CompressionStream("deflate"), writer = stream.writable.getWriter(), reader = stream.readable.getReader();
+  const written = writer.write(bytes).then(() => writer.close()), parts = [];
+  for (let next = await reader.read(); !next.done; next = await reader.read()) parts.push(next.value);
+  await written;
+  return joined(parts);
+}
+
+/** @param {Uint8Array[]} parts @returns {Uint8Array<ArrayBuffer>} */
+function joined(parts) {
+  const made = new Uint8Array(parts.reduce((sum, each) => sum + each.length, 0));
+  let at = 0;
+  for (const each of parts) {
+    made.set(each, at);
+    at += each.length;
+  }
+  return made;
+}
 
 /** @param {ArrayBuffer} buffer @returns {Record<string, string>} */
 export function texts(buffer) {
@@ -44,14 +89,8 @@ function without(bytes, keyword) {
  */
 export function withText(given, keyword, text) {
   const bytes = without(given, keyword);
-  const body = new TextEncoder().encode(`iTXt${keyword}\0\0\0\0\0${text}`), end = bytes.length - 12;
-  const made = new Uint8Array(bytes.length + 8 + body.length), view = new DataView(made.buffer);
-  made.set(bytes.subarray(0, end));
-  view.setUint32(end, body.length - 4);
-  made.set(body, end + 4);
-  view.setUint32(end + 4 + body.length, crc32(body));
-  made.set(bytes.subarray(end), end + 8 + body.length);
-  return made;
+  const end = bytes.length - 12, added = chunk("iTXt", new TextEncoder().encode(`${keyword}\0\0\0\0\0${text}`));
+  return joined([bytes.subarray(0, end), added, bytes.subarray(end)]);
 }
 
 /** @param {Uint8Array} bytes @returns {string} */

@@ -118,7 +118,7 @@ export class Hands {
     const at = this.onScreen(event);
     if (event.pointerType === "pen") this.pen = performance.now();
     if (this.fingers.has(event.pointerId) && this.fingers.size === 2) return this.pinch(event.pointerId, at);
-    this.scene.brush = { ...this.view.toPicture(at), radius: this.radiusShown() };
+    this.scene.point({ ...this.view.toPicture(at), radius: this.radiusShown() });
     this.scene.canvas.style.cursor = this.atDivider(at) ? "ew-resize" : "";
     if (event.pointerId === this.pointer) {
       if (this.mode === "pan") this.view.pan(at.x - this.path[0].x, at.y - this.path[0].y);
@@ -126,8 +126,8 @@ export class Hands {
       if (this.mode === "size") this.resize(this.size * Math.exp((at.x - this.path[0].x) / 120));
       if (this.mode) this.path = [at];
       else for (const each of steps(event)) this.extend(each);
+      if (this.mode || this.scene.outline.length) this.scene.draw();
     }
-    this.scene.draw();
   }
 
   /** @param {PointerEvent} event */
@@ -206,8 +206,7 @@ export class Hands {
   }
 
   leave() {
-    this.scene.brush = null;
-    this.scene.draw();
+    this.scene.point(null);
   }
 
   /** @param {WheelEvent} event */

@@ -140,6 +140,36 @@ def test_keys_in_the_middle_of_a_stroke_wait(page):
     assert not page.bitmap().any()
 
 
+@pytest.mark.parametrize("ink", [False, True])
+def test_what_is_painted_in_parts_is_what_a_whole_frame_shows(page, ink):
+    """A brush event paints again what it has changed, and the ring that follows it: the screen is as if all was."""
+    shown = "() => Array.from(localcontrol.scene.context.getImageData(0, 0, localcontrol.scene.canvas.width, localcontrol.scene.canvas.height).data)"
+    parts = "() => window.parts.filter((each) => each !== 'all').length"
+    page.page.evaluate("""() => {
+        const { scene } = localcontrol, paint = scene.paint.bind(scene);
+        window.parts = [];
+        scene.paint = (stale) => { window.parts.push(stale); paint(stale); };
+    }""")
+    page.get("page.paints(%s)" % str(ink).lower())
+    page.page.mouse.move(*page.at(20.3, 30.7))
+    page.page.mouse.down()
+    for i in range(12):
+        page.page.mouse.move(*page.at(20.3 + 7 * i, 30.7 + 5.5 * i))
+        page.page.evaluate("() => new Promise(requestAnimationFrame)")
+    before = page.page.evaluate(parts)
+    assert before >= 8
+    in_parts = np.array(page.page.evaluate(shown))
+    page.get("page.scene.paint('all')")
+    assert np.array_equal(in_parts, page.page.evaluate(shown))
+    page.page.mouse.up()
+    page.page.mouse.move(*page.at(100, 20))
+    page.page.mouse.move(5, 5)
+    page.page.evaluate("() => new Promise(requestAnimationFrame)")
+    in_parts = np.array(page.page.evaluate(shown))
+    page.get("page.scene.paint('all')")
+    assert np.array_equal(in_parts, page.page.evaluate(shown))
+
+
 def test_sixty_four_strokes_are_undone_and_done_again(page):
     page.clean()
     page.set("size", 6)
