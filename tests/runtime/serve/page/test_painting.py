@@ -143,14 +143,17 @@ def test_keys_in_the_middle_of_a_stroke_wait(page):
 @pytest.mark.parametrize("ink", [False, True])
 def test_what_is_painted_in_parts_is_what_a_whole_frame_shows(page, ink):
     """A brush event paints again what it has changed, and the ring that follows it: the screen is as if all was."""
-    shown = "() => Array.from(localcontrol.scene.context.getImageData(0, 0, localcontrol.scene.canvas.width, localcontrol.scene.canvas.height).data)"
+    shown = """() => {
+        const { context, canvas } = localcontrol.scene;
+        return Array.from(context.getImageData(0, 0, canvas.width, canvas.height).data);
+    }"""
     parts = "() => window.parts.filter((each) => each !== 'all').length"
     page.page.evaluate("""() => {
         const { scene } = localcontrol, paint = scene.paint.bind(scene);
         window.parts = [];
         scene.paint = (stale) => { window.parts.push(stale); paint(stale); };
     }""")
-    page.get("page.paints(%s)" % str(ink).lower())
+    page.get(f"page.paints({str(ink).lower()})")
     page.page.mouse.move(*page.at(20.3, 30.7))
     page.page.mouse.down()
     for i in range(12):
