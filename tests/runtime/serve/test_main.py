@@ -91,7 +91,7 @@ def test_work_that_takes_too_long_to_end_is_interrupted(server):
     long = job(first.client, height=256, width=256)
     first.client.job(long, until=("running",))
     start = time.monotonic()
-    assert first.end() == 0 and time.monotonic() - start < 5
+    assert first.end() == 0 and time.monotonic() - start < 15  # all its steps take minutes
     assert server().client.job(long)["state"] == "interrupted"
 
 
