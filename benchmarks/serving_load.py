@@ -35,7 +35,7 @@ def make_orders(pipe: LocalControlPipeline, count: int) -> list[Order]:
     """Return the load: requests as clients send them, always the same ones; a request's seed is its number."""
     choose, limits, found = random.Random(0), Limits(), []
     with tempfile.TemporaryDirectory() as folder:
-        orders = Orders(pipe, Files(Path(folder), limits), limits)
+        orders = Orders(pipe.capabilities, Files(Path(folder), limits), limits)
         for number in range(count):
             words = [f"a {choose.choice(COLOURS)} {choose.choice(SHAPES)}" for _ in range(2)]
             body = Generate(

@@ -6,20 +6,20 @@ import argparse
 import hashlib
 import queue
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from runtime.batch.orders import LIMITS, Ordered
 from runtime.batch.requests import Line
 from runtime.batch.results import Results, Row
 from runtime.cli.command import say
 from runtime.pipeline import LocalControlPipeline
-from runtime.sampling.progress import Progress
 from runtime.serve.engine import Engine
 from runtime.serve.orders import Order
-from runtime.serve.pictures import encoded
+from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
-from runtime.serve.work import Drawn, Work
+from runtime.serve.schema import Generate
+from runtime.serve.work import Work
 
 AHEAD = 2  # times the rows of a step: requests whose pictures are decoded before there is room for them
 
@@ -31,21 +31,18 @@ class Picture:
     id: str
     source: str
     png: bytes | None = None
-    seed: int = 0
-    seconds: float = 0.0
+    seed: int | None = None
+    seconds: float | None = None
     error: Refusal | None = None
 
 
 class Drawer:
-    """An engine whose pictures come out of a queue. It is the engine's watcher."""
+    """An engine for any number of turns, each on its own thread. It hears of the engine's works."""
 
     def __init__(self, pipe: LocalControlPipeline, options: argparse.Namespace, rows: int = 0):
-        self.pipe, self.options = pipe, options
-        self.engine = Engine(pipe, replace(LIMITS, rows=rows), self)
-        self.done: queue.Queue[Picture] = queue.Queue()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
-        self._names: dict[Work, tuple[str, str]] = {}
-        self._open = 0  # submitted, and not yet handed out
+        self.encoder = Encoder(pipe, options, self)
+        self.engine = Engine(pipe, replace(LIMITS, rows=rows), self.encoder)
+        self.turns: dict[Work, tuple[Turn, str]] = {}  # with the request's source
         self.engine.start()
 
     def __enter__(self) -> Drawer:
@@ -53,12 +50,37 @@ class Drawer:
 
     def __exit__(self, *_) -> None:
         self.engine.stop()
-        self._pool.shutdown(cancel_futures=True)
+        self.encoder.close()
+
+    def started(self, work: Work) -> None: ...
+    def stepped(self, work: Work, step: int, steps: int) -> None: ...
+    def previewed(self, work: Work, step: int, steps: int, images: list[str]) -> None: ...
+    def ticked(self, rows: int, seconds: float) -> None: ...
+
+    def finished(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
+        seconds = round(result["timings"]["running"], 4)
+        self._hand_out(work, png=pictures[0], seed=result["seed"], seconds=seconds)
+
+    def ended(self, work: Work, state: str, error: Refusal | None) -> None:
+        self._hand_out(work, error=error or Refusal(500, state))
+
+    def _hand_out(self, work: Work, **found) -> None:
+        turn, source = self.turns.pop(work)
+        turn.done.put(Picture(work.id, source, **found))
+
+
+class Turn:
+    """Some requests of a drawer, and their pictures as they are done. Several turns share the model's steps."""
+
+    def __init__(self, drawer: Drawer):
+        self.drawer = drawer
+        self.done: queue.Queue[Picture] = queue.Queue()
+        self._open = 0  # submitted, and not yet handed out
 
     @property
     def room(self) -> bool:
         """Return whether another request should be sent now."""
-        return self._open < AHEAD * self.engine.rows
+        return self._open < AHEAD * self.drawer.engine.rows
 
     @property
     def busy(self) -> bool:
@@ -66,9 +88,9 @@ class Drawer:
 
     def submit(self, id: str, source: str, order: Order) -> None:
         work = Work(order, owner="", id=id)
-        self._names[work] = (id, source)
+        self.drawer.turns[work] = self, source
         try:
-            self.engine.submit(work)
+            self.drawer.engine.submit(work)
         except Refusal as error:  # it is none of the request's: there is room, and nobody else
             raise RuntimeError(f"{error}; the log says why") from error
         self._open += 1
@@ -81,56 +103,47 @@ class Drawer:
                 self._open -= 1
                 return picture
             except queue.Empty:
-                if not self.engine.alive:
+                if not self.drawer.engine.alive:
                     raise RuntimeError("the engine's thread has ended; the log says why") from None
-
-    # The engine's watcher
-
-    def started(self, work: Work) -> None: ...
-    def stepped(self, work: Work, progress: Progress) -> None: ...
-    def ticked(self, rows: int, seconds: float) -> None: ...
-
-    def drawn(self, work: Work, drawn: Drawn) -> None:
-        self._pool.submit(self._encode, work, drawn)
-
-    def ended(self, work: Work, state: str, error: Refusal | None) -> None:
-        self._put(work, error=error or Refusal(500, state))
-
-    def _encode(self, work: Work, drawn: Drawn) -> None:
-        try:
-            (png,), about = encoded(self.pipe, self.options, work, drawn)
-            self._put(work, png=png, seed=about["seed"], seconds=drawn.running)
-        except Exception as error:
-            self._put(work, error=Refusal(500, f"{type(error).__name__}: {error}"))
-
-    def _put(self, work: Work, **found) -> None:
-        id, source = self._names.pop(work)
-        self.done.put(Picture(id, source, **found))
 
 
 def draw(lines: Iterable[Line], drawer: Drawer, ordered: Ordered, results: Results) -> Iterator[str]:
     """Draw what is missing. Yields what became of each picture as it does: drawn, there, refused, failed."""
+    turn = Turn(drawer)
+    for found in missing(lines, ordered, results):
+        if isinstance(found, str):
+            yield found
+            continue
+        id, body, line = found
+        try:
+            order = ordered.order(body, line.base)
+        except Refusal as error:
+            yield refuse(line, error, results)
+            continue
+        for warning in order.warnings:
+            say(f"warning: {line.source}: {warning}")
+        while not turn.room:
+            yield take(turn.next(), results)
+        turn.submit(id, line.source, order)
+    while turn.busy:
+        yield take(turn.next(), results)
+
+
+def missing(
+    lines: Iterable[Line], ordered: Ordered, results: Results
+) -> Iterator[tuple[str, Generate, Line] | str]:
+    """Yield what is to be drawn: id, request, and the line it is from; or what became of a picture already."""
     asked: set[str] = set()
     for line in lines:
         try:
-            missing = []
-            for id, make in ordered.of(line):
+            for id, body in ordered.of(line):
                 if id in asked or results.has(id, line.source):
                     yield "there"
                 else:
                     asked.add(id)
-                    missing.append((id, make()))
+                    yield id, body, line
         except Refusal as error:
             yield refuse(line, error, results)
-            continue
-        for id, order in missing:
-            for warning in order.warnings:
-                say(f"warning: {line.source}: {warning}")
-            while not drawer.room:
-                yield take(drawer.next(), results)
-            drawer.submit(id, line.source, order)
-    while drawer.busy:
-        yield take(drawer.next(), results)
 
 
 def take(picture: Picture, results: Results) -> str:
@@ -138,7 +151,8 @@ def take(picture: Picture, results: Results) -> str:
     if picture.png is not None:
         results.save(picture.id, picture.png, picture.seed, picture.seconds, picture.source)
         return "drawn"
-    results.add(Row(picture.id, None, None, None, str(picture.error), picture.source))
+    if results.known.get(picture.id) != str(picture.error):
+        results.add(Row(picture.id, None, None, None, str(picture.error), picture.source))
     return "failed" if picture.error.status >= 500 else "refused"
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from runtime.batch.requests import Line
+from runtime.capabilities import Capabilities
 from runtime.errors import first_line
-from runtime.pipeline import LocalControlPipeline
 from runtime.serve.files import DATA_URL, Files, from_base64
 from runtime.serve.limits import Limits
 from runtime.serve.orders import Order, Orders, of_validation
@@ -55,14 +54,14 @@ class Ordered:
     """Makes orders for one pipeline."""
 
     def __init__(
-        self, pipe: LocalControlPipeline, model: str, rows: float = float("inf"), deterministic: bool = False
+        self, capabilities: Capabilities, model: str, rows: float = float("inf"), deterministic: bool = False
     ):
         """model: its hash. rows: of one request, at most. deterministic: every picture is drawn by itself."""
         self.files, self.model, self.deterministic = Beside(LIMITS), model, deterministic
-        self.orders = Orders(pipe, self.files, LIMITS, rows)
+        self.orders = Orders(capabilities, self.files, LIMITS, rows)
 
-    def of(self, line: Line) -> Iterator[tuple[str, Callable[[], Order]]]:
-        """Yield each picture's id, and what makes its order: only then are its pictures decoded. Raises Refusal."""
+    def of(self, line: Line) -> Iterator[tuple[str, Generate]]:
+        """Yield each picture's id, and its request. No picture is decoded for that. Raises Refusal."""
         if line.body is None:
             raise Refusal(422, line.error or "not a request")
         try:
@@ -79,9 +78,10 @@ class Ordered:
         seed = body.seed if body.seed is not None else int(_hash(canonical)[:8], 16)
         for i in range(body.images):
             single = body.model_copy(update={"images": 1, "seed": seed + i})
-            yield _hash({**canonical, "seed": seed + i}), partial(self._order, single, line.base)
+            yield _hash({**canonical, "seed": seed + i}), single
 
-    def _order(self, body: Generate, base: Path) -> Order:
+    def order(self, body: Generate, base: Path) -> Order:
+        """Return a picture's order. base: where its pictures' paths start. Raises Refusal."""
         self.files.base = base
         return self.orders.order(body)
 

@@ -163,7 +163,7 @@ def add_drawing(app: FastAPI) -> None:
         request.state.said |= {"work": work.id, "rows": work.rows, **work.result["timings"]}
         if len(work.pictures) > 1 or "application/json" in request.headers.get("accept", ""):
             return JSONResponse({**work.result, "pictures": [base64_of(data) for data in work.pictures]})
-        about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.hash}
+        about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.served.hash}
         if work.result["warnings"]:
             about["X-Warnings"] = json.dumps(work.result["warnings"])
         return Response(work.pictures[0], media_type="image/png", headers=about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,7 @@ class Watcher(Protocol):
     def drawn(self, work: Work, drawn: Drawn) -> None: ...
     def ended(self, work: Work, state: str, error: Refusal | None) -> None: ...
     def ticked(self, rows: int, seconds: float) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -88,9 +89,7 @@ class Engine:
         """Queue a request. keyed: whether its owner is one of several. Raises Refusal where there is no room."""
         with self._changed:
             self._check_room(work, keyed)
-            for other in self._works():
-                if _gives_way(other, work):
-                    other.stop("cancelled", REPLACED)
+            replace_older(self._works(), work)
             work.events.publish("queued", position=len(self._queue))
             self._queue.append(work)
             self._changed.notify_all()
@@ -98,17 +97,7 @@ class Engine:
     def _check_room(self, work: Work, keyed: bool) -> None:
         if self.draining or not self.alive:
             raise Refusal(503, "server: it is ending; send the request again", retry_after=5)
-        waiting = [o for o in self._queue if not o.stopped and not _gives_way(o, work)]
-        own = sum(other.owner == work.owner for other in waiting)
-        held = sum(other.order.bytes for other in waiting) + work.order.bytes
-        full = {
-            f"queue: {len(waiting)} requests wait": len(waiting) >= self.limits.queue,
-            f"queue: {own} requests of this key wait": keyed and own >= self.limits.queue_per_key,
-            "queue: its pictures fill the memory": waiting and held > self.limits.queue_mib * MIB,
-        }
-        for message, is_full in full.items():
-            if is_full:
-                raise Refusal(429, f"{message}; send it again later", retry_after=2)
+        check_room(self._queue, work, self.limits, keyed)
 
     def wake(self) -> None:
         """Have the thread look at its requests: one was stopped."""
@@ -137,6 +126,11 @@ class Engine:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(seconds)
+
+    def close(self) -> None:
+        """End all that runs, and wait for the pictures that are being written."""
+        self.stop(1.0)
+        self.watcher.close()
 
     def _serve(self) -> None:
         with torch.inference_mode(), ops.use_backend(self.pipe.backend):
@@ -292,9 +286,7 @@ class Engine:
         self.watcher.stepped(work, progress)
 
     def _end_as_asked(self, work: Work) -> None:
-        state, why = work.stopped
-        status = {"failed": 504, "interrupted": 503}.get(state, 409)
-        self._end(work, state, Refusal(status, why, retry_after=5 if status == 503 else None))
+        self._end(work, *end_of(work))
 
     def _fail(self, work: Work, error: Exception) -> None:
         if isinstance(error, Cancelled) and work.stopped:
@@ -308,6 +300,35 @@ class Engine:
     def _end(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error
         self.watcher.ended(work, state, error)
+
+
+def check_room(queue: Iterable[Work], work: Work, limits: Limits, keyed: bool) -> None:
+    """Raise Refusal where too much waits already. keyed: whether the work's owner is one of several."""
+    waiting = [other for other in queue if not other.stopped and not _gives_way(other, work)]
+    own = sum(other.owner == work.owner for other in waiting)
+    held = sum(other.order.bytes for other in waiting) + work.order.bytes
+    full = {
+        f"queue: {len(waiting)} requests wait": len(waiting) >= limits.queue,
+        f"queue: {own} requests of this key wait": keyed and own >= limits.queue_per_key,
+        "queue: its pictures fill the memory": waiting and held > limits.queue_mib * MIB,
+    }
+    for message, is_full in full.items():
+        if is_full:
+            raise Refusal(429, f"{message}; send it again later", retry_after=2)
+
+
+def replace_older(works: Iterable[Work], work: Work) -> None:
+    """Have older works of the same session end."""
+    for other in works:
+        if _gives_way(other, work):
+            other.stop("cancelled", REPLACED)
+
+
+def end_of(work: Work) -> tuple[str, Refusal]:
+    """Return the state in which a work that was stopped ends, and what its client is told."""
+    state, why = work.stopped
+    status = {"failed": 504, "interrupted": 503}.get(state, 409)
+    return state, Refusal(status, why, retry_after=5 if status == 503 else None)
 
 
 def _gives_way(older: Work, newer: Work) -> bool:

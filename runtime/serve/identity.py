@@ -1,21 +1,47 @@
-"""Which model this is: a hash of the files that were loaded, so that equal requests to equal servers are known."""
+"""Which model this is, and what it can: known where requests are taken, wherever it is loaded."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.capabilities import Capabilities
 from runtime.cli.options import adapter_sources, lora_sources
 from runtime.engines.manifest import NAME
 from runtime.loading.load import EMBEDDED
 from runtime.machine.files import expand, sha256
+from runtime.pipeline import LocalControlPipeline
 
 READ = (".safetensors", ".json", ".txt", ".bin", ".ckpt", ".pt", ".pth")  # what a model is loaded from
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model that is served.
+
+    name: without the place where it lies. hash: of its files. rows: of the UNet in a step.
+    """
+
+    name: str
+    hash: str
+    device: str
+    rows: int
+    controlnets: Sequence[str]
+    capabilities: Capabilities
+
+    @classmethod
+    def of(cls, pipe: LocalControlPipeline, hash: str, rows: int) -> Served:
+        name, device = Path(pipe.model.name).name, str(pipe.device)
+        return cls(name, hash, device, rows, list(pipe.controlnets), pipe.capabilities)
+
+
 def model_hash(options: argparse.Namespace) -> str:
     """Return the hash, 32 hex digits, of the model, its adapters and LoRAs, or of the engines, that options name.
+
+    Equal requests to servers of equal hashes have equal pictures.
 
     Of a hub id that is not on this disk by that name it is the name's.
     """

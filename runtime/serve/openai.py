@@ -66,8 +66,8 @@ def add_routes(app: FastAPI) -> None:
 
 async def _answer(request: Request, asked: ImagesGenerations, make, kind: str) -> Response:
     service = ready(request)
-    if asked.model not in (None, OWN, service.name):
-        message = f"model {asked.model!r}: this server has {service.name!r}; name it, or none"
+    if asked.model not in (None, OWN, service.served.name):
+        message = f"model {asked.model!r}: this server has {service.served.name!r}; name it, or none"
         raise Refusal(404, message, "model")
     try:
         body = await off_loop(request, make)
@@ -214,7 +214,9 @@ async def _event(
     if event.kind == "preview":
         wanted = partial_steps(asked.partial_images or 0, event.data["steps"])
         if event.data["step"] in wanted:
-            size = tuple(reversed(work.order.request.picture_size(service_of(request).pipe.default_size)))
+            size = tuple(
+                reversed(work.order.request.picture_size(service_of(request).orders.capabilities.side))
+            )
             data = await off_loop(request, _enlarged, event.data["images"][0], size, asked)
             index = wanted.index(event.data["step"])
             shown = _described(asked, dict(zip(("width", "height"), size, strict=True)))

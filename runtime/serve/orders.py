@@ -13,12 +13,12 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from runtime.capabilities import Capabilities
 from runtime.cli.presets import PRESETS
 from runtime.control import conditions
 from runtime.control.images import fit, load_image, load_pixels
 from runtime.control.region import Region
 from runtime.errors import InputError
-from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.request import Request
 from runtime.sampling.schedulers import SCHEDULERS
 from runtime.serve.files import NAME, Files, check_size, from_base64
@@ -98,14 +98,14 @@ def of_validation(error: ValidationError) -> Refusal:
 
 
 class Orders:
-    """Makes orders for one pipeline."""
+    """Makes orders for one pipeline, wherever that is loaded."""
 
     def __init__(
-        self, pipe: LocalControlPipeline, files: Files, limits: Limits, most_rows: float = float("inf")
+        self, capabilities: Capabilities, files: Files, limits: Limits, most_rows: float = float("inf")
     ):
-        """most_rows: of one request, as rows of the model's own size."""
-        self.pipe, self.files, self.limits, self.most_rows = pipe, files, limits, most_rows
-        self.capabilities, self.preprocessors = pipe.capabilities, preprocessors()
+        """capabilities: of that pipeline. most_rows: of one request, as rows of the model's own size."""
+        self.capabilities, self.files, self.limits, self.most_rows = capabilities, files, limits, most_rows
+        self.preprocessors = preprocessors()
 
     def kept(self, body: Generate) -> Generate:
         """Return a body whose pictures are files, by their ids: what is stored of a job. Raises Refusal."""
@@ -137,7 +137,7 @@ class Orders:
                     body.prompt, regions, image=image, images_per_prompt=body.images, **self._settings(body)
                 )
                 self._check(request)
-                height, width = request.picture_size(self.pipe.default_size)
+                height, width = request.picture_size(self.capabilities.side)
                 pictures.take(len(regions) * height * width * 16)  # four channels in float32
                 request.pack(height, width)
             except InputError as error:
@@ -221,10 +221,10 @@ class Orders:
     def _check(self, request: Request) -> None:
         """Refuse what this pipeline cannot draw, or this server not."""
         self.capabilities.check(request)
-        height, width = request.picture_size(self.pipe.default_size)
+        height, width = request.picture_size(self.capabilities.side)
         field = "width" if width >= height else "height"
         check_size(width, height, field, self.limits)
-        rows = weight(request, self.pipe.default_size)
+        rows = weight(request, self.capabilities.side)
         if rows > self.most_rows:
             message = (
                 f"{field}: {request.images} of {width} x {height} px are {rows / self.most_rows:.1f} times what one "

@@ -1,11 +1,14 @@
-"""Results as bytes: PNGs with what they say of their making, and what a client is told of them."""
+"""Results as bytes, made beside the engine: PNGs with what they say of their making, and what a client is told."""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import io
-from typing import Any
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -13,10 +16,73 @@ from runtime.cli.describe import describe, png_text
 from runtime.control.images import png_bytes
 from runtime.control.region import union
 from runtime.control.sheet import changed_outside
+from runtime.errors import InputError
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.drawing import Result
+from runtime.sampling.progress import Progress
 from runtime.sampling.request import Request
+from runtime.serve.refusals import Refusal
 from runtime.serve.work import Drawn, Work
+
+log = logging.getLogger("runtime.serve")
+
+
+class Hearer(Protocol):
+    """Who is told what becomes of works, on the engine's thread or an encoder's: it must not take long."""
+
+    def started(self, work: Work) -> None: ...
+    def stepped(self, work: Work, step: int, steps: int) -> None: ...
+    def previewed(self, work: Work, step: int, steps: int, images: list[str]) -> None: ...
+    def finished(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None: ...
+    def ended(self, work: Work, state: str, error: Refusal) -> None: ...
+    def ticked(self, rows: int, seconds: float) -> None: ...
+
+
+class Encoder:
+    """An engine's watcher. It makes PNGs of what is drawn, on threads of its own, and tells one who hears of works."""
+
+    def __init__(self, pipe: LocalControlPipeline, options: argparse.Namespace, hearer: Hearer):
+        """options: of the command line, that say what was loaded."""
+        self.pipe, self.options, self.hearer = pipe, options, hearer
+        self.started, self.ended, self.ticked = hearer.started, hearer.ended, hearer.ticked
+        self._pool = ThreadPoolExecutor(2, "pictures")
+
+    def close(self) -> None:
+        """Wait for what is being made."""
+        self._pool.shutdown()
+
+    def stepped(self, work: Work, progress: Progress) -> None:
+        at = progress.step, progress.steps
+        self.hearer.stepped(work, *at)
+        if work.previews:
+            try:
+                small = progress.preview()
+            except InputError:  # engines whose VAE no projection is known of
+                work.previews = False
+                return
+            self._pool.submit(self._preview, work, at, small)
+
+    def drawn(self, work: Work, drawn: Drawn) -> None:
+        self._pool.submit(self._finish, work, drawn)
+
+    def _preview(self, work: Work, at: tuple[int, int], small: list[Image.Image]) -> None:
+        try:
+            self.hearer.previewed(work, *at, [base64_of(jpeg(image)) for image in small])
+        except Exception as error:
+            log.error("request %s: its preview", work.id, exc_info=error)
+
+    def _finish(self, work: Work, drawn: Drawn) -> None:
+        try:
+            start = time.perf_counter()
+            pictures, result = encoded(self.pipe, self.options, work, drawn)
+            result["timings"]["save"] = round(time.perf_counter() - start, 4)
+        except Exception as error:
+            log.error("request %s", work.id, exc_info=error)
+            self.hearer.ended(
+                work, "failed", Refusal(500, f"server: {type(error).__name__}; its log says more")
+            )
+            return
+        self.hearer.finished(work, pictures, result)
 
 
 def encoded(

@@ -8,81 +8,90 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from runtime.cli.presets import PRESETS
 from runtime.control.images import formats
 from runtime.control.levels import SIZE_MULTIPLE
-from runtime.errors import InputError
 from runtime.pipeline import LocalControlPipeline
-from runtime.sampling.progress import Progress
 from runtime.sampling.schedulers import SCHEDULERS
-from runtime.serve.engine import Engine
+from runtime.serve.engine import Engine, most_rows
 from runtime.serve.events import Events
 from runtime.serve.files import Files
+from runtime.serve.identity import Served
 from runtime.serve.limits import Limits
 from runtime.serve.metrics import Metrics, resident_bytes
 from runtime.serve.orders import Order, Orders
-from runtime.serve.pictures import base64_of, encoded, jpeg
+from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
 from runtime.serve.store import Job, Store
-from runtime.serve.work import Drawn, Work
+from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
 REMEMBERED = 256  # jobs whose events can be read again
-STAGES = ("encode", "text", "adapter", "reference", "denoise", "decode")
+STAGES = ("encode", "text", "adapter", "reference", "denoise", "decode", "save")
 
 
 class Service:
-    """One pipeline and all that serves it. Made before the server listens; `start` and `close` around its life."""
+    """One model and all that serves it. Made before the server listens; `start` and `close` around its life."""
 
-    def __init__(
-        self,
-        pipe: LocalControlPipeline,
-        folder: Path,
-        options: argparse.Namespace,
-        limits: Limits | None = None,
-        model_hash: str = "",
-    ):
-        """folder: of files and jobs, this process's alone. options: of the command line, that say what was loaded."""
-        self.pipe, self.options, self.limits, self.hash = pipe, options, limits or Limits(), model_hash
+    def __init__(self, served: Served, folder: Path, limits: Limits, make_engine: Callable[[Service], Any]):
+        """folder: of files and jobs, this process's alone. make_engine: of what tells the service of its works."""
+        self.served, self.limits = served, limits
         self.metrics = Metrics()
-        self.files, self.store = Files(folder / "files", self.limits), Store(folder / "jobs", self.limits)
-        self.engine = Engine(pipe, self.limits, self)
-        self.orders = Orders(pipe, self.files, self.limits, self.limits.oversize * self.engine.rows)
-        self.name = Path(pipe.model.name).name  # without the place where it lies
+        self.files, self.store = Files(folder / "files", limits), Store(folder / "jobs", limits)
+        self.orders = Orders(served.capabilities, self.files, limits, limits.oversize * served.rows)
         self._jobs: dict[str, Work] = {}  # that are open
         self._events: OrderedDict[str, Events] = OrderedDict()
         self._lock = threading.Lock()  # of the sets below, never held over the disk
         self._adding = threading.Lock()  # so that a key that comes twice at a time is one job
         self._open: set[Work] = set()  # whose end has not been told
-        self._pool = ThreadPoolExecutor(2, "pictures")  # encodes
         self._writer = ThreadPoolExecutor(1, "store")  # one thread: a job's states come in their order
-        engine, gauge = self.engine, self.metrics.gauge
-        gauge("queue_depth", "requests that wait", lambda: engine.depth)
-        gauge("resident_bytes", "memory of the process", resident_bytes)
-        gauge(
+        self.engine = engine = make_engine(self)
+        self.metrics.gauge("queue_depth", "requests that wait", lambda: engine.depth)
+        self.metrics.gauge("resident_bytes", "memory of the process", resident_bytes)
+        self.metrics.gauge(
             "engine_beat_age_seconds",
             "since the engine's thread was last seen",
             lambda: time.monotonic() - engine.beat,
         )
+
+    @classmethod
+    def of(
+        cls,
+        pipe: LocalControlPipeline,
+        folder: Path,
+        options: argparse.Namespace,
+        limits: Limits | None = None,
+        model_hash: str = "",
+    ) -> Service:
+        """Return the service of a pipeline in this process. options: of the command line, that say what was loaded."""
+        limits = limits or Limits()
+        rows = limits.rows or most_rows(pipe)
+        made = cls(
+            Served.of(pipe, model_hash, rows),
+            folder,
+            limits,
+            lambda service: Engine(pipe, replace(limits, rows=rows), Encoder(pipe, options, service)),
+        )
         if pipe.device.type == "cuda":
-            gauge("gpu_bytes", "memory of the GPU in use", lambda: torch.cuda.memory_allocated(pipe.device))
+            allocated = torch.cuda.memory_allocated
+            made.metrics.gauge("gpu_bytes", "memory of the GPU in use", lambda: allocated(pipe.device))
+        return made
 
     def start(self) -> None:
         self.engine.start()
 
     def close(self) -> None:
         """End the engine's thread and what it runs; open jobs are interrupted."""
-        self.engine.stop(1.0)
-        self._pool.shutdown()
+        self.engine.close()
         self._writer.shutdown()
         self.store.close()
 
@@ -179,17 +188,17 @@ class Service:
 
     def capabilities(self) -> dict[str, Any]:
         """Return what can be asked for."""
-        can, profile = self.orders.capabilities, self.pipe.denoiser.profile
-        sizes = {"default": self.pipe.default_size, "multiple": SIZE_MULTIPLE, "most": self.limits.side}
-        if profile is not None:
+        served, can = self.served, self.orders.capabilities
+        sizes = {"default": can.side, "multiple": SIZE_MULTIPLE, "most": self.limits.side}
+        if can.profile is not None:
             for side in ("height", "width"):
-                sizes[side] = [profile.range(side)[0], min(profile.range(side)[2], self.limits.side)]
+                sizes[side] = [can.profile.range(side)[0], min(can.profile.range(side)[2], self.limits.side)]
         return {
-            "model": self.name,
-            "hash": self.hash,
-            "device": str(self.pipe.device),
+            "model": served.name,
+            "hash": served.hash,
+            "device": served.device,
             "adapters": list(can.adapters),
-            "controlnets": list(self.pipe.controlnets),
+            "controlnets": list(served.controlnets),
             "default_adapter": self.orders.default_adapter,
             "preprocessors": self.orders.preprocessors,
             "schedulers": list(SCHEDULERS),
@@ -198,11 +207,11 @@ class Service:
             "formats": formats(),
             "words": can.words,
             "cache": can.whole_steps is None,
-            "rows": self.engine.rows,
+            "rows": served.rows,
             "limits": {name: getattr(self.limits, name) for name in vars(self.limits)},
         }
 
-    # What the engine's thread calls: see `engine.Watcher`
+    # What it is told of its works: see `pictures.Hearer`
 
     def started(self, work: Work) -> None:
         self.metrics.stage_seconds.labels("queue").observe(work.started - work.created)
@@ -210,22 +219,26 @@ class Service:
         if work.job:
             self._writer.submit(self._noted, self.store.start, work.id)
 
-    def stepped(self, work: Work, progress: Progress) -> None:
+    def stepped(self, work: Work, step: int, steps: int) -> None:
         self.metrics.steps.inc()
-        work.events.publish("step", step=progress.step, steps=progress.steps)
-        if work.previews:
-            try:
-                small = progress.preview()
-            except InputError:  # engines whose VAE no projection is known of
-                work.previews = False
-                return
-            self._pool.submit(self._noted, self._preview, work, (progress.step, progress.steps), small)
+        work.events.publish("step", step=step, steps=steps)
 
-    def drawn(self, work: Work, drawn: Drawn) -> None:
+    def previewed(self, work: Work, step: int, steps: int, images: list[str]) -> None:
+        work.events.publish("preview", step=step, steps=steps, images=images)
+
+    def finished(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
+        """Keep the pictures where they are a job's, and tell."""
+        result |= {"model": self.served.name, "hash": self.served.hash}
         for stage in STAGES:
-            if stage in drawn.result.timings:
-                self.metrics.stage_seconds.labels(stage).observe(drawn.result.timings[stage])
-        self._pool.submit(self._finish, work, drawn)
+            if stage in result["timings"]:
+                self.metrics.stage_seconds.labels(stage).observe(result["timings"][stage])
+        self.metrics.images.inc(len(pictures))
+        self.metrics.ended.labels("done").inc()
+        if work.job:
+            self._writer.submit(self._noted, self._keep, work, pictures, result)
+        else:
+            work.pictures = pictures
+            self._done(work, result)
 
     def ended(self, work: Work, state: str, error: Refusal) -> None:
         self.metrics.ended.labels(state).inc()
@@ -239,31 +252,7 @@ class Service:
         self.metrics.tick_rows.observe(rows)
         self.metrics.tick_seconds.observe(seconds)
 
-    # On threads of their own
-
-    @staticmethod
-    def _preview(work: Work, at: tuple[int, int], small: list[Image.Image]) -> None:
-        images = [base64_of(jpeg(image)) for image in small]
-        work.events.publish("preview", step=at[0], steps=at[1], images=images)
-
-    def _finish(self, work: Work, drawn: Drawn) -> None:
-        """Encode the pictures, keep them where they are a job's, and tell."""
-        try:
-            start = time.perf_counter()
-            pictures, result = encoded(self.pipe, self.options, work, drawn)
-            result |= {"model": self.name, "hash": self.hash}
-            self.metrics.stage_seconds.labels("save").observe(time.perf_counter() - start)
-        except Exception as error:
-            log.error("request %s", work.id, exc_info=error)
-            self.ended(work, "failed", Refusal(500, f"server: {type(error).__name__}; its log says more"))
-            return
-        self.metrics.images.inc(len(pictures))
-        self.metrics.ended.labels("done").inc()
-        if work.job:
-            self._writer.submit(self._noted, self._keep, work, pictures, result)
-        else:
-            work.pictures = pictures
-            self._done(work, result)
+    # On a thread of its own
 
     def _keep(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
         try:

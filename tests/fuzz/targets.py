@@ -289,7 +289,7 @@ _DIRECTORY = tempfile.TemporaryDirectory(prefix="localcontrol-fuzz-")  # removed
 
 @cache
 def server_orders():
-    return orders.Orders(server.pipe(), Files(Path(_DIRECTORY.name), Limits()), Limits())
+    return orders.Orders(server.pipe().capabilities, Files(Path(_DIRECTORY.name), Limits()), Limits())
 
 
 @target(2)

@@ -110,7 +110,7 @@ def png(image: Image.Image) -> bytes:
 def running(folder, *, on=None, access: Access | None = None, headers=None, log_prompts=False, **limits):
     """A client of a server that is ready."""
     options = make_parser().parse_args([])
-    service = Service(on or pipe(), folder, options, Limits(**limits), "0" * 32)
+    service = Service.of(on or pipe(), folder, options, Limits(**limits), "0" * 32)
     config = config_of(make_app(service, access, log_prompts), service.limits)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)

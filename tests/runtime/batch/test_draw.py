@@ -26,7 +26,7 @@ def run(bodies, folder, base=None, model="m", **options):
     results = Results(folder)
     lines = [Line(f"r:{i}", base or folder, body) for i, body in enumerate(bodies)]
     with heard(), Drawer(pipe(), OPTIONS) as drawer:
-        counts = Counter(draw(lines, drawer, Ordered(pipe(), model, **options), results))
+        counts = Counter(draw(lines, drawer, Ordered(pipe().capabilities, model, **options), results))
     results.flush()
     return counts, {row["id"]: row for row in Results(folder).read()}
 
@@ -84,7 +84,7 @@ def test_the_id_is_of_all_that_makes_the_picture(tmp_path):
 
     def ids(model="m", **changes):
         body = {**SMALL, "regions": [{"mask": "a.png", "prompt": "x"}], **changes}
-        return [id for id, _ in Ordered(pipe(), model).of(Line("", tmp_path, body))]
+        return [id for id, _ in Ordered(pipe().capabilities, model).of(Line("", tmp_path, body))]
 
     first = ids()
     assert (

@@ -13,7 +13,7 @@ from tests.support.server import pipe
 
 @pytest.fixture
 def page(tmp_path):
-    service = Service(pipe(), tmp_path, make_parser().parse_args([]))
+    service = Service.of(pipe(), tmp_path, make_parser().parse_args([]))
     return docs.page(document(make_app(service)))
 
 

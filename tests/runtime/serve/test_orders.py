@@ -20,7 +20,7 @@ PICTURE = base64.b64encode(png(Image.effect_noise((64, 64), 50))).decode()
 
 def orders(folder, on=None, **limits):
     limits = Limits(**limits)
-    return Orders(on or pipe(), Files(folder, limits), limits)
+    return Orders((on or pipe()).capabilities, Files(folder, limits), limits)
 
 
 def body(**fields):
