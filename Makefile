@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-page screenshots bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-page bench-cluster screenshots bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"
 	@echo "make bench-serving  many clients at once: shared steps, one by one, and batches of alike (45 minutes)"
 	@echo "make bench-page  the server's page in Chromium: from a stroke to its picture, and memory over ten minutes (20 minutes)"
+	@echo "make bench-cluster  what Ray costs a request, and a cluster of up to 1,000 replicas, simulated (5 minutes)"
 	@echo "make screenshots  take the pictures of the page that the documentation shows"
 	@echo "make bench-export  compile a full-size SDXL of random weights for TensorRT for RTX (20 GiB of memory)"
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
@@ -101,6 +102,10 @@ bench-cpu: $(ENGINES)
 
 bench-serving: $(INSTALLED)
 	$(BIN)/python -m benchmarks.serving
+
+bench-cluster: $(INSTALLED)
+	$(BIN)/python -m benchmarks.cluster
+	$(BIN)/python -m benchmarks.cluster.simulation
 
 bench-page: $(INSTALLED) out/engines-openvino-fp32
 	$(BIN)/python -m tests.soak.page --engine out/engines-openvino-fp32 --minutes 10

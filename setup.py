@@ -44,6 +44,7 @@ EXTRAS = {
         "uvicorn>=0.34",
     ],
     "batch": ["anyio>=4.5", "pyarrow>=21", "pydantic>=2.11"],
+    "ray": ["ray[data,serve]>=2.60"],  # beside serve, or batch
     "quality": ["matplotlib>=3.10", "scikit-image>=0.25", "torchmetrics>=1.8"],
     "dev": [
         "anyio>=4.5",
@@ -70,6 +71,7 @@ EXTRAS = {
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
         "python-multipart>=0.0.20",
+        "ray[data,serve]>=2.60",
         "ruff>=0.17",
         "schemathesis>=4",
         "scikit-image>=0.25",

@@ -53,6 +53,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
+            if "cluster" in file:
+                return "cluster"  # Ray's processes, one cluster at a time
             return "engines" if shares_graphs(config.rootpath / file) else file
 
     return ByFile(config, log)

@@ -13,11 +13,19 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from runtime.cli.cluster import add_ray
 from runtime.cli.command import Parser, exit_code, quick_imports
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.batch.requests import Line
+    from runtime.batch.results import Results
 
 EXAMPLES = """\
 a line of REQUESTS, with paths from its folder:
@@ -27,6 +35,7 @@ a line of REQUESTS, with paths from its folder:
 examples:
   python -m runtime.batch requests.jsonl pictures
   python -m runtime.batch requests.parquet pictures --model sdxl.safetensors --adapter canny=t2i-adapter-canny-sdxl-1.0
+  python -m runtime.batch requests.jsonl pictures --ray auto --replicas 8 --model sdxl.safetensors
 """
 SAID = 10.0  # seconds between two lines of progress, where stderr is no terminal
 
@@ -68,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_model(parser.add_argument_group("the model"))
     add_speed(parser.add_argument_group("speed and memory"))
+    add_ray(parser.add_argument_group("several machines"))
     return parser
 
 
@@ -87,27 +97,45 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--report {options.report}: no such folder")
     total, lines = read(options.requests)
     with quick_imports():
-        from runtime.batch.draw import Drawer, draw
-        from runtime.batch.orders import Ordered
         from runtime.batch.results import Results
-        from runtime.serve.__main__ import load
-        from runtime.serve.identity import model_hash
-        from runtime.serve.orders import heard
-    results = Results(options.out)
-    pipe, counts, start = load(options), Counter(), time.monotonic()
-    ordered = Ordered(pipe, model_hash(options), deterministic=options.deterministic)
-    told = Told(total)
+    results, counts, start, told = Results(options.out), Counter(), time.monotonic(), Told(total)
     try:
-        with heard(), Drawer(pipe, options, options.rows) as drawer:
-            for what in draw(lines(), drawer, ordered, results):
+        with (on_ray if options.ray else here)(options, lines(), results) as drawn:
+            for what in drawn:
                 counts[what] += 1
                 told.tell(counts)
     finally:
         results.flush()
     told.end(counts)
     if options.report:
-        report(options, counts, time.monotonic() - start, pipe)
+        report(options, counts, time.monotonic() - start)
     return 1 if counts["refused"] or counts["failed"] else 0
+
+
+@contextmanager
+def here(options: argparse.Namespace, lines: Iterator[Line], results: Results) -> Iterator[Iterator[str]]:
+    """Draw in this process."""
+    with quick_imports():
+        from runtime.batch.draw import Drawer, draw
+        from runtime.batch.orders import Ordered
+        from runtime.serve.__main__ import load
+        from runtime.serve.identity import model_hash
+        from runtime.serve.orders import heard
+    pipe = load(options)
+    ordered = Ordered(pipe.capabilities, model_hash(options), deterministic=options.deterministic)
+    with heard(), Drawer(pipe, options, options.rows) as drawer:
+        yield draw(lines, drawer, ordered, results)
+
+
+@contextmanager
+def on_ray(options: argparse.Namespace, lines: Iterator[Line], results: Results) -> Iterator[Iterator[str]]:
+    """Draw on a cluster."""
+    from runtime.cli.cluster import connected
+
+    with connected(options), quick_imports():
+        from runtime.batch.cluster import draw
+
+        yield draw(lines, options, results)
 
 
 class Told:
@@ -137,7 +165,7 @@ class Told:
         print(f"{text:<100}" if end == "\r" else text, end=end, file=sys.stderr, flush=True)
 
 
-def report(options: argparse.Namespace, counts: Counter, seconds: float, pipe) -> None:
+def report(options: argparse.Namespace, counts: Counter, seconds: float) -> None:
     """Write what was drawn, how fast, and with what."""
     import torch
 
@@ -149,8 +177,8 @@ def report(options: argparse.Namespace, counts: Counter, seconds: float, pipe) -
         "counts": {what: counts[what] for what in ("drawn", "there", "refused", "failed")},
         "seconds": round(seconds, 3),
         "pictures_per_second": round(counts["drawn"] / seconds, 4),
-        "model": pipe.model.name,
-        "device": str(pipe.device),
+        "model": options.model or options.engine or "embedded",
+        "ray": options.ray,
         "versions": {"localcontrol": kernels.__version__, "torch": torch.__version__},
     }
     write_json(about, options.report)

@@ -20,6 +20,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import fields
 
+from runtime.cli.cluster import add_ray
 from runtime.cli.command import Parser, exit_code, heartbeat, quick_imports, say
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError, first_line
@@ -31,6 +32,7 @@ examples:
   curl -H 'Content-Type: application/json' -d '{"prompt": "a red star on sand"}' \\
       http://127.0.0.1:8000/v1/generate -o star.png
   LOCALCONTROL_API_KEYS=secret python -m runtime.serve --host 0.0.0.0 --model sdxl.safetensors
+  python -m runtime.serve --ray auto --replicas 1:8 --model sdxl.safetensors
 """
 KEYS = "LOCALCONTROL_API_KEYS"
 
@@ -53,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_network(parser.add_argument_group("the network"))
     add_model(parser.add_argument_group("the model"))
     add_speed(parser.add_argument_group("speed and memory"))
+    add_ray(parser.add_argument_group("several machines"))
     group = parser.add_argument_group("limits")
     for each in fields(Limits):
         about, kind = f"{each.metadata['help']} (default {each.default:g})", type(each.default)
@@ -91,8 +94,7 @@ def _add_network(group) -> None:
 
 def serve(options: argparse.Namespace) -> int:
     """Check, load, listen until a signal."""
-    limits = Limits(**{each.name: getattr(options, each.name) for each in fields(Limits)})
-    access = access_of(options)
+    limits, access = limits_of(options), access_of(options)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -101,6 +103,10 @@ def serve(options: argparse.Namespace) -> int:
         raise InputError(
             f"serve needs the package {error.name}; install it: pip install 'localcontrol[serve]'"
         ) from error
+    if options.ray:
+        with quick_imports():
+            from runtime.serve.cluster.application import run as run_on_ray
+        return run_on_ray(options)
     from runtime.serve.wire import listening
 
     with ExitStack() as opened:
@@ -110,9 +116,14 @@ def serve(options: argparse.Namespace) -> int:
             from runtime.serve.app import make_app
             from runtime.serve.identity import model_hash
             from runtime.serve.service import Service
-        service = Service(load(options), folder, options, limits, model_hash(options))
+        service = Service.of(load(options), folder, options, limits, model_hash(options))
         app = make_app(service, access, options.log_prompts)
         return run(app, listener, service, limits)
+
+
+def limits_of(options: argparse.Namespace) -> Limits:
+    """Return what is taken at most. Raises InputError."""
+    return Limits(**{each.name: getattr(options, each.name) for each in fields(Limits)})
 
 
 def access_of(options: argparse.Namespace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -91,15 +92,24 @@ async def wait_for(request: Request, service: Service, work: Work) -> None:
     """Wait for a work's end; where its client goes, so does the work. Raises Refusal where it has no picture."""
 
     async def watch(scope: anyio.CancelScope) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        with suppress(
+            Exception
+        ):  # a connection that cannot be read: what it raises is the server's that runs this
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
         stop(service, work)
         scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch, group.cancel_scope)
-        await work.ended()
-        group.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, group.cancel_scope)
+            await work.ended()
+            group.cancel_scope.cancel()
+    finally:
+        if (
+            work.result is None and work.error is None
+        ):  # the server has cancelled this call: it may do that, too
+            stop(service, work)
     if work.result is None:
         raise work.error or Refusal(409, DISCONNECTED)
 

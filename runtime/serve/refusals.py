@@ -24,6 +24,10 @@ class Refusal(Exception):
         super().__init__(" ".join(message.split()))
         self.status, self.field, self.retry_after = status, field, retry_after
 
+    def __reduce__(self):
+        """Let it come from another process as it is."""
+        return Refusal, (self.status, str(self), self.field, self.retry_after)
+
     @classmethod
     def of(cls, error: InputError, status: int = 422) -> Refusal:
         """Return bad input as a refusal; the field is what its message begins with."""

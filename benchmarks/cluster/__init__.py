@@ -1,0 +1,1 @@
+"""What Ray costs a request, and how far one ingress reaches."""

@@ -1,0 +1,1 @@
+"""The server on Ray Serve: requests are taken in one process, and drawn by replicas of the model on any machine."""

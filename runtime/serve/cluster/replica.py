@@ -1,0 +1,88 @@
+"""A replica: the model and its engine, in a process of its own, that draws what is sent to it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from runtime.serve.engine import Engine, most_rows
+from runtime.serve.identity import Served, model_hash
+from runtime.serve.limits import Limits
+from runtime.serve.orders import Order
+from runtime.serve.pictures import Encoder
+from runtime.serve.refusals import Refusal
+from runtime.serve.work import DISCONNECTED, Work
+
+MANY = 10**9  # what waits is bounded where it comes in
+
+
+class Replica:
+    """Draws orders. It hears of its engine's works, and tells of each to whoever has sent it."""
+
+    def __init__(self, options: argparse.Namespace, limits: Limits):
+        """Load the model that the options say, and warm it up."""
+        from runtime.serve.__main__ import load
+
+        pipe = load(options)
+        rows = limits.rows or most_rows(pipe)
+        self.served, self.limits = Served.of(pipe, model_hash(options), rows), limits
+        bounds = replace(limits, rows=rows, queue=MANY, queue_per_key=MANY, queue_mib=MANY)
+        self.engine = Engine(pipe, bounds, Encoder(pipe, options, self))
+        self.engine.start()
+        while self.engine.alive and not self.engine.warm:
+            time.sleep(0.02)
+
+    def __del__(self) -> None:
+        self.engine.close()
+
+    def check_health(self) -> None:
+        """Raise RuntimeError where the engine's thread has ended, or hangs: Ray then makes another replica."""
+        if not self.engine.alive:
+            raise RuntimeError("the engine's thread has ended")
+        if time.monotonic() - self.engine.beat > self.limits.running_seconds:
+            raise RuntimeError(f"the engine's thread hangs: no step for {self.limits.running_seconds:g} s")
+
+    async def describe(self) -> Served:
+        """Return what it serves."""
+        return self.served
+
+    async def draw(self, order: Order, id: str, previews: bool) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield the kind of each event, and what it says; the last one has the PNGs or the error.
+
+        Where its caller goes away, the work ends before its next step.
+        """
+        work = Work(order, owner="", previews=previews, id=id)
+        try:
+            self.engine.submit(work)
+        except Refusal as error:
+            yield "interrupted", {"error": error}
+            return
+        try:
+            async for event in work.events.follow():
+                if event is not None:
+                    yield event.kind, event.data
+        finally:
+            if work.stop("cancelled", DISCONNECTED):
+                self.engine.wake()
+
+    # What it hears: see `pictures.Hearer`
+
+    def started(self, work: Work) -> None:
+        work.events.publish("started")
+
+    def stepped(self, work: Work, step: int, steps: int) -> None:
+        work.events.publish("step", step=step, steps=steps)
+
+    def previewed(self, work: Work, step: int, steps: int, images: list[str]) -> None:
+        work.events.publish("preview", step=step, steps=steps, images=images)
+
+    def finished(self, work: Work, pictures: list[bytes], result: dict[str, Any]) -> None:
+        work.events.publish("done", pictures=pictures, result=result)
+
+    def ended(self, work: Work, state: str, error: Refusal) -> None:
+        work.events.publish(state, error=error)
+
+    def ticked(self, rows: int, seconds: float) -> None: ...
