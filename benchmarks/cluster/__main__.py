@@ -37,6 +37,7 @@ PROCESSES = {
     "raylet": "raylet/raylet",
     "gcs": "gcs/gcs_server",
 }
+MORE = 20  # steps
 BLOCK = 2**24  # bytes, of an object that is put and got
 
 
@@ -82,10 +83,10 @@ class Server:
         finally:
             connection.close()
 
-    def draw(self) -> float:
+    def draw(self, **change) -> float:
         """Return the seconds that a request takes."""
         start = time.perf_counter()
-        status = self.ask("POST", "/v1/generate", SHORT)
+        status = self.ask("POST", "/v1/generate", {**SHORT, **change})
         if status != 200:
             raise RuntimeError(f"/v1/generate: status {status}")
         return time.perf_counter() - start
@@ -131,6 +132,15 @@ def measure(requests: int) -> Iterator[tuple[str, float, str]]:
             yield "Ray's part of it", 1000 * statistics.median(b - a for a, b in times), "ms"
             for name, process in found.items():
                 yield f"{name}, CPU a request", 1000 * (cpu(process) - before[name]) / requests, "ms"
+            mark = cpu(found["ingress"])
+            for _ in range(requests // 2):
+                ray.draw(steps=1 + MORE, stream=True)
+            whole, alone = cpu(found["ingress"]) - mark, (mark - before["ingress"]) / requests
+            yield (
+                "ingress, CPU a step that a client follows",
+                1000 * (2 * whole / requests - alone) / MORE,
+                "ms",
+            )
             for name, process in {"plain": psutil.Process(plain.process.pid), **found}.items():
                 yield f"{name}, memory", process.memory_info().rss / MIB, "MiB"
         finally:

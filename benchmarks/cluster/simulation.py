@@ -35,6 +35,7 @@ from runtime.errors import InputError
 REPLICAS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOAD = 0.8  # of what the replicas can draw
 MEASURED = RESULTS / "nvidia-h200" / "stages.csv", "picture, ours, CUDA graph"
+CONNECTIONS = 512  # that the ingress has at a time: more are refused
 AT_ONCE = 8  # requests in a step: 16 rows, two of each
 
 
@@ -93,8 +94,11 @@ def simulate(costs: Costs, count: int, rate: float, seconds: float, seed: int = 
     events: list[
         tuple[float, int, Replica | None, float]
     ] = []  # when, a number that orders equals, whose, came
-    number, now, latencies = 0, 0.0, []
+    number, refused, now, latencies = 0, 0, 0.0, []
     while (now := now + choose.expovariate(rate)) < seconds:
+        if (stations[1].free - now) > CONNECTIONS * costs.ingress:
+            refused += now >= seconds / 5
+            continue
         at = now
         for station in stations:
             at = station.pass_on(at)
@@ -119,6 +123,7 @@ def simulate(costs: Costs, count: int, rate: float, seconds: float, seed: int = 
         "replicas": count,
         "sent_per_s": round(rate, 3),
         "pictures_per_s": round(len(drawn) / (0.8 * seconds), 3),
+        "refused_per_s": round(refused / (0.8 * seconds), 3),
         "p50_s": round(float(np.percentile(counted, 50)), 3) if counted else float("nan"),
         "p95_s": round(float(np.percentile(counted, 95)), 3) if counted else float("nan"),
         "ingress_busy": round(min(1.0, rate * max(costs.proxy, costs.ingress)), 3),
@@ -214,7 +219,8 @@ def run(options: argparse.Namespace) -> None:
     free = Costs(costs.step, costs.around, costs.steps, 0.0, 0.0)
     for count in REPLICAS:
         for ingress, each in (("one", costs), ("free", free)):
-            found = simulate(each, count, LOAD * count / costs.picture, options.seconds)
+            seconds = options.seconds * max(1, 10 // count)  # few requests come to few replicas
+            found = simulate(each, count, LOAD * count / costs.picture, seconds)
             rows.append({"ingress": ingress, **found})
             print(rows[-1], flush=True)
     about = {name: round(getattr(costs, name), 6) for name in ("step", "around", "steps", "proxy", "ingress")}

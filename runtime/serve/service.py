@@ -117,7 +117,8 @@ class Service:
     def submit(self, body: Generate, owner: str, keyed: bool) -> Work:
         """Queue a request. Raises Refusal."""
         order = self.orders.order(body)
-        work = Work(order, owner, body.session, body.previews)
+        followed = getattr(body, "stream", False) or body.previews
+        work = Work(order, owner, body.session, body.previews, followed)
         self._submit(work, keyed)
         return work
 

@@ -24,15 +24,17 @@ DISCONNECTED, CANCELLED, REPLACED = (
 class Work:
     """A request that waits, runs or has ended.
 
-    owner: whose API key. session: a newer work of the same owner and session takes this one's place. job: whether the
-    store has it, by this id. created, started: seconds of time.monotonic(). pictures: PNGs, once it is done; result:
-    seed, timings, and what is said of them. error: why there are none.
+    owner: whose API key. session: a newer work of the same owner and session takes this one's place. previews: whether
+    they are wanted; followed: whether its steps are. job: whether the store has it, by this id. created, started:
+    seconds of time.monotonic(). pictures: PNGs, once it is done; result: seed, timings, and what is said of them.
+    error: why there are none.
     """
 
     order: Order
     owner: str
     session: str | None = None
     previews: bool = False
+    followed: bool = True
     job: bool = False
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     created: float = field(default_factory=time.monotonic)

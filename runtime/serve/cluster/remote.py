@@ -142,7 +142,7 @@ class RemoteEngine:
 
     async def _follow(self, work: Work) -> None:
         """Send a work to a replica, and tell what comes of it. Raises Interrupted, or one of LOST."""
-        events, ended = self.replicas.draw.remote(work.order, work.id, work.previews), False
+        events, ended = self.replicas.draw.remote(work.order, work.id, work.previews, work.followed), False
         try:
             async for kind, data in events:
                 ended = kind in LAST or kind == "interrupted"

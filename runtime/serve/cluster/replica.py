@@ -16,6 +16,7 @@ from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.work import DISCONNECTED, Work
 
+EVERY = 0.1  # seconds between two steps of a work that its caller hears of
 MANY = 10**9  # what waits is bounded where it comes in
 
 
@@ -49,10 +50,13 @@ class Replica:
         """Return what it serves."""
         return self.served
 
-    async def draw(self, order: Order, id: str, previews: bool) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def draw(
+        self, order: Order, id: str, previews: bool, followed: bool
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the kind of each event, and what it says; the last one has the PNGs or the error.
 
-        Where its caller goes away, the work ends before its next step.
+        followed: whether anybody wants its steps. Each costs milliseconds on its way to the caller, who therefore
+        hears of one now and then. Where its caller goes away, the work ends before its next step.
         """
         work = Work(order, owner="", previews=previews, id=id)
         try:
@@ -61,9 +65,15 @@ class Replica:
             yield "interrupted", {"error": error}
             return
         try:
+            told = 0.0
             async for event in work.events.follow():
-                if event is not None:
-                    yield event.kind, event.data
+                if event is None or event.kind == "queued":
+                    continue
+                if event.kind == "step":
+                    if not followed or time.monotonic() - told < EVERY:
+                        continue
+                    told = time.monotonic()
+                yield event.kind, event.data
         finally:
             if work.stop("cancelled", DISCONNECTED):
                 self.engine.wake()

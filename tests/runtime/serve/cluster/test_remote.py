@@ -33,7 +33,7 @@ class Replicas:
         assert stream
         return self
 
-    def remote(self, order, id, previews):
+    def remote(self, order, id, previews, followed):
         self.sent.append((id, order.request.seed))
         return Call(self, self.calls.pop(0))
 
