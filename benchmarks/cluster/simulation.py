@@ -177,7 +177,7 @@ def plot(rows: Sequence[Mapping], costs: Costs, path: Path) -> None:
         label = "one ingress, as measured" if ingress == "one" else "an ingress that costs nothing"
         counts = [row["replicas"] for row in own]
         above.loglog(counts, [row["pictures_per_s"] for row in own], style, color=colour, label=label)
-        below.loglog(counts, [row["p95_s"] for row in own], style, color=colour, label=label)
+        below.semilogx(counts, [row["p95_s"] for row in own], style, color=colour, label=label)
     most = 1 / max(costs.proxy, costs.ingress)
     above.axhline(most, color="#999999", linewidth=1)
     above.annotate(
@@ -189,6 +189,7 @@ def plot(rows: Sequence[Mapping], costs: Costs, path: Path) -> None:
     )
     above.set_ylabel("pictures a second")
     below.set_ylabel("p95, seconds")
+    below.set_ylim(0)
     below.set_xlabel("replicas (SDXL, 1024 x 1024, 30 steps, an H200 each; simulated)")
     above.set_title(f"Poisson arrivals at {LOAD:.0%} of what the replicas can draw", fontsize=10, loc="left")
     above.legend(fontsize=8)
