@@ -23,6 +23,7 @@ READMES = [
             "benchmarks",
             "benchmarks/quality",
             "runtime/serve",
+            "runtime/serve/cluster",
             "tests",
         )
     ),
@@ -125,6 +126,23 @@ def test_the_serving_tables_are_their_file():
             for point, cell in zip(points, cells, strict=True):
                 runs = [float(r[column]) for r in measured if r["policy"] == policy and r[axis] == point]
                 assert cell == f"{statistics.median(runs):.{digits}f}", (policy, point)
+
+
+def test_what_ray_costs_is_its_file():
+    found = {row["measure"]: row for row in read(RESULTS / "cpu" / "cluster.csv")}
+    rows = table("runtime/serve/cluster/README.md", "process")
+    assert len(rows) == 6
+    for name, cpu, memory in rows:
+        process = name.partition(":")[0]
+        assert cpu == f"{float(found[f'{process}, CPU a request']['value']):.1f}"
+        assert memory == f"{float(found[f'{process}, memory']['value']):.0f}"
+    text = " ".join((ROOT / "runtime/serve/cluster/README.md").read_text("utf-8").split())
+    rays = float(found["Ray's part of it"]["value"])
+    assert f"of which Ray has {rays:.1f} ms" in text
+    assert f"commit {found['start, plain']['commit']}: [cluster.csv]" in text
+    simulated = [row for row in read(RESULTS / "cpu" / "cluster_simulation.csv") if row["ingress"] == "one"]
+    most = max(float(row["pictures_per_s"]) for row in simulated)
+    assert f"at {most:.0f} pictures a second" in text
 
 
 def test_the_pages_table_is_its_file():

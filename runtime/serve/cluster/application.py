@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import threading
 from contextlib import ExitStack
 
@@ -103,7 +104,17 @@ def run(options: argparse.Namespace) -> int:
                 serve.run(made, name=NAME, route_prefix="/")
             host = f"[{options.host}]" if ":" in options.host else options.host
             say(f"serving  http://{host}:{options.port} on Ray")
-            threading.Event().wait()
+            wait_for_signal()
+            say("ending: what runs is finished, nothing new is taken")
         finally:
             serve.shutdown()
     return 0
+
+
+def wait_for_signal() -> None:
+    """Wait for SIGTERM or Ctrl-C: an application that is not shut down goes on without its command."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(1.0):  # not for ever, so that a signal is heard on every system
+        pass

@@ -49,7 +49,7 @@ def client(cluster, tmp_path_factory):
             yield ready(Client(port, None), server, folder / "log.txt")
         finally:
             server.terminate()
-            server.wait(60)
+            assert server.wait(60) == 0
 
 
 def ready(client, server, log):
