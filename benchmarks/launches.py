@@ -1,4 +1,4 @@
-"""python -m benchmarks.launches [--out benchmarks/results/launches.csv]
+"""python -m benchmarks.launches [--out benchmarks/results/launches.csv] [--host]
 
 GPU launches and bytes allocated by one call of each op, ours and as a composition of PyTorch's, kornia's or diffusers'
 operations, counted on CPU tensors at SDXL's shapes in bfloat16. Nothing is timed.
@@ -6,6 +6,9 @@ operations, counted on CPU tensors at SDXL's shapes in bfloat16. Nothing is time
 A launch of the composition is an operation that is neither a view nor a bare allocation; some of them launch several
 kernels, so it is the least. Allocated are outputs and temporaries, whether or not they live at the same time. Ours are
 the launches that Triton would make, and the PyTorch operations around them.
+
+With --host instead: the microseconds of Python and of allocating that each launch takes before it is Triton's, beside
+an eager `add_` of eight numbers. Writes <results>/host.csv.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from timeit import timeit
 from unittest import mock
 
 import torch
@@ -22,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_cases import KORNIA, plain_geglu
-from benchmarks.measure import RESULTS, write_rows
+from benchmarks.measure import RESULTS, environment, results_folder, write_rows
 from benchmarks.static import sass
 from benchmarks.static.host_calls import FIRST, Call, calls, tensors_of
 from kernels import reference
@@ -39,8 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.launches", description=__doc__.split("\n\n")[1]
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "launches.csv")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--host", action="store_true", help="time what is done before a launch")
     options = parser.parse_args(argv)
+    if options.host:
+        write_rows(options.out or results_folder() / "host.csv", host_times())
+        return 0
+    options.out = options.out or RESULTS / "launches.csv"
     rows = compare()
     write_rows(options.out, rows)
     for row in rows:
@@ -64,6 +74,33 @@ def compare() -> list[dict]:
                 ours = [forward.run, call.run]
             rows.append(_row(call, count(*ours), count(composed)))
     return rows
+
+
+def host_times(calls_each: int = 200, repeats: int = 30) -> list[dict]:
+    """Return a row for each op: microseconds a launch on this thread, the least of `repeats`."""
+    number, rows = torch.ones(8), []
+    with mock.patch.object(launch, "tickets", cache(launch.tickets)), torch.inference_mode():
+        for call in calls("cpu", torch.bfloat16, "nhwc", FIRST):
+            with sass.noted_launches() as launches:
+                call.run()  # sizes are picked, modules are made
+                launches.clear()
+                call.run()
+            count, found = len(launches), {"add_": [], "run": []}
+            with mock.patch.object(JITFunction, "run", no_launch):
+                for _ in range(repeats):
+                    found["run"].append(timeit(call.run, number=calls_each))
+                    found["add_"].append(timeit(lambda: number.add_(1), number=calls_each))
+            host, add = (1e6 * min(found[name]) / calls_each for name in ("run", "add_"))
+            row = {"op": call.op, "variant": call.variant, "way": call.way, "launches": count}
+            row |= {"us_a_launch": round(host / count, 2), "us_add_": round(add, 2), **environment()}
+            rows.append(row)
+            print(
+                f"{call.op:18} {call.variant:17} {call.way:9} {row['us_a_launch']:6.1f} us a launch, add_ {add:4.1f}"
+            )
+    return rows
+
+
+def no_launch(*_, **__) -> None: ...
 
 
 def _row(call: Call, ours: Count, plain: Count) -> dict:

@@ -224,7 +224,9 @@ def run(options: argparse.Namespace) -> None:
             found = simulate(each, count, LOAD * count / costs.picture, seconds)
             rows.append({"ingress": ingress, **found})
             print(rows[-1], flush=True)
-    about = {f"{name}_cost_s": round(getattr(costs, name), 6) for name in ("step", "around", "proxy", "ingress")}
+    about = {
+        f"{name}_cost_s": round(getattr(costs, name), 6) for name in ("step", "around", "proxy", "ingress")
+    }
     write_rows(options.out / "cluster_simulation.csv", [{**row, **about, **environment()} for row in rows])
     plot(rows, costs, options.out / "cluster_simulation.png")
 

@@ -66,7 +66,12 @@ def channels_inner(strides: Strides) -> bool:
 
 def tile(pixels: int, channels: int, strides: Strides, itemsize: int, elements: int = 2048) -> Sizes:
     """BLOCK_P x BLOCK_C of about `elements` elements, long where neighbours in memory are."""
-    if channels_inner(strides):
+    return dict(_tile(pixels, channels, channels_inner(strides), itemsize, elements))
+
+
+@lru_cache(maxsize=1024)
+def _tile(pixels: int, channels: int, inner: bool, itemsize: int, elements: int) -> Sizes:
+    if inner:
         longest = 64 if channels % 64 == 0 else 256  # SDXL's widths are multiples of 64: no lane is idle
         block_c = min(triton.next_power_of_2(channels), longest)
         block_p = _fill(elements, block_c, pixels)
@@ -81,7 +86,7 @@ def _fill(elements: int, inner: int, outer: int) -> int:
 
 
 def count_tiles(pixels: int, channels: int, sizes: Sizes) -> int:
-    return triton.cdiv(pixels, sizes["BLOCK_P"]) * triton.cdiv(channels, sizes["BLOCK_C"])
+    return -(-pixels // sizes["BLOCK_P"]) * -(-channels // sizes["BLOCK_C"])
 
 
 def strip(columns: int) -> Sizes:

@@ -164,6 +164,14 @@ def test_committed_launches_are_those_of_today(tmp_path):
     assert ours[: len(ours) // 2] == ours[len(ours) // 2 :]
 
 
+def test_what_is_done_before_a_launch_is_timed(tmp_path):
+    done = run("launches", "--host", "--out", tmp_path / "host.csv")
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "host.csv")
+    assert {row["op"] for row in rows} == {row["op"] for row in read(RESULTS / "launches.csv")}
+    assert all(0 < float(row["us_add_"]) < float(row["us_a_launch"]) < 1000 for row in rows)
+
+
 @pytest.mark.skipif(not ops.INTERPRETED, reason="counted by Triton's interpreter")
 def test_traffic_counts_what_a_program_addresses():
     from benchmarks.static.traffic import traffic
