@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli.cluster import add_ray
+from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, quick_imports
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError
@@ -93,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.rows < 0:
         raise InputError(f"--rows {options.rows}: expected 0 or more")
+    check_ray(options)
     if options.report and not options.report.parent.is_dir():
         raise InputError(f"--report {options.report}: no such folder")
     total, lines = read(options.requests)
@@ -132,9 +133,9 @@ def on_ray(options: argparse.Namespace, lines: Iterator[Line], results: Results)
     """Draw on a cluster."""
     from runtime.cli.cluster import connected
 
-    with connected(options), quick_imports():
-        from runtime.batch.cluster import draw
-
+    with connected(options):
+        with quick_imports():
+            from runtime.batch.cluster import draw
         yield draw(lines, options, results)
 
 

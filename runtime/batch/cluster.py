@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,12 @@ class Replica:
     def __init__(self, options: argparse.Namespace):
         from runtime.serve.__main__ import load
 
-        heard().__enter__()  # for as long as the process lives
+        self._held = ExitStack()
+        self._held.enter_context(heard())  # for as long as the process lives
         pipe = load(options)
-        self.ordered = Ordered(pipe.capabilities, model_hash(options), deterministic=options.deterministic)
+        self.ordered = Ordered(
+            pipe.capabilities, "", deterministic=options.deterministic
+        )  # ids are the driver's
         self.drawer, self._ordering = Drawer(pipe, options, options.rows), threading.Lock()
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from runtime.cli.command import say
 from runtime.errors import InputError, first_line
 
 HERE = "local"  # a cluster of this machine alone, that ends with the command
@@ -32,21 +33,33 @@ def add_ray(group) -> None:
     )
 
 
-@contextmanager
-def connected(options: argparse.Namespace) -> Iterator[None]:
-    """Be a driver of the cluster. Raises InputError where there is no Ray, or no such cluster."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # of this process; what matters comes as an exception
+def check_ray(options: argparse.Namespace) -> None:
+    """Raise InputError where options are Ray's alone, or there is no Ray."""
+    if options.ray is None:
+        for name in ("replicas", "replica_resource"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}: it is of --ray; expected both, or neither")
+        return
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError as error:
         raise InputError(
             "--ray needs the package ray; install it: pip install 'localcontrol[ray]'"
         ) from error
     replicas(options)
-    own = {"include_dashboard": False} if options.ray == HERE else {}
+    if re.fullmatch(r"cuda:\d+", options.device or ""):
+        raise InputError(f"--device {options.device}: Ray gives each replica a GPU of its own; expected cuda")
+
+
+@contextmanager
+def connected(options: argparse.Namespace) -> Iterator[None]:
+    """Be a driver of the cluster. Raises InputError where there is no such cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
+    import ray
+
+    # A cluster of this machine is nobody else's: who reaches its ports could run anything.
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if options.ray == HERE else {}
     try:
         ray.init(options.ray, log_to_driver=False, logging_level="error", **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -55,6 +68,15 @@ def connected(options: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def failure(text: str) -> InputError:
+    """Return what went wrong in a replica, from Ray's text of it: our own line where there is one."""
+    own = re.findall(r"InputError: (.+)", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return InputError(
+        own[-1] if own else f"--ray: {lines[-1] if lines else 'a replica failed'}; see Ray's logs"
+    )
 
 
 def replicas(options: argparse.Namespace, gpus: float = 1) -> tuple[int, int]:
@@ -71,13 +93,22 @@ def replicas(options: argparse.Namespace, gpus: float = 1) -> tuple[int, int]:
 def share(options: argparse.Namespace) -> tuple[dict[str, Any], float]:
     """Return what a replica takes of the cluster, as an actor's options, and how many GPUs there are for them.
 
-    A GPU with --device cuda, or where none is said and there are some; else a core.
+    A GPU with --device cuda, or where none is said and there are some; else a core. Raises InputError where a cluster
+    of this machine has too little; says so where nodes may come.
     """
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    on_gpu = options.device.startswith("cuda") if options.device else gpus > 0
+    found = ray.cluster_resources()
+    gpus = found.get("GPU", 0.0)
+    on_gpu = options.device == "cuda" if options.device else gpus > 0
     taken: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
     if options.replica_resource:
         taken["resources"] = {options.replica_resource: 1}
+    least = replicas(options, gpus)[0]
+    for name in ("GPU" if on_gpu else "CPU", *taken.get("resources", ())):
+        if found.get(name, 0) < least:
+            text = f"{least} replicas take {least} of {name!r}, and the cluster has {found.get(name, 0):g}"
+            if options.ray == HERE:
+                raise InputError(f"--ray: {text}; expected fewer --replicas")
+            say(f"warning: {text}: they wait for nodes that have more")
     return taken, gpus if on_gpu else 0

@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import fields
 
-from runtime.cli.cluster import add_ray
+from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, heartbeat, quick_imports, say
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError, first_line
@@ -103,6 +103,7 @@ def serve(options: argparse.Namespace) -> int:
         raise InputError(
             f"serve needs the package {error.name}; install it: pip install 'localcontrol[serve]'"
         ) from error
+    check_ray(options)
     if options.ray:
         with quick_imports():
             from runtime.serve.cluster.application import run as run_on_ray
@@ -199,10 +200,8 @@ class Lines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def run(app, listener: socket.socket, service, limits: Limits) -> int:
-    """Serve until a signal: then take no more work, let what runs end, and stop."""
-    from runtime.serve.wire import Server, config_of
-
+def log_lines() -> None:
+    """Have this process's log be lines of JSON on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -210,6 +209,13 @@ def run(app, listener: socket.socket, service, limits: Limits) -> int:
     logging.getLogger("python_multipart").setLevel(
         logging.CRITICAL
     )  # what is wrong with a form, the client is told
+
+
+def run(app, listener: socket.socket, service, limits: Limits) -> int:
+    """Serve until a signal: then take no more work, let what runs end, and stop."""
+    from runtime.serve.wire import Server, config_of
+
+    log_lines()
     host, port = listener.getsockname()[:2]
     say(f"serving  http://{f'[{host}]' if ':' in host else host}:{port}")
     Server(config_of(app, limits), service).run(sockets=[listener])

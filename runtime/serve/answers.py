@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 from collections.abc import AsyncIterator, Callable
@@ -86,6 +87,22 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
     """Return the OpenAPI entry of a route that reads its body itself."""
     schema = {"$ref": COMPONENTS.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def submitted(request: Request, body: BaseModel) -> Work:
+    """Queue a request. Raises Refusal. One whose client goes meanwhile is not drawn, whatever cancels this call."""
+    service = service_of(request)
+    queued = asyncio.ensure_future(off_loop(request, service.submit, body, *owner_of(request)))
+
+    def leave(done: asyncio.Future) -> None:
+        if not done.cancelled() and done.exception() is None:
+            stop(service, done.result())
+
+    try:
+        return await asyncio.shield(queued)
+    except asyncio.CancelledError:
+        queued.add_done_callback(leave)
+        raise
 
 
 async def wait_for(request: Request, service: Service, work: Work) -> None:

@@ -33,6 +33,7 @@ from runtime.serve.answers import (
     sse,
     stop,
     stream,
+    submitted,
     takes,
     wait_for,
 )
@@ -155,7 +156,7 @@ def add_drawing(app: FastAPI) -> None:
         """Draw, and answer with the picture, or with the events on the way to it."""
         service = ready(request)
         body: GenerateNow = await body_of(request, GenerateNow)
-        work: Work = await off_loop(request, service.submit, body, *owner_of(request))
+        work = await submitted(request, body)
         if body.stream:
             show = partial(_with_pictures, work)
             return stream(work.events, show, left=partial(stop, service, work))

@@ -21,12 +21,12 @@ from runtime.control.images import png_bytes
 from runtime.serve.answers import (
     body_of,
     off_loop,
-    owner_of,
     ready,
     service_of,
     sse,
     stop,
     stream,
+    submitted,
     takes,
     wait_for,
 )
@@ -71,7 +71,7 @@ async def _answer(request: Request, asked: ImagesGenerations, make, kind: str) -
         raise Refusal(404, message, "model")
     try:
         body = await off_loop(request, make)
-        work: Work = await off_loop(request, service.submit, body, *owner_of(request))
+        work = await submitted(request, body)
     except Refusal as error:
         if error.field in NAMES:
             raise Refusal(error.status, str(error), NAMES[error.field], error.retry_after) from None

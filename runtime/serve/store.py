@@ -169,7 +169,7 @@ class Store:
                 "AND state IN ('queued', 'running')",
                 *(time.time(), json.dumps(result), size, name),
             )
-            if done.rowcount == 0:
+            if done.rowcount == 0 and not self._is_done(name):
                 shutil.rmtree(folder, ignore_errors=True)
             self.clean()
             return done.rowcount > 0
@@ -209,6 +209,9 @@ class Store:
     def close(self) -> None:
         with self._lock, suppress(sqlite3.Error):
             self._table.close()
+
+    def _is_done(self, name: str) -> bool:
+        return self._run("SELECT id FROM jobs WHERE id = ? AND state = 'done'", name).fetchone() is not None
 
     def _run(self, command: str, *values: Any) -> sqlite3.Cursor:
         return self._table.execute(command, values)

@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shlex
 import signal
 import threading
+import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from runtime.cli.cluster import connected, replicas, share
+from runtime.cli.cluster import HERE, connected, failure, replicas, share
 from runtime.cli.command import heartbeat, say
 from runtime.errors import InputError
-from runtime.serve.__main__ import access_of, data_folder, limits_of, make_parser
+from runtime.serve.__main__ import KEYS, access_of, data_folder, limits_of, log_lines, make_parser
 from runtime.serve.app import make_app
 from runtime.serve.cluster.remote import RemoteEngine
 from runtime.serve.cluster.replica import Replica
@@ -41,14 +45,33 @@ class Ingress:
     async def __init__(
         self, options: argparse.Namespace, limits: Limits, access: Access, engine: DeploymentHandle
     ):
+        log_lines()
         served = await engine.describe.remote()
         self._held = ExitStack()  # the folder, for as long as the process lives
-        folder = self._held.enter_context(data_folder(options.data))
-        service = Service(served, folder, limits, lambda hearer: RemoteEngine(engine, limits, hearer))
-        self._made = make_app(service, access, options.log_prompts)
+        folder = await self._folder(options, limits)
+        self.service = Service(served, folder, limits, lambda hearer: RemoteEngine(engine, limits, hearer))
+        self._made = make_app(self.service, access, options.log_prompts)
+
+    async def _folder(self, options: argparse.Namespace, limits: Limits) -> Path:
+        """Return the folder of files and jobs; an ingress that ends has it still for a while."""
+        until = time.monotonic() + limits.drain_seconds
+        while True:
+            try:
+                return self._held.enter_context(data_folder(options.data))
+            except InputError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.5)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._made
+
+    async def drain(self) -> None:
+        """Take no more, and wait until what runs has ended, jobs too."""
+        self.service.engine.drain()
+        until = time.monotonic() + self.service.limits.drain_seconds
+        while self.service.unfinished and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 
 
 def build(arguments: dict[str, str]) -> Application:
@@ -59,10 +82,20 @@ def build(arguments: dict[str, str]) -> Application:
     unknown = arguments.keys() - {"options"}
     if unknown:
         raise InputError(f"args {', '.join(sorted(unknown))}: expected options, as a command line has them")
-    options = make_parser().parse_args(shlex.split(arguments.get("options", "")))
+    text = arguments.get("options", "")
+    try:
+        options = make_parser().parse_args(shlex.split(text))
+    except SystemExit:  # the parser has said why, on stderr
+        raise InputError(
+            f"args options {text!r}: not those of python -m runtime.serve; see its --help"
+        ) from None
     if options.device is None:
         raise InputError("args options: no --device; expected cuda, or cpu")
-    return application(options)
+    made = application(options)
+    if not access_of(options).keys:
+        why = "no key, and others can reach the proxy of a cluster; expected one in runtime_env"
+        raise InputError(f"{KEYS}: {why}")
+    return made
 
 
 def application(options: argparse.Namespace) -> Application:
@@ -95,26 +128,70 @@ def application(options: argparse.Namespace) -> Application:
 
 def run(options: argparse.Namespace) -> int:
     """Serve on the cluster until a signal."""
-    listening(options.host, options.port).close()  # a port of another is said before a model is loaded
+    if options.port == 0:
+        raise InputError("--port 0: Ray's proxy listens on a port that is said; expected one")
+    if options.ray == HERE:
+        listening(options.host, options.port).close()  # a port of another is said before a model is loaded
     with connected(options):
+        check_alone(options)
         made = application(options)
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
         try:
             with heartbeat("starting: the ingress, and the first replica with its model"):
-                serve.run(made, name=NAME, route_prefix="/")
+                deploy(made)
             host = f"[{options.host}]" if ":" in options.host else options.host
-            say(f"serving  http://{host}:{options.port} on Ray")
+            say(
+                f"serving  http://{host}:{options.port} on {'Ray' if options.ray == HERE else 'the head node'}"
+            )
             wait_for_signal()
             say("ending: what runs is finished, nothing new is taken")
+            serve.get_app_handle(NAME).drain.remote().result()
         finally:
-            serve.shutdown()
+            serve.delete(NAME)
+            if options.ray == HERE:
+                serve.shutdown()
     return 0
 
 
+def check_alone(options: argparse.Namespace) -> None:
+    """Raise InputError where the cluster has this application, or a proxy that listens elsewhere."""
+    found = serve.status()
+    if NAME in found.applications:
+        raise InputError(
+            f"--ray {options.ray}: it serves {NAME} already; end that first, or use serve deploy"
+        )
+    if found.proxies:  # what it was started with stays, whatever serve.start is told
+        there = _get_global_client().http_config
+        if (there.host, there.port) != (options.host, options.port):
+            place = f"--host {there.host} --port {there.port}"
+            raise InputError(
+                f"--port {options.port}: the cluster's proxy listens elsewhere; expected {place}"
+            )
+
+
+def deploy(made: Application) -> None:
+    """Deploy the application and wait until it serves. Raises InputError, with the replica's own line."""
+    try:
+        serve.run(made, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        status = serve.status().applications.get(NAME)
+        parts = [status.message, *(each.message for each in status.deployments.values())] if status else []
+        raise failure("\n".join([str(error), *parts])) from error
+
+
 def wait_for_signal() -> None:
-    """Wait for SIGTERM or Ctrl-C: an application that is not shut down goes on without its command."""
+    """Wait for SIGTERM or Ctrl-C: an application that is not deleted goes on without its command.
+
+    A second one ends at once.
+    """
     ended = threading.Event()
+
+    def note(*_) -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+        ended.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, note)
     while not ended.wait(1.0):  # not for ever, so that a signal is heard on every system
         pass

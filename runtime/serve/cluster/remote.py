@@ -8,10 +8,12 @@ import logging
 import secrets
 import threading
 import time
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 from ray import exceptions as lost
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from runtime.serve.engine import check_room, end_of, replace_older
@@ -22,10 +24,10 @@ from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
 LAST = ("done", "failed", "cancelled")  # these are of the work; "interrupted" is of the replica
-# What a call ends in whose replica has died, or its node
+# What a call ends in whose replica has died, or its node; or that nobody here has cancelled
 LOST = (
-    lost.RayActorError, lost.NodeDiedError, lost.WorkerCrashedError, lost.ObjectLostError, lost.RpcError,
-    lost.TaskCancelledError,
+    lost.RayActorError, lost.NodeDiedError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.ObjectLostError,
+    lost.RpcError, lost.TaskCancelledError, DeploymentUnavailableError, asyncio.CancelledError,
 )  # fmt: skip
 
 
@@ -76,7 +78,10 @@ class RemoteEngine:
             check_room(self._waiting(), work, self.limits, keyed)
             replace_older(list(self._open), work)
             work.events.publish("queued", position=self.depth)
-            self._open[work] = asyncio.run_coroutine_threadsafe(self._draw(work), self._loop)
+            # In no request's context: Ray would end what a request has begun with that request.
+            sent = Context().run(asyncio.run_coroutine_threadsafe, self._draw(work), self._loop)
+            self._open[work] = sent
+        sent.add_done_callback(partial(_noted, work))
         self.wake()
 
     def wake(self) -> None:
@@ -107,31 +112,29 @@ class RemoteEngine:
 
     async def _draw(self, work: Work) -> None:
         """Have a work drawn, and tell its end."""
-        late = self._loop.call_later(self.limits.queued_seconds, self._too_late, work)
         try:
-            try:
-                await self._follow(work)
-            except (Interrupted, *LOST) as error:
-                if work.stopped:
-                    raise asyncio.CancelledError from error
-                log.warning(
-                    "request %s: its replica was lost: %s; it is sent again", work.id, type(error).__name__
-                )
-                await self._follow(work)
-        except asyncio.CancelledError:
-            self.hearer.ended(work, *end_of(work))
+            for last in (False, True):
+                try:
+                    await self._follow(work)
+                    return
+                except (Interrupted, *LOST) as error:
+                    if work.stopped:
+                        self.hearer.ended(work, *end_of(work))
+                        return
+                    log.warning("request %s: its replica was lost: %s", work.id, type(error).__name__)
+                    if last:
+                        why = "server: its replicas were lost; send the request again"
+                        self.hearer.ended(work, "interrupted", Refusal(503, why, retry_after=5))
+                        return
+                    work.started, work.steps_done = None, 0  # it waits again
         except BackPressureError:
             why = "queue: the replicas are busy; send it again later"
             self.hearer.ended(work, "failed", Refusal(429, why, retry_after=2))
-        except (Interrupted, *LOST):
-            why = "server: its replicas were lost; send the request again"
-            self.hearer.ended(work, "interrupted", Refusal(503, why, retry_after=5))
         except Exception as error:
             log.error("request %s", work.id, exc_info=error)
             why = f"server: {type(error).__name__}; its log says more"
             self.hearer.ended(work, "failed", Refusal(500, why))
         finally:
-            late.cancel()
             with self._lock:
                 self._open.pop(work, None)
 
@@ -142,14 +145,17 @@ class RemoteEngine:
 
     async def _follow(self, work: Work) -> None:
         """Send a work to a replica, and tell what comes of it. Raises Interrupted, or one of LOST."""
+        late = self._loop.call_later(self.limits.queued_seconds, self._too_late, work)
         events, ended = self.replicas.draw.remote(work.order, work.id, work.previews, work.followed), False
         try:
             async for kind, data in events:
-                ended = kind in LAST or kind == "interrupted"
+                ended = kind in LAST
                 self._tell(work, kind, data)
-            if not ended:
-                raise Interrupted
+                if ended:  # whatever becomes of the stream
+                    return
+            raise Interrupted
         finally:
+            late.cancel()
             if not ended:
                 events.cancel()
 
@@ -168,3 +174,9 @@ class RemoteEngine:
             self.hearer.ended(work, kind, data["error"])
         elif kind == "interrupted":
             raise Interrupted
+
+
+def _noted(work: Work, sent: concurrent.futures.Future) -> None:
+    """Log what nobody would hear of."""
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        log.error("request %s", work.id, exc_info=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -23,21 +24,27 @@ MANY = 10**9  # what waits is bounded where it comes in
 class Replica:
     """Draws orders. It hears of its engine's works, and tells of each to whoever has sent it."""
 
+    leave = staticmethod(os._exit)  # end this process
+
     def __init__(self, options: argparse.Namespace, limits: Limits):
         """Load the model that the options say, and warm it up."""
-        from runtime.serve.__main__ import load
+        from runtime.serve.__main__ import load, log_lines
 
+        log_lines()
         pipe = load(options)
         rows = limits.rows or most_rows(pipe)
         self.served, self.limits = Served.of(pipe, model_hash(options), rows), limits
         bounds = replace(limits, rows=rows, queue=MANY, queue_per_key=MANY, queue_mib=MANY)
         self.engine = Engine(pipe, bounds, Encoder(pipe, options, self))
         self.engine.start()
-        while self.engine.alive and not self.engine.warm:
+        while not self.engine.warm:
+            if not self.engine.alive:
+                raise RuntimeError("the engine's thread has ended while it was warming up")
             time.sleep(0.02)
 
     def __del__(self) -> None:
-        self.engine.close()
+        if hasattr(self, "engine"):
+            self.engine.close()
 
     def check_health(self) -> None:
         """Raise RuntimeError where the engine's thread has ended, or hangs: Ray then makes another replica."""
@@ -63,6 +70,8 @@ class Replica:
             self.engine.submit(work)
         except Refusal as error:
             yield "interrupted", {"error": error}
+            if not self.engine.alive:
+                self.leave(1)  # it would be the least busy of all, and be sent everything
             return
         try:
             told = 0.0

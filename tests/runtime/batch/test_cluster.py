@@ -10,9 +10,13 @@ import time
 import pytest
 from PIL import Image
 
+from runtime.batch import cluster
+from runtime.batch.__main__ import main, make_parser
 from runtime.batch.results import Results
 from runtime.cli.cluster import replicas
+from runtime.serve.schema import Generate
 from tests.support.cluster import PLACED, command, kill_worker, nodes
+from tests.support.server import pipe
 
 COUNT = 300
 
@@ -40,12 +44,12 @@ def hashes(folder):
 def test_whatever_is_killed_each_picture_is_there_once(tmp_path):
     lines, out, whole, choose = requests(tmp_path), tmp_path / "out", tmp_path / "whole", random.Random(5)
     alone = command("runtime.batch", lines, whole, "--deterministic", stderr=subprocess.DEVNULL)
-    with nodes() as cluster:
-        given = lines, out, "--deterministic", "--rows", 8, "--ray", cluster.cluster.address, *PLACED
+    with nodes() as machines:
+        given = lines, out, "--deterministic", "--rows", 8, "--ray", machines.cluster.address, *PLACED
         assert alone.wait(120) == 1  # for the bad one
         first = command("runtime.batch", *given, stderr=subprocess.DEVNULL)
         assert kill_once(first, out, choose.randint(1, 40), lambda: kill_worker("Replica"))
-        assert kill_once(first, out, choose.randint(60, 100), lambda: (cluster.remove(), cluster.add()))
+        assert kill_once(first, out, choose.randint(60, 100), lambda: (machines.remove(), machines.add()))
         assert kill_once(first, out, choose.randint(150, 200), lambda: first.send_signal(signal.SIGKILL))
         first.wait(60)
         assert 0 < len(hashes(out)) < COUNT
@@ -68,6 +72,35 @@ def kill_once(run, out, count, kill):
     going = run.poll() is None
     kill()
     return going
+
+
+def test_a_block_has_a_row_for_each_request_with_its_warnings(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.serve.__main__.load", lambda options: pipe())
+    replica = cluster.Replica(make_parser().parse_args(["x", "y"]))
+    try:
+        Image.new("L", (64, 32), 255).save(tmp_path / "wide.png")
+        wide = {"prompt": "a", "steps": 1, "seed": 5, "height": 64, "width": 64,
+                "regions": [{"prompt": "b", "mask": "wide.png"}]}  # fmt: skip
+        bad = {**wide, "regions": [{"prompt": "b", "mask": "none.png"}]}
+        bodies = [Generate(**each).model_dump_json() for each in (wide, bad)]
+        block = {"id": ["w", "b"], "source": ["r:1", "r:2"], "base": [str(tmp_path)] * 2, "body": bodies}
+        found = replica(block)
+    finally:
+        replica.drawer.__exit__()
+        replica._held.close()
+    rows = {id: {name: column[i] for name, column in found.items()} for i, id in enumerate(found["id"])}
+    assert cluster.picture_of(rows["w"]).seed == 5 and rows["w"]["png"].startswith(b"\x89PNG")
+    assert "stretched" in rows["w"]["warnings"]
+    assert cluster.picture_of(rows["b"]).error.status == 404 and "none.png" in rows["b"]["error"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--replicas", "2"], ["--replica-resource", "x"], ["--ray", "--device", "cuda:1"]]
+)
+def test_options_of_ray_alone_are_refused_without_it(options, tmp_path, capsys):
+    (tmp_path / "r.jsonl").write_text("{}")
+    assert main([str(tmp_path / "r.jsonl"), str(tmp_path / "out"), *options]) == 2
+    assert "--" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0", "2:1", "a", "1:2:3", "-1", ""])

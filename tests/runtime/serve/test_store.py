@@ -81,6 +81,13 @@ def test_a_cancelled_job_is_not_done_afterwards(tmp_path):
         kept.picture(found, 0)
 
 
+def test_a_job_that_is_done_twice_keeps_its_pictures(tmp_path):
+    kept = store(tmp_path)
+    name = done(kept)
+    assert not kept.finish(name, [b"x" * 10], {"images": 1})
+    assert kept.picture(kept.get(name, ""), 0) == b"x" * 10
+
+
 def test_bounded_by_number_but_open_ones_stay(tmp_path):
     kept = store(tmp_path, jobs=3)
     waiting, _ = kept.add(BODY, "")

@@ -125,8 +125,9 @@ export class Scene {
     this.stale = !rect || this.stale === "all" ? "all" : this.stale ? join(this.stale, rect) : rect;
     if (waits) return;
     requestAnimationFrame(() => {
-      this.paint(this.stale ?? "all");
-      this.stale = null;
+      const stale = this.stale ?? "all";
+      this.stale = null; // first: what goes wrong in one frame is not to hold up the next
+      this.paint(stale);
       this.painted();
     });
   }
@@ -223,6 +224,7 @@ export class Scene {
     context.drawImage(layer, 0, 0);
     if (over.width !== canvas.width || over.height !== canvas.height) Object.assign(over, { width: canvas.width, height: canvas.height });
     const key = `${colour} ${dots}`;
+    if (this.hatches.size > 100) this.hatches.clear(); // of window sizes that were
     if (!this.hatches.has(key)) this.hatches.set(key, /** @type {CanvasPattern} */ (hatching.createPattern(cell(colour, dots), "repeat")));
     this.within(hatching, () => {
       hatching.setTransform(at);

@@ -177,6 +177,8 @@ def bound(made):
         ({"model": "x"}, "model"),
         ({"options": "--device cpu --replicas 3:1"}, "--replicas"),
         ({"options": "--device cpu --host 0.0.0.0"}, "--host"),
+        ({"options": "--device cpu"}, "LOCALCONTROL_API_KEYS"),
+        ({"options": "--device cpu --steps"}, "--help"),
     ],
 )
 def test_a_configuration_that_says_too_little_is_refused(given, named, monkeypatch):

@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 from ray.serve.exceptions import BackPressureError
 
 from runtime.sampling.request import Request
@@ -47,7 +47,7 @@ class Call:
 
     async def __anext__(self):
         for event in self.events:
-            if isinstance(event, Exception):
+            if isinstance(event, BaseException):
                 raise event
             if event == "wait":
                 await asyncio.sleep(60)
@@ -106,7 +106,10 @@ def end_of(notes, each):
     return notes.ends[each]
 
 
-@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("gone", None), ("interrupted", {})])
+GONE = ActorDiedError(), ActorUnavailableError("gone", None), OutOfMemoryError("killed"), asyncio.CancelledError()
+
+
+@pytest.mark.parametrize("lost", [*GONE, ("interrupted", {})])
 def test_what_is_lost_is_sent_once_more_with_its_seed(engine, lost):
     made, notes, replicas = engine([*DRAWN[:3], lost], DRAWN)
     one = work()
@@ -122,6 +125,25 @@ def test_what_is_lost_twice_is_told_so(engine):
     made.submit(one)
     state, error = end_of(notes, one)
     assert state == "interrupted" and error.status == 503 and error.retry_after and len(replicas.sent) == 2
+
+
+def test_what_is_done_is_not_drawn_again_whatever_becomes_of_its_stream(engine):
+    made, notes, replicas = engine([*DRAWN, ActorDiedError()])
+    one = work()
+    made.submit(one)
+    assert end_of(notes, one)[0] == "done"
+    one.stop("cancelled", "the client has gone")  # as a stream does at its end
+    made.wake()
+    wait_until(lambda: not made._open)
+    assert end_of(notes, one)[0] == "done" and len(replicas.sent) == 1
+
+
+def test_what_was_lost_waits_no_longer_than_others(engine):
+    made, notes, _ = engine([*DRAWN[:2], ActorDiedError()], ["wait"], queued_seconds=0.3)
+    one = work()
+    made.submit(one)
+    state, error = end_of(notes, one)
+    assert state == "failed" and error.status == 504
 
 
 def test_what_a_replica_refuses_is_not_sent_again(engine):

@@ -77,6 +77,8 @@ def test_a_thread_that_ends_or_hangs_is_no_sound_replica(replica):
 
 def test_what_an_ended_engine_is_sent_goes_to_another(replica):
     replica.engine.stop()
+    left = []
+    replica.leave = left.append
     ((kind, data),) = asyncio.run(events_of(replica, order(), followed=False))
-    assert kind == "interrupted" and data["error"].status == 503
+    assert kind == "interrupted" and data["error"].status == 503 and left == [1]
     assert asyncio.run(replica.describe()).rows == 4
