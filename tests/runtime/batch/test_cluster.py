@@ -41,6 +41,7 @@ def hashes(folder):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_whatever_is_killed_each_picture_is_there_once(tmp_path):
     lines, out, whole, choose = requests(tmp_path), tmp_path / "out", tmp_path / "whole", random.Random(5)
     alone = command("runtime.batch", lines, whole, "--deterministic", stderr=subprocess.DEVNULL)

@@ -88,6 +88,7 @@ def pixels(data):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_node_goes_and_no_client_sees_it(cluster, client):
     answers, gone = {}, threading.Event()
 
