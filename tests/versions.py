@@ -70,7 +70,7 @@ def run(case: Case, folder: Path, arguments: list[str]) -> tuple[dict[str, str],
         [python, "-m", "pip", "list", "--format=json"], stdout=subprocess.PIPE, check=True
     )
     versions = {package["name"]: package["version"] for package in json.loads(listed.stdout)}
-    tests = arguments or ["-m", "not slow and not gpu", "-n", "auto"]
+    tests = arguments or ["-m", "not slow and not gpu and not ray", "-n", "auto"]
     log = ROOT / "out" / f"versions-{case.name}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import shlex
 import signal
 import threading
@@ -132,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--port 0: Ray's proxy listens on a port that is said; expected one")
     if options.ray == HERE:
         listening(options.host, options.port).close()  # a port of another is said before a model is loaded
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with connected(options):
         check_alone(options)
         made = application(options)
