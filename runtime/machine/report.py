@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -49,12 +50,22 @@ def device_name(device: torch.device) -> str:
     """Return the hardware's own name, such as "NVIDIA H200" or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
+def cpu_vendor() -> str:
+    """Return who has made the CPU, as it says itself: "GenuineIntel", "AuthenticAMD"; "" where nothing tells."""
+    found = re.search(r"\w*(?:Intel|AMD|Hygon)\w*", _of_cpu("vendor_id") or platform.processor())
+    return found[0] if found else ""
+
+
+def _of_cpu(name: str) -> str:
+    """Return what Linux says of the first core under a name; "" where it says nothing, or is another system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:

@@ -2,6 +2,7 @@
 
 import subprocess
 
+import pytest
 import torch
 
 from runtime.machine import report
@@ -34,3 +35,17 @@ def test_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch
     assert report.commit() == clean
     files[0].write_text("after")
     assert report.commit() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("said", "vendor"),
+    [
+        ("vendor_id\t: AuthenticAMD\n", "AuthenticAMD"),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Intel(R) Xeon(R)\n", "GenuineIntel"),
+        ("CPU implementer : 0x41\n", ""),
+    ],
+)
+def test_the_cpus_maker_is_who_it_says(said, vendor, monkeypatch):
+    monkeypatch.setattr(report.Path, "read_text", lambda *_, **__: said)
+    monkeypatch.setattr(report.platform, "processor", lambda: "")
+    assert report.cpu_vendor() == vendor

@@ -106,7 +106,12 @@ def end_of(notes, each):
     return notes.ends[each]
 
 
-GONE = ActorDiedError(), ActorUnavailableError("gone", None), OutOfMemoryError("killed"), asyncio.CancelledError()
+GONE = (
+    ActorDiedError(),
+    ActorUnavailableError("gone", None),
+    OutOfMemoryError("killed"),
+    asyncio.CancelledError(),
+)
 
 
 @pytest.mark.parametrize("lost", [*GONE, ("interrupted", {})])
