@@ -164,23 +164,3 @@ def test_one_layout_is_asked_of_onednn(monkeypatch):
     has_one_layout.__globals__["_has_one_layout"].cache_clear()
     assert not has_one_layout(conv)
     has_one_layout.__globals__["_has_one_layout"].cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("vendor", "mkl", "slow"),
-    [
-        ("AuthenticAMD", True, True),
-        ("HygonGenuine", True, True),
-        ("GenuineIntel", True, False),
-        ("AuthenticAMD", False, False),
-        ("", True, False),
-    ],
-)
-def test_float32_is_packed_where_mkl_is_slow(monkeypatch, vendor, mkl, slow):
-    """By the CPU's maker: by time, a busy machine would change the last bits of pictures."""
-    monkeypatch.setattr("runtime.optimize.packed.cpu_vendor", lambda: vendor)
-    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: mkl)
-    packs_here.cache_clear()
-    assert packs_here(torch.float32, CPU) is slow
-    packs_here.cache_clear()
-    assert not packs_here(torch.float16, CPU) and not packs_here(torch.float32, torch.device("cuda"))

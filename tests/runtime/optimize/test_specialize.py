@@ -40,3 +40,23 @@ def test_weights_are_packed_where_that_helps(dtype):
     specialize(model, CPU, dtype, "auto")
     packed = type(model.unet.down_blocks[1].attentions[0].proj_in) is PackedLinear
     assert packed == packs_here(dtype, CPU)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "mkl", "slow"),
+    [
+        ("AuthenticAMD", True, True),
+        ("HygonGenuine", True, True),
+        ("GenuineIntel", True, False),
+        ("AuthenticAMD", False, False),
+        ("", True, False),
+    ],
+)
+def test_float32_is_packed_where_mkl_is_slow(monkeypatch, vendor, mkl, slow):
+    """By the CPU's maker: by time, a busy machine would change the last bits of pictures."""
+    monkeypatch.setattr("runtime.optimize.packed.cpu_vendor", lambda: vendor)
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: mkl)
+    packs_here.cache_clear()
+    assert packs_here(torch.float32, CPU) is slow
+    packs_here.cache_clear()
+    assert not packs_here(torch.float16, CPU) and not packs_here(torch.float32, torch.device("cuda"))
