@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,10 +19,11 @@ from runtime.sampling.batch import Batch
 from runtime.sampling.drawing import Drawing
 from runtime.sampling.loop import Run
 from runtime.sampling.progress import Progress
-from runtime.serve.limits import MIB, Limits
+from runtime.serve.admission import check_room, end_of, replace_older
+from runtime.serve.limits import Limits
 from runtime.serve.orders import weight
 from runtime.serve.refusals import Refusal
-from runtime.serve.work import REPLACED, Drawn, Work
+from runtime.serve.work import Drawn, Work
 
 log = logging.getLogger("runtime.serve")
 ROWS = 16  # of the model's own size, in a step, where neither an option nor a GPU's memory says how many
@@ -300,40 +301,6 @@ class Engine:
     def _end(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error
         self.watcher.ended(work, state, error)
-
-
-def check_room(queue: Iterable[Work], work: Work, limits: Limits, keyed: bool) -> None:
-    """Raise Refusal where too much waits already. keyed: whether the work's owner is one of several."""
-    waiting = [other for other in queue if not other.stopped and not _gives_way(other, work)]
-    own = sum(other.owner == work.owner for other in waiting)
-    held = sum(other.order.bytes for other in waiting) + work.order.bytes
-    full = {
-        f"queue: {len(waiting)} requests wait": len(waiting) >= limits.queue,
-        f"queue: {own} requests of this key wait": keyed and own >= limits.queue_per_key,
-        "queue: its pictures fill the memory": waiting and held > limits.queue_mib * MIB,
-    }
-    for message, is_full in full.items():
-        if is_full:
-            raise Refusal(429, f"{message}; send it again later", retry_after=2)
-
-
-def replace_older(works: Iterable[Work], work: Work) -> None:
-    """Have older works of the same session end."""
-    for other in works:
-        if _gives_way(other, work):
-            other.stop("cancelled", REPLACED)
-
-
-def end_of(work: Work) -> tuple[str, Refusal]:
-    """Return the state in which a work that was stopped ends, and what its client is told."""
-    state, why = work.stopped
-    status = {"failed": 504, "interrupted": 503}.get(state, 409)
-    return state, Refusal(status, why, retry_after=5 if status == 503 else None)
-
-
-def _gives_way(older: Work, newer: Work) -> bool:
-    """Return whether a newer request of the same session takes an older one's place."""
-    return newer.session is not None and (older.owner, older.session) == (newer.owner, newer.session)
 
 
 def most_rows(pipe: LocalControlPipeline) -> int:

@@ -16,7 +16,7 @@ from ray import exceptions as lost
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from runtime.serve.engine import check_room, end_of, replace_older
+from runtime.serve.admission import check_room, end_of, replace_older
 from runtime.serve.limits import Limits
 from runtime.serve.pictures import Hearer
 from runtime.serve.refusals import Refusal
