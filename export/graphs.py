@@ -34,6 +34,7 @@ from runtime.engines.ports import (
 from runtime.engines.unet_graph import UNetGraph, level_ports, pixel_axes, unet_ports
 from runtime.loading.load import Model
 from runtime.model.vae import vae_factor
+from runtime.optimize.packed import unpack_weights
 from runtime.sampling.text import encode_ids
 
 
@@ -137,7 +138,7 @@ def adapter_component(name: str, adapter: T2IAdapter) -> Component:
 
 
 def _unet(name: str, model: Model, words: int) -> Component:
-    graph = UNetGraph(model.unet, words > 0)
+    graph = UNetGraph(unpack_weights(model.unet), words > 0)  # an exporter does not look into packed ones
     tokens, factor = model.tokenizers[0].model_max_length, vae_factor(model.vae)
     return Component(name, graph, *unet_ports(graph, tokens, factor, 1 + words))
 
