@@ -28,9 +28,8 @@ from runtime.serve.orders import heard
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
 
-TURNS = (
-    2  # blocks that a replica has at a time: while the last of one are drawn, the next one's fill the step
-)
+# Blocks that a replica has at a time: while the last of one are drawn, the next one's fill the step
+TURNS = 2
 
 
 def draw(lines: Iterable[Line], options: argparse.Namespace, results: Results) -> Iterator[str]:
@@ -86,9 +85,8 @@ class Replica:
         self._held = ExitStack()
         self._held.enter_context(heard())  # for as long as the process lives
         pipe = load(options)
-        self.ordered = Ordered(
-            pipe.capabilities, "", deterministic=options.deterministic
-        )  # ids are the driver's
+        # Without the model's hash: the ids are the driver's
+        self.ordered = Ordered(pipe.capabilities, "", deterministic=options.deterministic)
         self.drawer, self._ordering = Drawer(pipe, options, options.rows), threading.Lock()
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:

@@ -1,6 +1,6 @@
 // PNGs: written from pixels, and the text chunks that say of their making, read and written. No DOM.
 
-import { crc32 } from "./zip.js";
+import { crc32, joined } from "./zip.js";
 
 const SIGNATURE = 0x89504e47;
 const BEGIN = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
@@ -36,17 +36,6 @@ async function deflated(bytes) {
   for (let next = await reader.read(); !next.done; next = await reader.read()) parts.push(next.value);
   await written;
   return joined(parts);
-}
-
-/** @param {Uint8Array[]} parts @returns {Uint8Array<ArrayBuffer>} */
-function joined(parts) {
-  const made = new Uint8Array(parts.reduce((sum, each) => sum + each.length, 0));
-  let at = 0;
-  for (const each of parts) {
-    made.set(each, at);
-    at += each.length;
-  }
-  return made;
 }
 
 /** @param {ArrayBuffer} buffer @returns {Record<string, string>} */

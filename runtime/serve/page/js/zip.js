@@ -93,8 +93,8 @@ function fields(listed) {
   return made;
 }
 
-/** @param {Uint8Array[]} parts */
-function joined(parts) {
+/** @param {Uint8Array[]} parts @returns {Uint8Array<ArrayBuffer>} */
+export function joined(parts) {
   const made = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
   for (const part of parts) {
