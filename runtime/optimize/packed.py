@@ -71,24 +71,41 @@ class PackedGEGLU(Packed):
 
 
 class PackedConv2d(Packed):
-    """nn.Conv2d of one group, channels_last in and out; quick at every size where `has_one_layout` is true."""
+    """nn.Conv2d of one group, channels_last in and out.
 
-    SIZES = tuple(product((1, 2, 16), (4, 8, 16, 32, 64, 128)))  # (rows, side) of an input
+    oneDNN chooses the layout of a weight by the input's size, and takes 100 times a convolution's time to turn one
+    into another. Where a size wants its own, a weight is kept for it too.
+    """
+
+    SIZES = tuple(product((1, 2, 16), (4, 8, 16, 32, 64, 128)))  # (rows, side) of usual inputs
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        self.weight = reordered(conv.weight.detach(), *self.shape, self.SIZES[-1])
+        rows, side = self.SIZES[-1]
+        self.weight = reordered(conv.weight.detach(), self.shape, (rows, side, side))
         self.bias = None if conv.bias is None else conv.bias.detach()
+        self._weights = {layout(self.weight): self.weight}
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, "none", [], "")
+        weight = self._for((x.shape[0], *x.shape[2:]))
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.shape, "none", [], "")
+
+    def _for(self, size: tuple[int, int, int]) -> Tensor:
+        """Return the weight in the layout for inputs of `size`: rows, height, width."""
+        wanted = layout_for(self.weight.shape, self.shape, self.weight.dtype, size)
+        if wanted not in self._weights:
+            self._weights[wanted] = reordered(self._dense(), self.shape, size)
+        return self._weights[wanted]
+
+    def _dense(self) -> Tensor:
+        return self.weight.to_dense().contiguous(memory_format=torch.channels_last)
 
     def plain(self) -> nn.Conv2d:
-        (padding, stride, dilation, groups), weight = self.shape, self.weight.to_dense()
+        (padding, stride, dilation, groups), weight = self.shape, self._dense()
         out_channels, in_channels, *kernel = weight.shape
         conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, device="meta")
-        return filled(conv, weight.contiguous(memory_format=torch.channels_last), self.bias)
+        return filled(conv, weight, self.bias)
 
 
 def filled(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -98,27 +115,37 @@ def filled(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) ->
     return layer
 
 
-def reordered(weight: Tensor, padding, stride, dilation, groups: int, size: tuple[int, int]) -> Tensor:
-    """Return a convolution's weight as oneDNN wants it for square pictures of `size`, one of `PackedConv2d.SIZES`."""
-    rows, side = size
-    shape = [rows, weight.shape[1], side, side]
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
+def reordered(weight: Tensor, shape: tuple, size: tuple[int, int, int]) -> Tensor:
+    """Return a convolution's weight as oneDNN wants it for inputs of `size`: rows, height, width.
+
+    shape: padding, stride, dilation and groups.
+    """
+    rows, *sides = size
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, [rows, weight.shape[1], *sides])
 
 
 def has_one_layout(conv: nn.Conv2d) -> bool:
-    """Return whether oneDNN wants the weight of `conv` in the same layout at every size.
-
-    Where it does not, a weight packed for one size is rearranged at every call of another, and slower than a plain
-    one: 2 ms for 96 x 96 x 3 x 3 on an AMD EPYC, against 0.05.
-    """
+    """Return whether oneDNN wants the weight of `conv` in the same layout at every usual size."""
     shape = conv.padding, conv.stride, conv.dilation, conv.groups
-    return _has_one_layout(tuple(conv.weight.shape), shape, conv.weight.dtype)
+    layouts = (
+        layout_for(conv.weight.shape, shape, conv.weight.dtype, (rows, side, side))
+        for rows, side in PackedConv2d.SIZES
+    )
+    first = next(layouts)
+    return all(each == first for each in layouts)
 
 
-@lru_cache
-def _has_one_layout(weight_shape: tuple[int, ...], shape: tuple, dtype: torch.dtype) -> bool:
-    weight = torch.zeros(weight_shape, dtype=dtype)
-    return len({layout(reordered(weight, *shape, size)) for size in PackedConv2d.SIZES}) == 1
+def layout_for(weight: torch.Size, shape: tuple, dtype: torch.dtype, size: tuple[int, int, int]) -> bytes:
+    """Return the layout that oneDNN wants of a weight for inputs of `size`; it depends on the threads, too."""
+    *pairs, groups = shape
+    return _layout_for(tuple(weight), (*map(tuple, pairs), groups), dtype, size, torch.get_num_threads())
+
+
+@lru_cache(maxsize=2**16)
+def _layout_for(
+    weight: tuple[int, ...], shape: tuple, dtype: torch.dtype, size: tuple, threads: int
+) -> bytes:
+    return layout(reordered(torch.zeros(weight, dtype=dtype), shape, size))
 
 
 def layout(packed: Tensor) -> bytes:
