@@ -8,13 +8,13 @@ INSTALLED := $(VENV)/.installed
 # Nothing is downloaded at run time: the demo's model comes with the repository.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo demo-edit serve test test-ray fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-page bench-cluster screenshots bench-export bench-gpu rehearse-gpu wheels quality ablation clean
+.PHONY: help demo demo-edit serve test fuzz soak test-versions machine lint page static engines bench-cpu bench-serving bench-page bench-cluster screenshots bench-export bench-gpu rehearse-gpu wheels quality ablation clean
 
 help:
 	@echo "make demo   write out/demo.png and out/demo-sheet.png with the embedded model"
 	@echo "make demo-edit  draw into a photograph, whose outside stays as it is: out/edit.png and out/edit-sheet.png"
 	@echo "make serve  draw for clients on http://127.0.0.1:8000 with the embedded model"
-	@echo "make test   run the tests, a worker on each core; make test-ray: those that need a cluster"
+	@echo "make test   run the tests, a worker on each core, then those that need a cluster, alone"
 	@echo "make fuzz   give 20,000 made-up files and arguments to whatever reads strangers' (15 minutes)"
 	@echo "make soak   a server under 64 rough clients, killed, and sent nonsense (25 minutes)"
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
@@ -53,9 +53,7 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray" -n auto --durations 10
-
-test-ray: $(INSTALLED)
-	$(BIN)/python -m pytest -m ray --durations 5
+	$(BIN)/python -m pytest -m ray --durations 5 $$(grep -rl --include='*.py' 'pytest.mark.ray$$' tests)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --count 20000

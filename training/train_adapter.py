@@ -31,7 +31,7 @@ from runtime.cli.command import Parser, exit_code, say
 from runtime.errors import InputError
 from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
-from runtime.machine.files import expand, size_of
+from runtime.machine.files import clear_partials, expand, size_of
 from runtime.machine.lock import locked
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data.prepare import prepare
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> None:
     if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
         return train_in(out, config)
     with locked(out / ".lock", f"out {out}: in use"):
-        checkpoint.clear_partial(out)
+        clear_partials(out, checkpoint.checkpoints(out))
         return train_in(out, config)
 
 

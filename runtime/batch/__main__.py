@@ -98,15 +98,15 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--report {options.report}: no such folder")
     total, lines = read(options.requests)
     with quick_imports():
-        from runtime.batch.results import Results
-    results, counts, start, told = Results(options.out), Counter(), time.monotonic(), Told(total)
-    try:
-        with (on_ray if options.ray else here)(options, lines(), results) as drawn:
-            for what in drawn:
-                counts[what] += 1
-                told.tell(counts)
-    finally:
-        results.flush()
+        from runtime.batch.results import opened
+    counts, start, told = Counter(), time.monotonic(), Told(total)
+    with (
+        opened(options.out) as results,
+        (on_ray if options.ray else here)(options, lines(), results) as drawn,
+    ):
+        for what in drawn:
+            counts[what] += 1
+            told.tell(counts)
     told.end(counts)
     if options.report:
         report(options, counts, time.monotonic() - start)

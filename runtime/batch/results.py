@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from runtime.errors import InputError, first_line
-from runtime.machine.files import replacing
+from runtime.machine.files import clear_partials, replacing
+from runtime.machine.lock import owned
 
+TABLE = "results"  # the folder of the rows
 TEXT = ("id", "file", "error", "source")
 SCHEMA = pa.schema([(name, pa.string()) for name in TEXT] + [("seed", pa.int64()), ("seconds", pa.float64())])
 ROWS, SECONDS = 200, 5.0  # a file of the table has at most so many rows, or those of so many seconds
@@ -36,7 +40,7 @@ class Results:
 
     def __init__(self, folder: Path):
         """Raises InputError where the folder cannot be used."""
-        self.folder, self.table = folder, folder / "results"
+        self.folder, self.table = folder, folder / TABLE
         self._rows: list[Row] = []
         self._since = time.monotonic()
         try:
@@ -112,6 +116,18 @@ class Results:
 
     def _file(self, id: str) -> str:
         return self.path(id).relative_to(self.folder).as_posix()
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Results]:
+    """Yield the results of a folder that is this process' own for as long. Raises InputError where it cannot be."""
+    with owned(folder, "OUT"):
+        clear_partials(folder / TABLE, *folder.glob("[0-9a-f][0-9a-f]"))
+        results = Results(folder)
+        try:
+            yield results
+        finally:
+            results.flush()
 
 
 def _plain(value):

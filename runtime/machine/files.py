@@ -89,6 +89,13 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{host}-{os.getpid()}-{secrets.token_hex(8)}{target.suffix[:8]}.part")
 
 
+def clear_partials(*folders: Path) -> None:
+    """Remove what killed processes left half-written in folders that this process alone uses."""
+    for folder in folders:
+        for left in folder.glob(".*.part"):
+            remove(left)
+
+
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)

@@ -9,11 +9,11 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 
 try:
     import fcntl
@@ -40,6 +40,21 @@ def locked(path: Path, busy: str, wait: float = 0) -> Iterator[None]:
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         yield
+
+
+@contextmanager
+def owned(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a folder, made where there is none, that no other process owns while the block runs.
+
+    Raises InputError, which begins with `name`, where another does, or where it cannot be one.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock", f"{name} {folder}: in use"))
+        except OSError as error:
+            raise InputError(f"{name} {folder}: {first_line(error)}; expected a folder") from error
+        yield folder
 
 
 def _is_free(file: TextIO, path: Path) -> bool:

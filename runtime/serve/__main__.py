@@ -17,13 +17,14 @@ import os
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
+from pathlib import Path
 
 from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, heartbeat, quick_imports, say
 from runtime.cli.options import add_model, add_speed
-from runtime.errors import InputError, first_line
+from runtime.errors import InputError
 from runtime.serve.limits import Limits
 
 EXAMPLES = """\
@@ -149,25 +150,13 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def data_folder(given: str | None):
+def data_folder(given: str | None) -> AbstractContextManager[Path]:
     """Return a context with the folder of files and jobs, which no other process uses. Raises InputError."""
-    from contextlib import contextmanager
-
     from runtime.fastest import cache_folder
     from runtime.machine.files import expand
-    from runtime.machine.lock import locked
+    from runtime.machine.lock import owned
 
-    @contextmanager
-    def held():
-        folder = expand(given, "--data") if given else cache_folder() / "serve"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".lock", f"--data {folder}: in use"):
-                yield folder
-        except OSError as error:
-            raise InputError(f"--data {folder}: {first_line(error)}; expected a folder") from error
-
-    return held()
+    return owned(expand(given, "--data") if given else cache_folder() / "serve", "--data")
 
 
 def load(options: argparse.Namespace):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.machine.files import new_folder, remove, replacing, sha256
+from runtime.machine.files import new_folder, replacing, sha256
 from runtime.machine.report import commit, versions
 from training.config import TrainConfig
 from training.loop.controls import trains_controlnet
@@ -112,12 +112,6 @@ def newest(out: str | Path) -> list[Path]:
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
-
-
-def clear_partial(out: str | Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in (*checkpoints(out).glob(".*.part"), *Path(out).glob(".*.part")):
-        remove(path)
 
 
 def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:

@@ -4,16 +4,13 @@ import json
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
 from runtime.batch.draw import Drawer, draw
 from runtime.batch.orders import Ordered
 from runtime.batch.requests import Line
-from runtime.batch.results import Results, Row
-from runtime.errors import InputError
+from runtime.batch.results import Results
 from runtime.serve.__main__ import make_parser
 from runtime.serve.orders import heard
 from tests.support.server import SMALL, pipe
@@ -164,17 +161,3 @@ def test_a_damaged_picture_is_drawn_again(tmp_path):
     for file in (tmp_path / "results").iterdir():
         file.unlink()
     assert run([SMALL], tmp_path)[0] == {"drawn": 1}
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "results").mkdir()
-    parquet.write_table(pa.table({"a": [1]}), tmp_path / "results" / "a.parquet")
-    with pytest.raises(InputError, match="expected another OUT"):
-        Results(tmp_path)
-
-
-def test_a_source_that_is_no_text_is_written(tmp_path):
-    results = Results(tmp_path)
-    results.add(Row("a", None, None, None, "bad \udcff", "b\udcff"))
-    results.flush()
-    assert Results(tmp_path).read()[0]["source"] == "b?"

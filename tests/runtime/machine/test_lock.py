@@ -10,7 +10,7 @@ import pytest
 
 from runtime.errors import InputError
 from runtime.machine import lock
-from runtime.machine.lock import locked
+from runtime.machine.lock import locked, owned
 
 HOLD = """
 import pathlib, sys, time
@@ -50,3 +50,19 @@ def test_no_warning_where_there_are_locks(tmp_path):
         warnings.simplefilter("error")
         with locked(tmp_path / "lock", "busy"):
             pass
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with owned(folder, "--data") as given:
+        assert given == folder and folder.is_dir()
+        with pytest.raises(InputError, match=rf"^--data {folder}: in use \(process"), owned(folder, "--data"):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="expected a folder"), owned(tmp_path / "file", "--data"):
+        pass
+
+
+def test_an_error_of_the_block_is_none_of_the_folder(tmp_path):
+    with pytest.raises(OSError, match="address in use"), owned(tmp_path, "--data"):
+        raise OSError("address in use")

@@ -72,17 +72,6 @@ def test_only_the_last_ones_are_kept(adapter, tmp_path):
     assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000020", "00000100"]
 
 
-def test_what_a_killed_process_left_is_removed(adapter, tmp_path):
-    path, *_ = saved(adapter, tmp_path)
-    left = path.with_name(".00000002.abcd.part")
-    left.mkdir()
-    (left / RUN).write_text("{}")
-    (tmp_path / ".x.safetensors.part").write_bytes(b"half")
-    assert checkpoint.newest(tmp_path) == [path]
-    checkpoint.clear_partial(tmp_path)
-    assert not left.exists() and not (tmp_path / ".x.safetensors.part").exists() and path.exists()
-
-
 @pytest.mark.parametrize("name", [f"adapter/{WEIGHTS}", f"ema/{WEIGHTS}", OPTIMIZER, RUN])
 def test_damaged_checkpoint_gives_way_to_the_one_before(name, adapter, tmp_path):
     first, config, _ = saved(adapter, tmp_path, 1)
