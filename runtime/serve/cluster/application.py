@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
 from runtime.cli.cluster import HERE, connected, failure, replicas, share
 from runtime.cli.command import heartbeat, say
@@ -173,12 +174,23 @@ def check_alone(options: argparse.Namespace) -> None:
 
 def deploy(made: Application) -> None:
     """Deploy the application and wait until it serves. Raises InputError, with the replica's own line."""
-    try:
-        serve.run(made, name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        status = serve.status().applications.get(NAME)
-        parts = [status.message, *(each.message for each in status.deployments.values())] if status else []
-        raise failure("\n".join([str(error), *parts])) from error
+    serve.run_many([serve.RunTarget(made, name=NAME)], wait_for_applications_running=False)
+    while not is_running():
+        time.sleep(0.2)
+    _get_global_client().wait_for_proxies_serving()
+
+
+def is_running() -> bool:
+    """Return whether the application runs.
+
+    Raises InputError where it never will: Ray has given up, or a replica has refused what it was given, which Ray
+    would have two more replicas refuse, a model's loading time each.
+    """
+    status = serve.status().applications[NAME]
+    said = "\n".join([status.message, *(each.message for each in status.deployments.values())])
+    if status.status == ApplicationStatus.DEPLOY_FAILED or "InputError: " in said:
+        raise failure(said)
+    return status.status == ApplicationStatus.RUNNING
 
 
 def wait_for_signal() -> None:

@@ -11,13 +11,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from runtime import Region
 from runtime.errors import InputError
@@ -187,3 +188,34 @@ def test_a_configuration_that_says_too_little_is_refused(given, named, monkeypat
     monkeypatch.delenv("LOCALCONTROL_API_KEYS", raising=False)
     with pytest.raises(InputError, match=named):
         application.build(given)
+
+
+def told(status, message=""):
+    """What Ray tells of the application while it starts."""
+    engine = SimpleNamespace(message=message)
+    found = SimpleNamespace(status=ApplicationStatus(status), message="", deployments={"engine": engine})
+    return lambda: SimpleNamespace(applications={application.NAME: found})
+
+
+def test_it_runs_once_ray_says_so(monkeypatch):
+    monkeypatch.setattr(application.serve, "status", told("DEPLOYING", "Retrying. Error: its node died"))
+    assert not application.is_running()
+    monkeypatch.setattr(application.serve, "status", told("RUNNING"))
+    assert application.is_running()
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "line"),
+    [
+        (
+            "DEPLOYING",
+            "Retrying 2 more time(s). Error:\nx\nerrors.InputError: --model x: missing\n",
+            "--model x",
+        ),
+        ("DEPLOY_FAILED", "failed 3 times\nOutOfMemoryError: 80 GB", "--ray: OutOfMemoryError: 80 GB"),
+    ],
+)
+def test_what_will_never_run_is_refused_at_once(status, message, line, monkeypatch):
+    monkeypatch.setattr(application.serve, "status", told(status, message))
+    with pytest.raises(InputError, match=f"^{re.escape(line)}"):
+        application.is_running()
