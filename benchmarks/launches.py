@@ -183,16 +183,23 @@ def compose_guidance(sample, output, coefficients, previous, rescale) -> tuple[T
     return keep * sample - move * denoised - 0.5 * move * slope, denoised
 
 
-def compose_layer_norm(x, residual, weight, bias) -> tuple[Tensor, Tensor]:
+def compose_layer_norm(x, residual, weight, bias, float8) -> tuple[Tensor, ...]:
     total = x + residual
-    return total, F.layer_norm(total, x.shape[-1:], weight, bias)
+    norm = F.layer_norm(total, x.shape[-1:], weight, bias)
+    return total, *(reference.float8_rows(norm) if float8 else (norm,))
+
+
+def compose_geglu(x, bias=None, float8=False) -> Tensor | tuple[Tensor, ...]:
+    gated = plain_geglu(x, bias)
+    return reference.float8_rows(gated) if float8 else gated
 
 
 COMPOSED = KORNIA | {
     "add_layer_norm": compose_layer_norm,
+    "float8_rows": reference.float8_rows,
     "inject": compose_inject,
     "group_norm_silu": reference.group_norm_silu,
-    "geglu": plain_geglu,
+    "geglu": compose_geglu,
     "guidance_step": compose_guidance,
 }
 

@@ -112,6 +112,11 @@ def check_geglu(x: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"geglu: bias must be a float ({x.shape[-1]},), got {_describe(bias)}")
 
 
+def check_float8_rows(x: Tensor) -> None:
+    if not x.ndim or not x.shape[-1] or not x.is_floating_point():
+        raise ValueError(f"float8_rows: x must be a float (..., C), got {_describe(x)}")
+
+
 def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> None:
     if not x.ndim or not x.is_floating_point():
         raise ValueError(f"add_layer_norm: x must be a float (..., C), got {_describe(x)}")

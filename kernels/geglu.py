@@ -1,13 +1,17 @@
-"""geglu: (a + bias_a) * gelu(g + bias_g) of the two halves of the last dimension, one launch each way."""
+"""geglu: (a + bias_a) * gelu(g + bias_g) of the two halves of the last dimension, one launch each way. On request in
+float8, for a product in that.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks
+from kernels import checks, reference
+from kernels.float8_rows import to_float8
 from kernels.launching import launch, tuning
 from kernels.launching.tiles import tile_at, tile_inside, tile_start
+from kernels.reference import Float8Rows
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 GAUSS_SCALE = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
@@ -23,6 +27,20 @@ def _geglu_fwd_kernel(
     result = value * gate * _normal_cdf(gate)
     at = tile_at(out, out_strides, 0, p, c, BLOCK_P, BLOCK_C)
     tl.store(at, result.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _geglu_float8_kernel(
+    x, bias, out, scales, rows, channels, x_strides, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """A program has whole rows: out (rows, channels), contiguous, and scales (rows,)."""
+    p = tl.program_id(0) * BLOCK_P
+    inside = tile_inside(p, 0, rows, channels, BLOCK_P, BLOCK_C)
+    value, gate = _halves(x, bias, x_strides, p, 0, channels, inside, BLOCK_P, BLOCK_C)
+    result, scale = to_float8(tl.where(inside, value * gate * _normal_cdf(gate), 0.0))
+    tl.store(tile_at(out, (0, channels, 1), 0, p, 0, BLOCK_P, BLOCK_C), result, inside)
+    row = p + tl.arange(0, BLOCK_P)[:, None]
+    tl.store(scales + row, scale, row < rows)
 
 
 @triton.jit
@@ -90,6 +108,23 @@ def geglu_fwd(x: Tensor, bias: Tensor | None, sizes: launch.Sizes | None = None)
 
 
 @launch.on_device
+def geglu_float8_fwd(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (M, 2 C) -> (M, C) in float8 and the scales, (M, 1)."""
+    rows, channels = x.shape[0], x.shape[1] // 2
+    out, scales = _empty_float8(x, bias)
+    sizes = launch.whole_rows(channels, x.itemsize)
+    _geglu_float8_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+        x, bias, out, scales, rows, channels, (0, *x.stride()), **sizes
+    )
+    return out, scales
+
+
+def _empty_float8(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape[0], x.shape[1] // 2, dtype=reference.FLOAT8)
+    return out, x.new_empty(len(x), 1, dtype=torch.float32)
+
+
+@launch.on_device
 def geglu_bwd(grad: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     """Return gradient of x, (M, 2 C); the bias's is its sum over the rows."""
     rows, channels = grad.shape
@@ -107,6 +142,8 @@ def _geglu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 geglu_op = torch.library.custom_op("localcontrol::geglu", _geglu, mutates_args=())
+geglu_float8_op = torch.library.custom_op("localcontrol::geglu_float8", geglu_float8_fwd, mutates_args=())
+geglu_float8_op.register_fake(_empty_float8)
 geglu_backward_op = torch.library.custom_op("localcontrol::geglu_backward", geglu_bwd, mutates_args=())
 
 
@@ -135,11 +172,14 @@ def _backward(ctx, grad):
 geglu_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.geglu` as one kernel. Gradients: x and bias."""
+def geglu(x: Tensor, bias: Tensor | None = None, *, float8: bool = False) -> Tensor | Float8Rows:
+    """`reference.geglu` as one kernel. Gradients, but for float8: x and bias."""
     checks.check_geglu(x, bias)
-    if x.numel() == 0:
-        return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-    flat = x.reshape(-1, x.shape[-1])
-    out = launch.call(_geglu, geglu_op, flat, None if bias is None else bias.contiguous())
-    return out.view(*x.shape[:-1], -1)
+    shape = *x.shape[:-1], x.shape[-1] // 2
+    if x.numel() == 0 or (float8 and shape[-1] > launch.LONGEST_ROW):
+        return reference.geglu(x, bias, float8=float8)
+    args = x.reshape(-1, x.shape[-1]), None if bias is None else bias.contiguous()
+    if float8:
+        values, scales = launch.call(geglu_float8_fwd, geglu_float8_op, *args)
+        return Float8Rows(values.view(shape), scales.view(*shape[:-1], 1))
+    return launch.call(_geglu, geglu_op, *args).view(shape)

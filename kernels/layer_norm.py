@@ -1,4 +1,5 @@
-"""add_layer_norm: x + residual, and the layer normalisation of that sum, in one launch; rows x channels.
+"""add_layer_norm: x + residual, and the layer normalisation of that sum, in one launch; rows x channels. On request
+the norm is in float8, for a product in that.
 
 A program holds whole rows in registers: x and residual are read once, sum and norm are written once, and mean and
 variance come from the values at hand, in float32, in two passes over registers.
@@ -10,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks, reference
+from kernels.float8_rows import to_float8
 from kernels.launching import launch
-
-LONGEST = 16384  # channels: a row must fit into the registers of one program
+from kernels.reference import Float8Rows
 
 
 @triton.jit
@@ -23,6 +24,7 @@ def _add_layer_norm_kernel(
     bias,
     total,  # x + residual, or None
     out,
+    scales,  # of out in float8, (rows,), or None
     rows,
     channels,
     eps,
@@ -33,7 +35,8 @@ def _add_layer_norm_kernel(
 ):
     row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     c = tl.arange(0, BLOCK_C)[None, :]
-    inside = (row < rows) & (c < channels)
+    exists = row < rows
+    inside = exists & (c < channels)
     row = tl.cast(row, tl.int64)
     value = tl.load(x + row * x_stride + c, inside, other=0.0).to(tl.float32)
     if residual is not None:
@@ -48,25 +51,32 @@ def _add_layer_norm_kernel(
     rstd = tl.rsqrt(tl.sum(difference * difference, 1)[:, None] / channels + eps)
     w = tl.load(weight + c, c < channels, other=0.0).to(tl.float32)
     b = tl.load(bias + c, c < channels, other=0.0).to(tl.float32)
-    tl.store(out + row * channels + c, (difference * rstd * w + b).to(out.dtype.element_ty), inside)
+    norm = difference * rstd * w + b
+    if scales is not None:
+        norm, scale = to_float8(tl.where(inside, norm, 0.0))
+        tl.store(scales + row, scale, exists)
+    tl.store(out + row * channels + c, norm.to(out.dtype.element_ty), inside)
 
 
 @launch.on_device
 def add_layer_norm_fwd(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return sum and norm, (rows, C) each, contiguous; the sum is empty without a residual."""
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, float8: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sum and norm, (rows, C) each, contiguous, and the norm's scales, (rows, 1); empty where there is none."""
+    total, out, scales = _empty(x, residual, float8)
     rows, channels = x.shape
-    out = x.new_empty(rows, channels)
-    total = None if residual is None else x.new_empty(rows, channels)
-    block_c = triton.next_power_of_2(channels)
-    block_r = max(1, 1024 // block_c)
-    _add_layer_norm_kernel[(triton.cdiv(rows, block_r),)](
-        x, residual, weight, bias, total, out, rows, channels, eps,
-        x.stride(0), 0 if residual is None else residual.stride(0),
-        BLOCK_P=block_r, BLOCK_C=block_c, num_warps=launch.warps(block_r * block_c, x.itemsize),
+    sizes = launch.whole_rows(channels, x.itemsize)
+    _add_layer_norm_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+        x, residual, weight, bias, None if residual is None else total, out, scales if float8 else None,
+        rows, channels, eps, x.stride(0), 0 if residual is None else residual.stride(0), **sizes,
     )  # fmt: skip
-    return x.new_empty(0) if total is None else total, out
+    return total, out, scales
+
+
+def _empty(x: Tensor, residual: Tensor | None, float8: bool) -> tuple[Tensor, Tensor, Tensor]:
+    total = x.new_empty(0 if residual is None else x.shape)
+    out = x.new_empty(x.shape, dtype=reference.FLOAT8 if float8 else x.dtype)
+    return total, out, x.new_empty((len(x), 1) if float8 else 0, dtype=torch.float32)
 
 
 add_layer_norm_op = torch.library.custom_op(
@@ -75,26 +85,28 @@ add_layer_norm_op = torch.library.custom_op(
 
 
 @add_layer_norm_op.register_fake
-def _(x, residual, weight, bias, eps):
-    total = x.new_empty(0) if residual is None else x.new_empty(x.shape)
-    return total, x.new_empty(x.shape)
+def _(x, residual, weight, bias, eps, float8):
+    return _empty(x, residual, float8)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    float8: bool = False,
+) -> tuple[Tensor, Tensor | Float8Rows]:
     """`reference.add_layer_norm` as one kernel. No gradients."""
     checks.check_layer_norm(x, residual, weight, bias)
-    if x.numel() == 0 or x.shape[-1] > LONGEST:
-        return reference.add_layer_norm(x, residual, weight, bias, eps)
-    flat = _rows(x)
-    others = None if residual is None else _rows(residual)
-    args = flat, others, weight.contiguous(), bias.contiguous(), float(eps)
-    total, out = launch.call(add_layer_norm_fwd, add_layer_norm_op, *args)
-    return x if residual is None else total.view(x.shape), out.view(x.shape)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return (rows, C), channels side by side; a copy only where memory is not so."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    if x.numel() == 0 or x.shape[-1] > launch.LONGEST_ROW:
+        return reference.add_layer_norm(x, residual, weight, bias, eps, float8=float8)
+    flat = launch.as_rows(x)
+    others = None if residual is None else launch.as_rows(residual)
+    args = flat, others, weight.contiguous(), bias.contiguous(), float(eps), float8
+    total, out, scales = launch.call(add_layer_norm_fwd, add_layer_norm_op, *args)
+    norm = out.view(x.shape)
+    if float8:
+        norm = Float8Rows(norm, scales.view(*x.shape[:-1], 1))
+    return x if residual is None else total.view(x.shape), norm

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.reference import Float8Rows
 
 BACKENDS = ("auto", "triton", "torch")
 VARIABLE = "LOCALCONTROL_KERNELS"
@@ -23,6 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's interpreter 
 HAS_TRITON = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_GPU = (8, 0)  # compute capability: bfloat16
+FLOAT8_GPU = (8, 9)
 
 _of_auto = os.environ.get(VARIABLE, "auto")  # what "auto" stands for in this process
 _backend = ContextVar("localcontrol_backend", default="auto")
@@ -119,17 +121,30 @@ def group_norm_silu(
     return _implementation("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
 
 
-def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def geglu(x: Tensor, bias: Tensor | None = None, *, float8: bool = False) -> Tensor | Float8Rows:
     """value * gelu(gate), the halves of the last dimension of x + bias; see `reference.geglu`."""
-    return _implementation("geglu", (x, bias))(x, bias)
+    given = ((), (x, bias), FLOAT8_GPU) if float8 else ((x, bias),)
+    return _implementation("geglu", *given)(x, bias, float8=float8)
+
+
+def float8_rows(x: Tensor) -> Float8Rows:
+    """x in float8, row by row; see `reference.float8_rows`."""
+    return _implementation("float8_rows", (), (x,), FLOAT8_GPU)(x)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    float8: bool = False,
+) -> tuple[Tensor, Tensor | Float8Rows]:
     """x + residual and its layer normalisation; see `reference.add_layer_norm`."""
-    op = _implementation("add_layer_norm", (), (x, residual, weight, bias))
-    return op(x, residual, weight, bias, eps)
+    oldest = FLOAT8_GPU if float8 else OLDEST_GPU
+    op = _implementation("add_layer_norm", (), (x, residual, weight, bias), oldest)
+    return op(x, residual, weight, bias, eps, float8=float8)
 
 
 def guidance_step(
@@ -146,14 +161,19 @@ def guidance_step(
 
 
 def _implementation(
-    name: str, differentiable: Sequence[Tensor | None], constant: Sequence[Tensor | None] = ()
+    name: str,
+    differentiable: Sequence[Tensor | None],
+    constant: Sequence[Tensor | None] = (),
+    oldest: tuple[int, int] = OLDEST_GPU,
 ) -> Callable:
-    """Return the op of the chosen backend. `constant`: the arguments for which the kernels have no gradient."""
+    """Return the op of the chosen backend. constant: the arguments for which the kernels have no gradient. oldest:
+    compute capability that they need.
+    """
     backend = current_backend()
     tensors = [t for t in (*differentiable, *constant) if t is not None]
     if backend == "torch" or (backend == "auto" and not tensors[0].is_cuda):
         return getattr(reference, name)
-    obstacle = _obstacle(tensors, constant)
+    obstacle = _obstacle(tensors, constant, oldest)
     if obstacle is None:
         from kernels import triton_ops
 
@@ -163,7 +183,9 @@ def _implementation(
     return getattr(reference, name)
 
 
-def _obstacle(tensors: Sequence[Tensor], constant: Sequence[Tensor | None]) -> str | None:
+def _obstacle(
+    tensors: Sequence[Tensor], constant: Sequence[Tensor | None], oldest: tuple[int, int]
+) -> str | None:
     """Why the kernels cannot take these tensors, None where they can."""
     device = tensors[0].device
     if not HAS_TRITON:
@@ -172,8 +194,8 @@ def _obstacle(tensors: Sequence[Tensor], constant: Sequence[Tensor | None]) -> s
         return f"needs CUDA tensors, or TRITON_INTERPRET=1, got {device.type} tensors"
     if any(t.device != device for t in tensors):
         return f"needs all tensors on one device, got {', '.join(sorted({str(t.device) for t in tensors}))}"
-    if device.type == "cuda" and not _is_recent(device):
-        return f"needs a GPU of compute capability {'.'.join(map(str, OLDEST_GPU))} or later"
+    if device.type == "cuda" and not _is_recent(device, oldest):
+        return f"needs a GPU of compute capability {'.'.join(map(str, oldest))} or later"
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
@@ -183,8 +205,8 @@ def _obstacle(tensors: Sequence[Tensor], constant: Sequence[Tensor | None]) -> s
 
 
 @torch.compiler.assume_constant_result
-def _is_recent(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= OLDEST_GPU
+def _is_recent(device: torch.device, oldest: tuple[int, int]) -> bool:
+    return torch.cuda.get_device_capability(device) >= oldest
 
 
 def _check_name(name: str, source: str) -> None:

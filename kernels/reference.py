@@ -4,6 +4,7 @@ Sums are accumulated in float32 (float64 for float64 input) and rounded once to 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from kernels import checks
 
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_LARGEST = torch.finfo(FLOAT8).max
+FLOAT8_SMALLEST = 1e-12  # a row's largest value at least: of zeros there is no scale
 SOBEL_EPS = 1e-6  # kornia.filters.sobel's; keeps the square root differentiable on flat areas
+
+
+class Float8Rows(NamedTuple):
+    """Rows in float8: values * scales is what they stand for."""
+
+    values: Tensor  # (..., C) float8 e4m3
+    scales: Tensor  # (..., 1) float32
 
 
 def inject(
@@ -160,30 +171,49 @@ def group_norm_silu(
     return F.silu(y) if silu else y
 
 
-def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def geglu(x: Tensor, bias: Tensor | None = None, *, float8: bool = False) -> Tensor | Float8Rows:
     """value * gelu(gate), the halves of the last dimension of x + bias: (..., 2 C) -> (..., C); exact gelu.
 
-    bias: (2 C,) or None. Differentiable in x and bias. Raises ValueError where the shapes do not fit.
+    bias: (2 C,) or None. float8: return `float8_rows` of what it is in float32, without gradients. Else differentiable
+    in x and bias. Raises ValueError where the shapes do not fit.
     """
     checks.check_geglu(x, bias)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     value, gate = (wide if bias is None else wide + bias).chunk(2, dim=-1)
-    return (value * F.gelu(gate)).to(x.dtype)
+    gated = value * F.gelu(gate)
+    return float8_rows(gated) if float8 else gated.to(x.dtype)
+
+
+def float8_rows(x: Tensor) -> Float8Rows:
+    """Return (..., C) in float8 e4m3, each row scaled so that its largest value is that format's, 448.
+
+    What a product in float8 takes. Raises ValueError where x is no such tensor.
+    """
+    checks.check_float8_rows(x)
+    scales = x.abs().amax(-1, keepdim=True).float().clamp_min(FLOAT8_SMALLEST) / FLOAT8_LARGEST
+    return Float8Rows((x / scales).to(FLOAT8), scales)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    float8: bool = False,
+) -> tuple[Tensor, Tensor | Float8Rows]:
     """Return x + residual, in x's dtype, and its layer normalisation over the last dimension, (..., C) each.
 
-    residual: as x, or None for none: the sum is then x itself. weight, bias: (C,). A transformer block normalises
-    each sum that it makes: the two together read and write it once. Raises ValueError where shapes do not fit.
+    residual: as x, or None for none: the sum is then x itself. weight, bias: (C,). float8: return the norm as
+    `float8_rows` of what it is in float32. A transformer block normalises each sum that it makes: the two together read
+    and write it once. Raises ValueError where shapes do not fit.
     """
     checks.check_layer_norm(x, residual, weight, bias)
     total = x if residual is None else x + residual
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = F.layer_norm(total.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
-    return total, norm.to(x.dtype)
+    return total, float8_rows(norm) if float8 else norm.to(x.dtype)
 
 
 def guidance_step(

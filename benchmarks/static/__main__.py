@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS, write_rows
 from benchmarks.static.compiling import Row, compile_all, kernels
-from benchmarks.static.host_calls import traffic_name
+from benchmarks.static.host_calls import runs_on, traffic_name
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 OPS = (
@@ -30,6 +30,7 @@ OPS = (
     "group_norm_silu",
     "geglu",
     "add_layer_norm",
+    "float8_rows",
     "guidance_step",
     "sobel_z0_loss",
     "noise_and_z0_loss",
@@ -81,10 +82,11 @@ def out_of_date(path: Path) -> list[str]:
         rows = list(csv.DictReader(file))
     wanted = [{name: str(value) for name, value in row.items()} for row, _ in kernels()]
     found = []
-    for arch in (f"sm_{arch}" for arch in ARCHS):
-        have = [{name: row[name] for name in wanted[0]} for row in rows if row["arch"] == arch]
-        found += [f"missing: {arch} {_line(row)}" for row in wanted if row not in have]
-        found += [f"not of these kernels: {arch} {_line(row)}" for row in have if row not in wanted]
+    for arch in ARCHS:
+        mine = [row for row in wanted if runs_on(arch, row["op"], row["variant"])]
+        have = [{name: row[name] for name in wanted[0]} for row in rows if row["arch"] == f"sm_{arch}"]
+        found += [f"missing: sm_{arch} {_line(row)}" for row in mine if row not in have]
+        found += [f"not of these kernels: sm_{arch} {_line(row)}" for row in have if row not in mine]
     return found
 
 

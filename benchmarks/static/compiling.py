@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import triton
 
 from benchmarks.static import sass
-from benchmarks.static.host_calls import DTYPES, FIRST, LAYOUTS, REAL, calls
+from benchmarks.static.host_calls import DTYPES, FIRST, LAYOUTS, REAL, calls, runs_on
 
 Row = dict[str, object]
 
@@ -43,6 +43,8 @@ def kernels(
         for layout in list(LAYOUTS)[: 1 if quick else None]:
             for call in calls("meta", DTYPES[dtype], layout, FIRST if quick else REAL):
                 if ops and call.op not in ops:
+                    continue
+                if arch is not None and not runs_on(arch, call.op, call.variant):
                     continue
                 with sass.noted_launches(arch) as launches:
                     call.run()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kernels import checks
-from kernels.geglu import geglu_bwd, geglu_fwd
+from kernels.float8_rows import float8_rows_fwd
+from kernels.geglu import geglu_bwd, geglu_float8_fwd, geglu_fwd
 from kernels.group_norm_silu import group_norm_silu_bwd, group_norm_silu_fwd
 from kernels.guidance_step import guidance_step_fwd
 from kernels.inject import inject_bwd, inject_fwd
@@ -20,6 +21,7 @@ from kernels.layer_norm import add_layer_norm_fwd
 from kernels.sobel_z0_loss import z0_losses_bwd, z0_losses_fwd
 
 LATENT_EDGE = 128
+FLOAT8_ARCH = 89
 LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.bfloat16, torch.float16, torch.float32)}
 
@@ -82,6 +84,7 @@ def calls(device: str, dtype: torch.dtype, layout: str, shapes: Shapes = REAL) -
         for rows, channels in shapes.geglu:
             yield from geglu_calls(make, rows, channels)
             yield from layer_norm_calls(make, rows, channels // 4)
+            yield from float8_calls(make, rows, channels)
 
 
 def traffic_name(op: str, variant: str, way: str, dtype: str, layout: str, shape: str) -> str:
@@ -157,6 +160,8 @@ def guidance_calls(make: Maker) -> Iterator[Call]:
 def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
     x, bias, grad = make.ones(rows, 2 * channels), make.ones(2 * channels), make.ones(rows, channels)
     inputs = {"x": x, "bias": bias}
+    float8 = {"x": x, "float8": True}  # as in a picture, where the layer before adds the bias
+    yield Call("geglu", "float8", "forward", _shape(x), float8, lambda: geglu_float8_fwd(x, None))
     yield Call("geglu", "", "forward", _shape(x), inputs, lambda: (geglu_fwd(x, bias),))
     yield Call(
         "geglu", "", "backward", _shape(x), inputs | {"grad": grad}, lambda: (geglu_bwd(grad, x, bias),)
@@ -166,8 +171,19 @@ def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
 def layer_norm_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
     x, residual = make.ones(rows, channels), make.ones(rows, channels)
     inputs = {"x": x, "residual": residual, "weight": make.ones(channels), "bias": make.ones(channels)}
-    run = lambda: add_layer_norm_fwd(*inputs.values(), 1e-5)  # noqa: E731
-    yield Call("add_layer_norm", "", "forward", _shape(x), inputs, run)
+    for variant, float8 in (("", False), ("float8", True)):
+        run = lambda float8=float8: add_layer_norm_fwd(*inputs.values(), 1e-5, float8)  # noqa: E731
+        yield Call("add_layer_norm", variant, "forward", _shape(x), inputs | {"float8": float8}, run)
+
+
+def float8_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
+    x = make.ones(rows, channels)
+    yield Call("float8_rows", "", "forward", _shape(x), {"x": x}, lambda: float8_rows_fwd(x))
+
+
+def runs_on(arch: int, op: str, variant: str) -> bool:
+    """Return whether GPUs of that architecture have what a call needs."""
+    return arch >= FLOAT8_ARCH or "float8" not in (variant, op.partition("_")[0])
 
 
 def tensors_of(values) -> list[Tensor]:

@@ -95,6 +95,23 @@ def strip(columns: int) -> Sizes:
     return {"ROWS": 16, "BLOCK": block, "num_warps": max(1, block // 32)}
 
 
+LONGEST_ROW = 16384  # channels: a row must fit into the registers of one program
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return (..., C) as (rows, C), channels side by side; a copy only where memory is not so."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+@lru_cache(maxsize=1024)
+def whole_rows(channels: int, itemsize: int) -> Sizes:
+    """Return the block of a program that holds whole rows in registers. Not to be changed."""
+    block_c = triton.next_power_of_2(channels)
+    block_p = max(1, 1024 // block_c)
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps(block_p * block_c, itemsize)}
+
+
 GROUP_PROGRAMS = 512  # enough to fill any GPU several times over
 MOST_CHUNKS = 64  # each program of the second launch reads all chunks' sums
 

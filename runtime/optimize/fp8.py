@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import ops, reference
+from kernels.reference import Float8Rows
 from runtime.errors import InputError
 from runtime.model.unet import ONCE, UNet
 
-FP8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FP8).max
+PRODUCT = torch.bfloat16  # what torch's scaled product gives
 MULTIPLE = 16  # of both widths, which torch's scaled product asks for
-OLDEST_GPU = (8, 9)  # compute capability: float8 matrix units
 QUANTIZATIONS = ("fp8", "fp8-weights")
 
 
@@ -35,10 +35,10 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", scale)  # (out, 1)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, scale = to_fp8(x.flatten(0, -2))
-        y = torch._scaled_mm(rows, self.weight.T, scale, self.scale.T, bias=self.bias, out_dtype=x.dtype)
-        return y.unflatten(0, x.shape[:-1])
+    def forward(self, x: Tensor | Float8Rows) -> Tensor:
+        values, scales = x if isinstance(x, Float8Rows) else ops.float8_rows(x)
+        rows = values.flatten(0, -2), self.weight.T, scales.flatten(0, -2), self.scale.T
+        return torch._scaled_mm(*rows, bias=self.bias, out_dtype=PRODUCT).unflatten(0, values.shape[:-1])
 
 
 class StoredLinear(nn.Module):
@@ -71,10 +71,10 @@ class StoredConv2d(StoredLinear):
         return F.conv2d(x, self.weight(x.dtype), self.bias, *self.shape)
 
 
-def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (N, ...) in float8, each row scaled to its range, and the scales, (N, 1 ...) float32."""
-    scale = x.abs().amax(dim=tuple(range(1, x.ndim)), keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x / scale).to(FP8), scale
+def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (N, ...) in float8, each of the N scaled to its range, and the scales, (N, 1 ...) float32."""
+    rows = reference.float8_rows(weight.flatten(1))
+    return rows.values.view(weight.shape), rows.scales.view(-1, *[1] * (weight.ndim - 1))
 
 
 def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
@@ -83,10 +83,10 @@ def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -
         return
     if name not in QUANTIZATIONS:
         raise InputError(f"quantize {name!r}: unknown, expected {', '.join(QUANTIZATIONS)}")
-    if name == "fp8" and dtype != torch.bfloat16:
+    if name == "fp8" and dtype != PRODUCT:
         found = str(dtype).removeprefix("torch.")
         raise InputError(f"quantize fp8: float8 products give bfloat16, got {found}; expected dtype bf16")
-    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < ops.FLOAT8_GPU:
         raise InputError("quantize fp8: this GPU has no float8 matrix units; expected fp8-weights")
     if name == "fp8" and not multiplies_here(device):
         raise InputError(

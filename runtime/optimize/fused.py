@@ -13,10 +13,20 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from kernels import ops
-from runtime.model.blocks import GEGLU, KeyValue, Resnet, SharedText, Transformer, TransformerBlock
+from kernels.reference import Float8Rows
+from runtime.model.blocks import (
+    GEGLU,
+    FeedForward,
+    KeyValue,
+    Resnet,
+    SharedText,
+    Transformer,
+    TransformerBlock,
+)
 from runtime.model.encoder import Encoder
 from runtime.model.unet import UNet
 from runtime.optimize.exchange import exchange
+from runtime.optimize.fp8 import Fp8Linear
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -37,8 +47,10 @@ class FusedGroupNormSiLU(FusedGroupNorm):
 class FusedGEGLU(GEGLU):
     """The gate in one pass over the linear layer's result."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.geglu(self.proj(x))
+    float8 = False  # what it returns: for a layer that multiplies in that
+
+    def forward(self, x: Tensor | Float8Rows) -> Tensor | Float8Rows:
+        return ops.geglu(self.proj(x), float8=self.float8)
 
 
 class FusedTransformerBlock(TransformerBlock):
@@ -47,14 +59,18 @@ class FusedTransformerBlock(TransformerBlock):
     def forward(self, x: Tensor, text: KeyValue | SharedText) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(x, text)
-        _, norm = _normalized(self.norm1, x)
-        x, norm = _normalized(self.norm2, self.attn1.of_itself(norm), x)
-        x, norm = _normalized(self.norm3, self.attn2(norm, *text), x)
+        _, norm = _normalized(self.norm1, x, into=getattr(self.attn1, "to_qkv", None))
+        x, norm = _normalized(self.norm2, self.attn1.of_itself(norm), x, into=self.attn2.to_q)
+        x, norm = _normalized(self.norm3, self.attn2(norm, *text), x, into=self.ff.net[0].proj)
         return self.ff(norm) + x
 
 
-def _normalized(layer: nn.LayerNorm, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return ops.add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps)
+def _normalized(
+    layer: nn.LayerNorm, x: Tensor, residual: Tensor | None = None, *, into: nn.Module | None
+) -> tuple[Tensor, Tensor | Float8Rows]:
+    """Return x + residual and its norm, in float8 where `into`, which takes it, multiplies in that."""
+    float8 = isinstance(into, Fp8Linear)
+    return ops.add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps, float8=float8)
 
 
 class ChannelsLastAttention(VaeAttention):
@@ -80,8 +96,9 @@ def fuse_encoder(encoder: Encoder) -> Encoder:
             module.activation = nn.Identity()
         elif isinstance(module, Transformer):
             exchange(module.norm, FusedGroupNorm)
-        elif isinstance(module, GEGLU):
-            exchange(module, FusedGEGLU)
+        elif isinstance(module, FeedForward):
+            exchange(module.net[0], FusedGEGLU)
+            module.net[0].float8 = isinstance(module.net[2], Fp8Linear)
         elif isinstance(module, TransformerBlock):
             exchange(module, FusedTransformerBlock)
     return encoder

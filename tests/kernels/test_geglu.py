@@ -6,8 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import geglu as kernel
-from kernels import ops
-from tests.support.kernel_cases import assert_compiles, assert_compiles_once, assert_matches, random
+from kernels import ops, reference
+from tests.support.kernel_cases import (
+    assert_compiles,
+    assert_compiles_once,
+    assert_float8,
+    assert_matches,
+    poisoned,
+    random,
+)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -36,6 +43,33 @@ def make(shape, dtype=FP32, bias=True, gradients=True):
 def test_outputs_and_gradients(shape, dtype, bias):
     out = assert_matches("geglu", *make(shape, dtype, bias))
     assert out.dtype == dtype and out.is_contiguous()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 22), (2, 5, 128), (2, 3, 5120), (1025, 6)], ids=str)
+def test_in_float8(shape, dtype, bias):
+    x, bias = make(shape, dtype, bias, gradients=False)
+    with ops.use_backend("triton"), poisoned():
+        made = ops.geglu(x, bias, float8=True)
+    assert_float8(made, reference.geglu(x.double(), None if bias is None else bias.double()))
+
+
+def test_float8_of_rows_that_lie_apart():
+    wide, bias = make((4, 6, 42), gradients=False)
+    for x in (wide[:, ::2, :14], wide[..., ::3]):
+        with ops.use_backend("triton"):
+            made = ops.geglu(x, bias[:14], float8=True)
+        assert_float8(made, reference.geglu(x.double(), bias[:14].double()))
+
+
+def test_float8_has_no_gradient_and_compiles():
+    x, bias = make((3, 14))
+    with ops.use_backend("triton"), pytest.raises(RuntimeError, match="no gradient"):
+        ops.geglu(x, bias, float8=True)
+    assert_compiles(
+        lambda x: tuple(part.float() for part in ops.geglu(x, bias.detach(), float8=True)), x.detach()
+    )
 
 
 CUTS = {

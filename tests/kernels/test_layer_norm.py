@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ops, reference
-from tests.support.kernel_cases import DEVICE, OUTPUT, assert_compiles, poisoned, random
+from tests.support.kernel_cases import DEVICE, OUTPUT, assert_compiles, assert_float8, poisoned, random
 from tests.support.tolerances import assert_close
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -35,6 +35,17 @@ def test_outputs(shape, dtype, residual):
     assert total.shape == norm.shape == x.shape and total.dtype == norm.dtype == dtype
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5, 64), (2, 3, 320), (1, 2, 1280), (1025, 3)], ids=str)
+def test_the_norm_in_float8(shape, residual):
+    x, other, weight, bias = case(*shape, dtype=BF16, residual=residual)
+    with ops.use_backend("triton"), poisoned():
+        total, norm = ops.add_layer_norm(x, other, weight, bias, float8=True)
+    assert_close("sum", total, x.double() if other is None else x.double() + other.double(), OUTPUT)
+    exact = reference.add_layer_norm(total.double(), None, weight.double(), bias.double())[1]
+    assert_float8(norm, exact)
+
+
 def test_rows_may_lie_apart():
     wide, other, weight, bias = case(4, 6, 24)
     check(wide[:, ::2, :8], other[:, ::2, 8:16], weight[:8], bias[:8])
@@ -49,12 +60,19 @@ def test_a_mean_far_from_zero_costs_no_precision():
 def test_no_rows():
     with ops.use_backend("triton"):
         total, norm = ops.add_layer_norm(*case(0, 8))
-    assert total.shape == norm.shape == (0, 8)
+        in_float8 = ops.add_layer_norm(*case(0, 8), float8=True)[1]
+    assert total.shape == norm.shape == in_float8.values.shape == (0, 8)
 
 
 def test_compiles():
     x, other, weight, bias = case(2, 3, 16)
     assert_compiles(lambda x, other: ops.add_layer_norm(x, other, weight, bias), x, other)
+
+    def in_float8(x, other):
+        total, norm = ops.add_layer_norm(x, other, weight, bias, float8=True)
+        return total, norm.values.float() * norm.scales
+
+    assert_compiles(in_float8, x, other)
 
 
 def test_has_no_gradient():

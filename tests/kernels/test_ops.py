@@ -17,6 +17,7 @@ OPS = [
     "geglu",
     "guidance_step",
     "add_layer_norm",
+    "float8_rows",
 ]
 
 

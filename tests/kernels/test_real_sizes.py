@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import ops, reference
-from tests.support.kernel_cases import DEVICE, NCHW, NHWC, assert_matches
+from tests.support.kernel_cases import DEVICE, NCHW, NHWC, assert_float8, assert_matches
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.gpu
@@ -80,6 +80,43 @@ def test_add_layer_norm(rows, channels, dtype):
     assert torch.equal(total, x + other)
     wanted = reference.add_layer_norm(total.double(), None, weight.double(), bias.double())[1]
     assert_close("norm", norm, wanted)
+
+
+has_float8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < ops.FLOAT8_GPU, reason="no float8"
+)
+
+
+@has_float8
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "channels"), [(8192, 640), (2048, 1280), (2048, 5120), (3 * 1023, 2560)])
+def test_float8_rows(rows, channels, dtype):
+    x = made(rows, channels, dtype=dtype, layout=NCHW)
+    with ops.use_backend("triton"):
+        values, scales = ops.float8_rows(x)
+    expected = reference.float8_rows(x)
+    assert torch.equal(scales, expected.scales)
+    assert torch.equal(values.view(torch.uint8), expected.values.view(torch.uint8))
+
+
+@has_float8
+@pytest.mark.parametrize(("rows", "channels"), [(8192, 640), (2048, 1280), (3 * 1023, 1280)])
+def test_add_layer_norm_in_float8(rows, channels):
+    x, other = (made(rows, channels, layout=NCHW, seed=i) for i in (0, 1))
+    weight, bias = (made(channels, layout=NCHW, seed=i) for i in (2, 3))
+    with ops.use_backend("triton"):
+        total, norm = ops.add_layer_norm(x, other, weight, bias, float8=True)
+    assert torch.equal(total, x + other)
+    exact = reference.add_layer_norm(total.double(), None, weight.double(), bias.double())[1]
+    assert_float8(norm, exact)
+
+
+@has_float8
+@pytest.mark.parametrize(("rows", "width"), [(8192, 5120), (2048, 10240), (3 * 1023, 10240)])
+def test_geglu_in_float8(rows, width):
+    x, bias = made(rows, width, layout=NCHW), made(width, layout=NCHW, seed=1)
+    with ops.use_backend("triton"):
+        assert_float8(ops.geglu(x, bias, float8=True), reference.geglu(x.double(), bias.double()))
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])

@@ -9,6 +9,7 @@ import kornia
 import torch
 from torch import Tensor
 
+import tests.support.interpreter  # noqa: F401
 from kernels import ops, reference
 from tests.support.tolerances import assert_close
 
@@ -124,6 +125,14 @@ def _gradients(outputs: tuple[Tensor, ...], call: dict, weights: list[Tensor]) -
     for (name, argument), gradient in zip(named.items(), found, strict=True):
         assert gradient.dtype == argument.dtype, f"gradient of {name}: {gradient.dtype}"
     return dict(zip(named, found, strict=True))
+
+
+def assert_float8(made: reference.Float8Rows, exact: Tensor) -> None:
+    """Every value is within half a step of float8 of the exact one, and a row's scale is that of the exact row."""
+    assert made.values.dtype == reference.FLOAT8 and made.values.shape == exact.shape
+    assert_close("scales", made.scales, reference.float8_rows(exact).scales.double(), OUTPUT)
+    half_a_step = torch.maximum(exact.abs() * 1.001 * 2.0**-4, made.scales * 2.0**-10)
+    assert ((made.values.float() * made.scales - exact).abs() <= half_a_step).all()
 
 
 def assert_compiles(function: Callable, *args: Tensor) -> None:

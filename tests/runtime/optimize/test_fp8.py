@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from kernels.reference import FLOAT8, float8_rows
 from runtime import LocalControlPipeline
 from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
 from runtime.optimize.fp8 import (
-    FP8,
     Fp8Linear,
     StoredConv2d,
     StoredLinear,
@@ -32,7 +32,7 @@ needs_products = pytest.mark.skipif(
 def test_rows_fill_the_range_and_come_back():
     x = torch.randn(5, 64) * torch.tensor([[1e-3], [1.0], [1e3], [1e-20], [0.0]])
     stored, scale = to_fp8(x)
-    assert stored.dtype == FP8 and stored[:3].float().abs().amax(1).tolist() == [448.0] * 3
+    assert stored.dtype == FLOAT8 and stored[:3].float().abs().amax(1).tolist() == [448.0] * 3
     for row in range(3):
         assert relative_rms(stored[row].float() * scale[row], x[row]) < ROUNDING
     assert stored.float().isfinite().all()
@@ -51,6 +51,17 @@ def test_a_linear_layer(device, bias, shape):
     assert made.shape == (*shape[:-1], 48) and made.dtype == torch.bfloat16
     exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert relative_rms(made, exact) < 2**0.5 * ROUNDING  # of both sides
+
+
+@needs_products
+@torch.inference_mode()
+def test_a_linear_layer_takes_rows_that_are_in_float8_and_compiles_whole():
+    layer = Fp8Linear(nn.Linear(64, 48).bfloat16())
+    x = torch.randn(2, 7, 64).bfloat16()
+    made = layer(x)
+    assert torch.equal(layer(float8_rows(x)), made)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), made) and torch.equal(compiled(float8_rows(x)), made)
 
 
 def test_a_torch_without_the_product_is_refused_in_one_line(monkeypatch):
@@ -146,6 +157,6 @@ def test_a_layer_with_stored_weights_is_near_and_compiles_whole(layer, shape):
     made = stored(x)
     assert 0 < relative_rms(made, layer(x)) < ROUNDING
     assert torch.equal(torch.compile(stored, backend="eager", fullgraph=True)(x), made)
-    assert stored.stored.dtype == FP8 and stored.out_features == 16 * (
+    assert stored.stored.dtype == FLOAT8 and stored.out_features == 16 * (
         3 if isinstance(layer, nn.Linear) else 1
     )

@@ -1,13 +1,19 @@
 """A UNet and a VAE on `kernels.ops` compute what they computed before: by the reference, and by the kernels."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 
+import tests.support.interpreter  # noqa: F401
 from kernels import ops
 from runtime import LocalControlPipeline, Region
 from runtime.loading.load import from_diffusers
+from runtime.model.blocks import TransformerBlock
+from runtime.optimize.fp8 import multiplies_here, quantize
 from runtime.optimize.fused import FusedGEGLU, FusedGroupNormSiLU, fuse_unet, fuse_vae, fuses_here
+from runtime.optimize.fused_qkv import fuse_qkv
 from tests.support.tiny import make_adapter, make_pipeline
 from tests.support.tolerances import assert_close, relative_rms
 
@@ -39,6 +45,28 @@ def test_a_unet(backend):
     kinds = [type(m) for m in unet.modules()]
     assert FusedGroupNormSiLU in kinds and FusedGEGLU in kinds
     assert nn.GroupNorm not in kinds and list(unet.state_dict()) == names
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not multiplies_here(torch.device("cpu")), reason="no float8 product on a CPU")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_goes_into_a_float8_product_is_made_in_float8(backend):
+    """The three norms and the gate of a block; attentions' outputs and a transformer's own projections are turned."""
+    unet = fuse_qkv(from_diffusers(make_pipeline().to(torch.bfloat16)).unet)
+    exact = run(unet, dtype=torch.bfloat16)
+    quantize(unet, "fp8")
+    blocks = sum(isinstance(m, TransformerBlock) for m in unet.modules())
+    with ops.use_backend(backend):
+        plain, before = counted(unet)
+        fused, after = counted(fuse_unet(unet))
+    assert before - after == 4 * blocks > 0
+    assert relative_rms(fused, exact) < 1.2 * relative_rms(plain, exact)
+
+
+def counted(unet):
+    """What it predicts, and how many inputs of products were turned to float8 apart."""
+    with mock.patch.object(ops, "float8_rows", wraps=ops.float8_rows) as turned:
+        return run(unet, dtype=torch.bfloat16), turned.call_count
 
 
 @torch.inference_mode()
