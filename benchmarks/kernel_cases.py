@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import ops, reference
+from kernels.reference import Float8Rows
 
 Inputs = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape. `bytes_moved`: every input read once, every output written once, forward alone."""
+    """One op at one shape, and what tells it from others of that. `bytes_moved`: every input read once, every output
+    written once, forward alone.
+    """
 
     op: str
     shape: str
@@ -60,7 +63,11 @@ def cases(device: torch.device, dtype: torch.dtype, batches: Sequence[int], size
         for channels, edge in ((320, latent), (640, latent // 2), (1280, latent // 4), (2560, latent // 4)):
             found.append(norm_case(device, dtype, 2 * batch, channels, edge))
         for channels, edge in ((640, latent // 2), (1280, latent // 4)):
-            found.append(geglu_case(device, dtype, 2 * batch * edge * edge, 4 * channels))
+            rows = 2 * batch * edge * edge
+            for float8 in (False, True):
+                found.append(geglu_case(device, dtype, rows, 4 * channels, float8))
+                found.append(layer_norm_case(device, dtype, rows, channels, float8))
+            found.append(float8_case(device, dtype, rows, channels))
         found.append(guidance_case(device, dtype, batch, latent))
     return found
 
@@ -96,10 +103,28 @@ def norm_case(device, dtype, batch: int, channels: int, edge: int) -> Case:
     return Case("group_norm_silu", _shape(x), inputs, ("x",), 3 * _bytes(x))  # read twice: sums, then values
 
 
-def geglu_case(device, dtype, rows: int, channels: int) -> Case:
+def geglu_case(device, dtype, rows: int, channels: int, float8: bool = False) -> Case:
+    """float8: without a bias and gradients, as in a picture."""
     x = torch.randn(rows, 2 * channels, device=device).to(dtype)
+    if float8:
+        moved = _bytes(x) + _float8_bytes(rows, channels)
+        return Case("geglu", f"{_shape(x)} float8", {"x": x, "float8": True}, (), moved)
     bias = torch.randn(2 * channels, device=device).to(dtype)
     return Case("geglu", _shape(x), {"x": x, "bias": bias}, ("x",), _bytes(x) * 3 // 2)
+
+
+def layer_norm_case(device, dtype, rows: int, channels: int, float8: bool) -> Case:
+    x, residual = torch.randn(2, rows, channels, device=device).to(dtype).unbind()
+    weight, bias = torch.rand(2, channels, device=device).to(dtype).unbind()
+    inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "float8": float8}
+    norm = _float8_bytes(rows, channels) if float8 else _bytes(x)
+    moved = 3 * _bytes(x) + _bytes(weight, bias) + norm
+    return Case("add_layer_norm", _shape(x) + " float8" * float8, inputs, (), moved)
+
+
+def float8_case(device, dtype, rows: int, channels: int) -> Case:
+    x = torch.randn(rows, channels, device=device).to(dtype)
+    return Case("float8_rows", _shape(x), {"x": x}, (), _bytes(x) + _float8_bytes(rows, channels))
 
 
 def guidance_case(device, dtype, batch: int, edge: int) -> Case:
@@ -120,6 +145,11 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.itemsize for t in tensors)
 
 
+def _float8_bytes(rows: int, channels: int) -> int:
+    """Return those of values and scales."""
+    return rows * channels + 4 * rows
+
+
 def _shape(x: Tensor) -> str:
     return "x".join(map(str, x.shape))
 
@@ -132,10 +162,17 @@ def plain_inject(hidden, features, masks, scales) -> Tensor:
     return hidden
 
 
-def plain_geglu(x, bias=None) -> Tensor:
+def plain_geglu(x, bias=None, float8=False) -> Tensor | Float8Rows:
     """Compute it as diffusers does, in the tensor's own dtype; there the bias is the linear layer's."""
     value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
-    return value * F.gelu(gate)
+    gated = value * F.gelu(gate)
+    return reference.float8_rows(gated) if float8 else gated
+
+
+def plain_layer_norm(x, residual, weight, bias, float8=False) -> tuple[Tensor, Tensor | Float8Rows]:
+    total = x + residual
+    norm = F.layer_norm(total, x.shape[-1:], weight, bias)
+    return total, reference.float8_rows(norm) if float8 else norm
 
 
 def kornia_loss(model_output, noisy, latents, mask, alpha, sigma) -> Tensor:
@@ -159,6 +196,8 @@ PLAIN = {
     "noise_and_z0_loss": reference.noise_and_z0_loss,
     "group_norm_silu": reference.group_norm_silu,
     "geglu": plain_geglu,
+    "add_layer_norm": plain_layer_norm,
+    "float8_rows": reference.float8_rows,
     "guidance_step": reference.guidance_step,
 }
 KORNIA = {"sobel_z0_loss": kornia_loss, "noise_and_z0_loss": kornia_losses}

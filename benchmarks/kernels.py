@@ -24,6 +24,7 @@ from benchmarks.gpu.rows import Budget, Table
 from benchmarks.kernel_cases import Case, cases, geglu_case, guidance_case, inject_case, loss_case, norm_case
 from benchmarks.measure import check_counts, check_out, results_folder
 from kernels import reference
+from kernels.reference import Float8Rows
 from runtime.cli.command import Parser, exit_code
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES
@@ -170,8 +171,11 @@ def _each(value, change: Callable[[Tensor], Tensor]):
     return change(value) if isinstance(value, Tensor) else value
 
 
-def _as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _as_tuple(value: Tensor | tuple) -> tuple[Tensor, ...]:
+    """Return the tensors of a result; of rows in float8, what they stand for."""
+    if isinstance(value, Float8Rows):
+        return (value.values.float() * value.scales,)
+    return tuple(t for v in value for t in _as_tuple(v)) if isinstance(value, tuple) else (value,)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from timeit import timeit
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernel_cases import KORNIA, plain_geglu
+from benchmarks.kernel_cases import KORNIA, plain_geglu, plain_layer_norm
 from benchmarks.measure import RESULTS, environment, results_folder, write_rows
 from benchmarks.static import sass
 from benchmarks.static.host_calls import FIRST, Call, calls, tensors_of
@@ -183,23 +182,12 @@ def compose_guidance(sample, output, coefficients, previous, rescale) -> tuple[T
     return keep * sample - move * denoised - 0.5 * move * slope, denoised
 
 
-def compose_layer_norm(x, residual, weight, bias, float8) -> tuple[Tensor, ...]:
-    total = x + residual
-    norm = F.layer_norm(total, x.shape[-1:], weight, bias)
-    return total, *(reference.float8_rows(norm) if float8 else (norm,))
-
-
-def compose_geglu(x, bias=None, float8=False) -> Tensor | tuple[Tensor, ...]:
-    gated = plain_geglu(x, bias)
-    return reference.float8_rows(gated) if float8 else gated
-
-
 COMPOSED = KORNIA | {
-    "add_layer_norm": compose_layer_norm,
+    "add_layer_norm": plain_layer_norm,
     "float8_rows": reference.float8_rows,
     "inject": compose_inject,
     "group_norm_silu": reference.group_norm_silu,
-    "geglu": compose_geglu,
+    "geglu": plain_geglu,
     "guidance_step": compose_guidance,
 }
 
