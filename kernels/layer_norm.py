@@ -65,7 +65,7 @@ def add_layer_norm_fwd(
     """Return sum and norm, (rows, C) each, contiguous, and the norm's scales, (rows, 1); empty where there is none."""
     total, out, scales = _empty(x, residual, float8)
     rows, channels = x.shape
-    sizes = launch.whole_rows(channels, x.itemsize)
+    sizes = launch.whole_rows(channels, 2 if float8 else x.itemsize)  # 16 values a thread: a vector of float8
     _add_layer_norm_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
         x, residual, weight, bias, None if residual is None else total, out, scales if float8 else None,
         rows, channels, eps, x.stride(0), 0 if residual is None else residual.stride(0), **sizes,

@@ -1,7 +1,8 @@
 """python -m benchmarks.static [--arch 80 90] [--op inject] [--quick] [--check] [--out benchmarks/results/static.csv]
 
 Compiles every kernel for GPUs that need not be there, and writes what their machine code shows: registers, spills,
-shared memory, the widths of global loads and stores, launches of a call, and the bytes it moves over the least.
+shared memory, the widths of global loads and stores, launches of a call, and the bytes it moves over the least. Rows
+of a table that is there stay, but for those compiled anew.
 
 One row for a kernel, variant, dtype, layout and architecture; `shapes` are those that one binary serves. tile_load and
 tile_store are the bytes that one instruction moves of the tensors the op is about: 16 where neighbours in memory belong
@@ -17,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.measure import RESULTS, write_rows
@@ -40,7 +41,9 @@ OPS = (
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
-    parser.add_argument("--op", nargs="+", choices=OPS, default=[], help="only these (default: all)")
+    parser.add_argument(
+        "--op", nargs="+", choices=OPS, default=[], help="only these (default: all); rows of others stay"
+    )
     parser.add_argument("--quick", action="store_true", help="bfloat16, NHWC, the first shape; no traffic")
     parser.add_argument(
         "--check", action="store_true", help="only tell where the table is not of these kernels"
@@ -54,25 +57,36 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(stale) or f"{options.out} is of these kernels")
         return min(len(stale), 1)
     rows = compile_all(options.arch, options.quick, options.op)
-    write_traffic(options.out, rows, {})  # the longer half is to come
     print("\n".join(summary(rows)), flush=True)
     if not options.quick:
-        write_traffic(options.out, rows, measured_traffic())
+        rows = others(options.out, options.arch, options.op) + rows
+    write_traffic(options.out, rows, {})  # the longer half is to come
+    if not options.quick:
+        write_traffic(options.out, rows, measured_traffic(options.op))
     return 0
 
 
+def others(path: Path, archs: Sequence[int], ops: Sequence[str]) -> list[Row]:
+    """Return the table's rows that are not compiled anew: of other architectures, or other ops where some are named."""
+    if not path.is_file():
+        return []
+    names = {f"sm_{arch}" for arch in archs}
+    with path.open(newline="") as file:
+        return [r for r in csv.DictReader(file) if r["arch"] not in names or (ops and r["op"] not in ops)]
+
+
 def write_traffic(path: Path, rows: list[Row], traffic: dict[str, float]) -> None:
-    """Write the table, with what is known of the bytes moved."""
+    """Write the table, one architecture after the other, with what is known of the bytes moved."""
     for row in rows:
         parts = [str(row[name]) for name in ("op", "variant", "way", "dtype", "layout", "shapes")]
-        row["traffic"] = traffic.get(traffic_name(*parts), "")
-    write_rows(path, rows)
+        row["traffic"] = traffic.get(traffic_name(*parts), row.get("traffic", ""))
+    write_rows(path, sorted(rows, key=lambda row: int(row["arch"].removeprefix("sm_"))))
 
 
-def measured_traffic() -> dict[str, float]:
-    """Call -> bytes moved over the least, from a process in which Triton interprets."""
+def measured_traffic(ops: list[str]) -> dict[str, float]:
+    """Call -> bytes moved over the least, of these ops or of all, from a process in which Triton interprets."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "benchmarks.static.traffic"]
+    command = [sys.executable, "-m", "benchmarks.static.traffic", *ops]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 

@@ -99,15 +99,15 @@ def figures(launch: Launch) -> dict[str, object]:
     """
     cubin, places = launch.compiled.asm["cubin"], tile_places(launch)
     usage = re.search(r"REG:(\d+)", _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin))
-    loads, stores, tiles, spills = Counter(), Counter(), {"load": [], "store": []}, 0
+    loads, stores, widths_at, spills = Counter(), Counter(), {"load": [], "store": []}, 0
     for opcode, place in _instructions(_run(triton.knobs.nvidia.nvdisasm.path, "-c", "-g", cubin)):
         name, width = opcode.split(".")[0], width_of(opcode)
         spills += name in SPILLS
         for names, widths, kind in ((LOADS, loads, "load"), (STORES, stores, "store")):
             if name in names:
                 widths[width] += 1
-                if place in places[kind]:
-                    tiles[kind].append(width)
+                widths_at[kind].append((place, width))
+    tiles = {kind: of_tiles(found, places[kind]) for kind, found in widths_at.items()}
     for kind, found in tiles.items():
         if places[kind] and not found:
             raise ValueError(f"{launch.name}: the machine code does not say which {kind}s are a tile's")
@@ -120,6 +120,17 @@ def figures(launch: Launch) -> dict[str, object]:
         "loads": _counts(loads),
         "stores": _counts(stores),
     }
+
+
+def of_tiles(widths_at: list[tuple[Place, int]], places: set[Place]) -> list[int]:
+    """Return the widths at these places.
+
+    Where an instruction is on the line of that number, in another file, as the one before it, its file is not told
+    (sm_90): then by the number alone.
+    """
+    lines = {line for _, line in places}
+    exact = [width for place, width in widths_at if place in places]
+    return exact or [width for (_, line), width in widths_at if line in lines]
 
 
 def tile_places(launch: Launch) -> dict[str, set[Place]]:

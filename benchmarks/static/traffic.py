@@ -1,4 +1,4 @@
-"""TRITON_INTERPRET=1 python -m benchmarks.static.traffic
+"""TRITON_INTERPRET=1 python -m benchmarks.static.traffic [OP ...]
 
 Bytes that the kernels of a call move over the least it can move, as JSON: the calls of benchmarks.static.host_calls
 in bfloat16, run once by Triton's interpreter with their loads and stores counted.
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -32,17 +32,18 @@ def main() -> int:
         print("only Triton's interpreter can be counted: set TRITON_INTERPRET=1", file=sys.stderr)
         return 2
     with ProcessPoolExecutor(len(LAYOUTS), mp_context=get_context("spawn")) as pool:
-        json.dump(
-            {k: v for found in pool.map(of_layout, LAYOUTS) for k, v in found.items()}, sys.stdout, indent=1
-        )
+        tables = pool.map(of_layout, LAYOUTS, [sys.argv[1:]] * len(LAYOUTS))
+        json.dump({k: v for found in tables for k, v in found.items()}, sys.stdout, indent=1)
     return 0
 
 
-def of_layout(layout: str) -> dict[str, float]:
-    """Return them by the names that benchmarks.static looks for."""
+def of_layout(layout: str, ops: Sequence[str] = ()) -> dict[str, float]:
+    """Return them, of these ops or of all, by the names that benchmarks.static looks for."""
     np.seterr(all="ignore")  # tensors of ones: the values do not matter
     found = {}
     for call in calls("cpu", torch.bfloat16, layout, FEW_TILES):
+        if ops and call.op not in ops:
+            continue
         name = traffic_name(call.op, call.variant, call.way, "bfloat16", layout, call.shape)
         found[name] = round(traffic(call), 3)
     return found

@@ -92,6 +92,15 @@ def test_the_ops_are_all_of_them(committed):
     assert {row["op"] for row in committed} == set(static.OPS)
 
 
+def test_rows_that_are_not_compiled_anew_stay(tmp_path):
+    path = tmp_path / "static.csv"
+    assert static.others(path, [90], []) == []
+    path.write_text("arch,op\nsm_80,inject\nsm_90,inject\nsm_90,geglu\n")
+    assert [row["arch"] for row in static.others(path, [90], [])] == ["sm_80"]
+    assert [row["op"] for row in static.others(path, [80, 90], ["inject"])] == ["geglu"]
+    assert static.others(path, [80, 90], []) == []
+
+
 def test_nothing_spills(rows):
     assert [describe(row) for row in rows if row["spills"] != "0"] == []
 
@@ -205,3 +214,10 @@ def test_digest_is_of_the_code_alone():
 def test_instructions_and_their_places():
     text = '//## File "a.py", line 7 inlined at "b.py", line 1\n  /*0410*/  @!P1 LDG.E.128 R12, desc[UR4][R16.64] ;\n'
     assert list(sass._instructions(text)) == [("LDG.E.128", ("a.py", 7))]
+
+
+def test_an_instruction_whose_file_is_not_told_is_found_by_its_line():
+    store = ("a.py", 29)
+    assert sass.of_tiles([(store, 16), (("b.py", 7), 4)], {store}) == [16]
+    assert sass.of_tiles([(("tiles.py", 29), 8), (("b.py", 7), 4)], {store}) == [8]
+    assert sass.of_tiles([(("b.py", 7), 4)], {store}) == []
