@@ -20,6 +20,8 @@ from runtime.model.blocks import GEGLU, Transformer
 from runtime.model.encoder import Encoder
 from runtime.optimize.exchange import exchange
 
+MOST_SIZES = 4096  # of inputs, that a convolution knows its weights for
+
 
 class Packed(nn.Module):
     """A layer with a weight that only oneDNN can read: for inference."""
@@ -85,18 +87,25 @@ class PackedConv2d(Packed):
         rows, side = self.SIZES[-1]
         self.weight = reordered(conv.weight.detach(), self.shape, (rows, side, side))
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self._weights = {layout(self.weight): self.weight}
+        self._by_layout = {layout(self.weight): self.weight}
+        self._by_size: dict[tuple[int, ...], Tensor] = {}  # rows, height, width and threads: its weight
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._for((x.shape[0], *x.shape[2:]))
+        rows, _, *sides = x.shape
+        size = rows, *sides, torch.get_num_threads()
+        weight = self._by_size.get(size)
+        if weight is None:
+            if len(self._by_size) >= MOST_SIZES:
+                self._by_size.clear()
+            weight = self._by_size[size] = self._for(size[:-1])
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.shape, "none", [], "")
 
     def _for(self, size: tuple[int, int, int]) -> Tensor:
         """Return the weight in the layout for inputs of `size`: rows, height, width."""
         wanted = layout_for(self.weight.shape, self.shape, self.weight.dtype, size)
-        if wanted not in self._weights:
-            self._weights[wanted] = reordered(self._dense(), self.shape, size)
-        return self._weights[wanted]
+        if wanted not in self._by_layout:
+            self._by_layout[wanted] = reordered(self._dense(), self.shape, size)
+        return self._by_layout[wanted]
 
     def _dense(self) -> Tensor:
         return self.weight.to_dense().contiguous(memory_format=torch.channels_last)
