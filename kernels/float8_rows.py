@@ -1,5 +1,7 @@
 """float8_rows: each row in float8 e4m3, scaled to that format's range, and its scale; one launch, one reading."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -46,8 +48,7 @@ def _float8_rows_kernel(
 def float8_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, C) in float8, contiguous, and the scales, (rows, 1) float32."""
     rows, channels = x.shape
-    values = x.new_empty(rows, channels, dtype=reference.FLOAT8)
-    scales = x.new_empty(rows, 1, dtype=torch.float32)
+    values, scales = empty_float8(x, channels)
     sizes = launch.whole_rows(channels, x.itemsize)
     _float8_rows_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
         x, values, scales, rows, channels, x.stride(0), **sizes
@@ -55,12 +56,23 @@ def float8_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
+def empty_float8(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Return memory for values and scales of as many rows as x has."""
+    values = x.new_empty(len(x), channels, dtype=reference.FLOAT8)
+    return values, x.new_empty(len(x), 1, dtype=torch.float32)
+
+
+def as_float8_rows(values: Tensor, scales: Tensor, shape: Sequence[int]) -> Float8Rows:
+    """Return rows that lie one after the other in the shape (..., C)."""
+    return Float8Rows(values.view(shape), scales.view(*shape[:-1], 1))
+
+
 float8_rows_op = torch.library.custom_op("localcontrol::float8_rows", float8_rows_fwd, mutates_args=())
 
 
 @float8_rows_op.register_fake
 def _(x):
-    return x.new_empty(x.shape, dtype=reference.FLOAT8), x.new_empty(len(x), 1, dtype=torch.float32)
+    return empty_float8(x, x.shape[1])
 
 
 def float8_rows(x: Tensor) -> Float8Rows:
@@ -68,5 +80,4 @@ def float8_rows(x: Tensor) -> Float8Rows:
     checks.check_float8_rows(x)
     if x.numel() == 0 or x.shape[-1] > launch.LONGEST_ROW:
         return reference.float8_rows(x)
-    values, scales = launch.call(float8_rows_fwd, float8_rows_op, launch.as_rows(x))
-    return Float8Rows(values.view(x.shape), scales.view(*x.shape[:-1], 1))
+    return as_float8_rows(*launch.call(float8_rows_fwd, float8_rows_op, launch.as_rows(x)), x.shape)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks, reference
-from kernels.float8_rows import to_float8
+from kernels.float8_rows import as_float8_rows, empty_float8, to_float8
 from kernels.launching import launch, tuning
 from kernels.launching.tiles import tile_at, tile_inside, tile_start
 from kernels.reference import Float8Rows
@@ -111,17 +111,12 @@ def geglu_fwd(x: Tensor, bias: Tensor | None, sizes: launch.Sizes | None = None)
 def geglu_float8_fwd(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return (M, 2 C) -> (M, C) in float8 and the scales, (M, 1)."""
     rows, channels = x.shape[0], x.shape[1] // 2
-    out, scales = _empty_float8(x, bias)
+    out, scales = empty_float8(x, channels)
     sizes = launch.whole_rows(channels, x.itemsize)
     _geglu_float8_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
         x, bias, out, scales, rows, channels, (0, *x.stride()), **sizes
     )
     return out, scales
-
-
-def _empty_float8(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    out = x.new_empty(x.shape[0], x.shape[1] // 2, dtype=reference.FLOAT8)
-    return out, x.new_empty(len(x), 1, dtype=torch.float32)
 
 
 @launch.on_device
@@ -143,13 +138,17 @@ def _geglu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 geglu_op = torch.library.custom_op("localcontrol::geglu", _geglu, mutates_args=())
 geglu_float8_op = torch.library.custom_op("localcontrol::geglu_float8", geglu_float8_fwd, mutates_args=())
-geglu_float8_op.register_fake(_empty_float8)
 geglu_backward_op = torch.library.custom_op("localcontrol::geglu_backward", geglu_bwd, mutates_args=())
 
 
 @geglu_op.register_fake
 def _(x, bias):
     return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
+@geglu_float8_op.register_fake
+def _(x, bias):
+    return empty_float8(x, x.shape[1] // 2)
 
 
 @geglu_backward_op.register_fake
@@ -180,6 +179,5 @@ def geglu(x: Tensor, bias: Tensor | None = None, *, float8: bool = False) -> Ten
         return reference.geglu(x, bias, float8=float8)
     args = x.reshape(-1, x.shape[-1]), None if bias is None else bias.contiguous()
     if float8:
-        values, scales = launch.call(geglu_float8_fwd, geglu_float8_op, *args)
-        return Float8Rows(values.view(shape), scales.view(*shape[:-1], 1))
+        return as_float8_rows(*launch.call(geglu_float8_fwd, geglu_float8_op, *args), shape)
     return launch.call(_geglu, geglu_op, *args).view(shape)

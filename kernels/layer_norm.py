@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks, reference
-from kernels.float8_rows import to_float8
+from kernels.float8_rows import as_float8_rows, empty_float8, to_float8
 from kernels.launching import launch
 from kernels.reference import Float8Rows
 
@@ -75,8 +75,9 @@ def add_layer_norm_fwd(
 
 def _empty(x: Tensor, residual: Tensor | None, float8: bool) -> tuple[Tensor, Tensor, Tensor]:
     total = x.new_empty(0 if residual is None else x.shape)
-    out = x.new_empty(x.shape, dtype=reference.FLOAT8 if float8 else x.dtype)
-    return total, out, x.new_empty((len(x), 1) if float8 else 0, dtype=torch.float32)
+    if float8:
+        return total, *empty_float8(x, x.shape[1])
+    return total, x.new_empty(x.shape), x.new_empty(0, dtype=torch.float32)
 
 
 add_layer_norm_op = torch.library.custom_op(
@@ -106,7 +107,5 @@ def add_layer_norm(
     others = None if residual is None else launch.as_rows(residual)
     args = flat, others, weight.contiguous(), bias.contiguous(), float(eps), float8
     total, out, scales = launch.call(add_layer_norm_fwd, add_layer_norm_op, *args)
-    norm = out.view(x.shape)
-    if float8:
-        norm = Float8Rows(norm, scales.view(*x.shape[:-1], 1))
+    norm = as_float8_rows(out, scales, x.shape) if float8 else out.view(x.shape)
     return x if residual is None else total.view(x.shape), norm
