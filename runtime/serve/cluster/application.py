@@ -186,7 +186,9 @@ def is_running() -> bool:
     Raises InputError where it never will: Ray has given up, or a replica has refused what it was given, which Ray
     would have two more replicas refuse, a model's loading time each.
     """
-    status = serve.status().applications[NAME]
+    status = serve.status().applications.get(NAME)
+    if status is None:
+        raise failure(f"{NAME} was deleted while it was starting")
     said = "\n".join([status.message, *(each.message for each in status.deployments.values())])
     if status.status == ApplicationStatus.DEPLOY_FAILED or "InputError: " in said:
         raise failure(said)

@@ -219,3 +219,9 @@ def test_what_will_never_run_is_refused_at_once(status, message, line, monkeypat
     monkeypatch.setattr(application.serve, "status", told(status, message))
     with pytest.raises(InputError, match=f"^{re.escape(line)}"):
         application.is_running()
+
+
+def test_an_application_that_another_deletes_is_one_line(monkeypatch):
+    monkeypatch.setattr(application.serve, "status", lambda: SimpleNamespace(applications={}))
+    with pytest.raises(InputError, match=r"^--ray: localcontrol was deleted"):
+        application.is_running()
