@@ -1,14 +1,14 @@
-"""python -m benchmarks.launches [--out benchmarks/results/launches.csv] [--host]
+"""python -m benchmarks.launches [--out benchmarks/results] [--host]
 
-GPU launches and bytes allocated by one call of each op, ours and as a composition of PyTorch's, kornia's or diffusers'
-operations, counted on CPU tensors at SDXL's shapes in bfloat16. Nothing is timed.
+GPU launches, bytes moved and bytes allocated at SDXL's shapes in bfloat16, counted without a GPU; nothing is timed. By
+one call of each op, ours and as a composition of PyTorch's, kornia's or diffusers' operations; and by a whole step of
+denoising and of training, diffusers' and ours. Writes <out>/launches.csv and <out>/steps.csv.
 
-A launch of the composition is an operation that is neither a view nor a bare allocation; some of them launch several
-kernels, so it is the least. Allocated are outputs and temporaries, whether or not they live at the same time. Ours are
-the launches that Triton would make, and the PyTorch operations around them.
+How they are counted, and that it is the least: benchmarks/static/counter.py. Allocated are outputs and temporaries,
+whether or not they live at the same time.
 
 With --host instead: the microseconds of Python and of allocating that each launch takes before it is Triton's, beside
-an eager `add_` of eight numbers. Writes <results>/host.csv.
+an eager `add_` of eight numbers. Writes <out>/host.csv, by default where this machine's results are.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_cases import KORNIA, plain_geglu, plain_layer_norm
 from benchmarks.measure import RESULTS, environment, results_folder, write_rows
 from benchmarks.static import sass
+from benchmarks.static.counter import Count, count_again
 from benchmarks.static.host_calls import FIRST, Call, calls, tensors_of
+from benchmarks.static.steps import count_steps
 from kernels import reference
 from kernels.launching import launch
 
-Count = tuple[int, int]  # launches, bytes allocated
-NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 DIFFERENTIABLE = {"": ("features", "model_output", "x"), "with parameters": ("x", "weight", "bias")}
 
 
@@ -43,19 +41,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.launches", description=__doc__.split("\n\n")[1]
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder of the CSV files")
     parser.add_argument("--host", action="store_true", help="time what is done before a launch")
     options = parser.parse_args(argv)
     if options.host:
-        write_rows(options.out or results_folder() / "host.csv", host_times())
+        write_rows((options.out or results_folder()) / "host.csv", host_times())
         return 0
-    options.out = options.out or RESULTS / "launches.csv"
-    rows = compare()
-    write_rows(options.out, rows)
-    for row in rows:
+    out, ops, steps = options.out or RESULTS, compare(), count_steps()
+    write_rows(out / "launches.csv", ops)
+    write_rows(out / "steps.csv", steps)
+    for row in ops:
         name = f"{row['op']:18} {row['variant']:17} {row['way']:17}"
         fewer = f"{row['launches_plain']:3} -> {row['launches']} launches"
         print(f"{name} {fewer}, {row['bytes_plain'] / 2**20:8.2f} -> {row['bytes'] / 2**20:7.2f} MiB")
+    for row in steps:
+        moved, allocated = (f"{row[name] / 2**30:6.1f} GiB" for name in ("moved", "allocated"))
+        made = f"{row['allocations']:5} allocations of {allocated}"
+        print(f"{row['step']:10} {row['side']:18} {row['launches']:5} launches, {moved} moved, {made}")
     return 0
 
 
@@ -71,7 +73,7 @@ def compare() -> list[dict]:
             else:  # of the forward call before it
                 composed = partial(compose_with_gradients, call, forward.inputs)
                 ours = [forward.run, call.run]
-            rows.append(_row(call, count(*ours), count(composed)))
+            rows.append(_row(call, count_again(partial(_all, ours)), count_again(composed)))
     return rows
 
 
@@ -102,46 +104,23 @@ def host_times(calls_each: int = 200, repeats: int = 30) -> list[dict]:
 def no_launch(*_, **__) -> None: ...
 
 
+def _all(runs: list[Callable[[], object]]) -> None:
+    for run in runs:
+        run()
+
+
 def _row(call: Call, ours: Count, plain: Count) -> dict:
     return {
         "op": call.op,
         "variant": call.variant,
         "way": "forward" if call.way == "forward" else "forward+backward",
         "shape": call.shape,
-        "launches_plain": plain[0],
-        "launches": ours[0],
-        "bytes_plain": plain[1],
-        "bytes": ours[1],
+        "launches_plain": plain.launches,
+        "launches": ours.launches,
+        "bytes_plain": plain.allocated,
+        "bytes": ours.allocated,
         "torch": torch.__version__,
     }
-
-
-class _Counter(TorchDispatchMode):
-    """Counts the operations that a GPU would launch, and the bytes of new tensors."""
-
-    launches = 0
-    allocated = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = operation(*args, **kwargs)
-        aliases = [r.alias_info for r in operation._schema.returns if r.alias_info is not None]
-        is_view = any(not alias.is_write for alias in aliases)
-        self.launches += not is_view and operation._schema.name.removeprefix("aten::") not in NO_LAUNCH
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.allocated += tensor.untyped_storage().nbytes()
-        return result
-
-
-def count(*runs: Callable[[], object]) -> Count:
-    """Return what these launch and allocate together, the second time; the kernels themselves do not run."""
-    for _ in range(2):  # the first time tickets and modules are made that later calls find
-        with sass.noted_launches() as launches, _Counter() as counter:
-            for run in runs:
-                run()
-    return counter.launches + len(launches), counter.allocated
 
 
 def compose_with_gradients(call: Call, inputs: dict[str, object]) -> None:

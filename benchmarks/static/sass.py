@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -49,6 +51,7 @@ class Launch:
     kernel: JITFunction
     options: dict[str, object]  # block sizes and other compile-time constants
     compiled: object | None  # triton's CompiledKernel
+    moved: int  # bytes of the tensors that it is given
 
     @property
     def name(self) -> str:
@@ -65,7 +68,8 @@ def noted_launches(arch: int | None = None) -> Iterator[list[Launch]]:
 
     def note(self, *args, grid, warmup, **options):
         compiled = run(self, *args, grid=grid, warmup=True, **options) if arch is not None else None
-        found.append(Launch(self, options, compiled))
+        moved = sum(footprint(t) for t in tree_leaves((args, options)) if isinstance(t, Tensor))
+        found.append(Launch(self, options, compiled, moved))
         return compiled
 
     JITFunction.run = note
@@ -73,6 +77,12 @@ def noted_launches(arch: int | None = None) -> Iterator[list[Launch]]:
         yield found
     finally:
         JITFunction.run = run
+
+
+def footprint(tensor: Tensor) -> int:
+    """Return the bytes of memory that a tensor's elements are in; of an expanded one, each once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in sizes if stride or not size) * tensor.itemsize
 
 
 class _Driver:
