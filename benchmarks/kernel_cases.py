@@ -61,7 +61,8 @@ def cases(device: torch.device, dtype: torch.dtype, batches: Sequence[int], size
         for op in ("sobel_z0_loss", "noise_and_z0_loss"):
             found.append(loss_case(op, device, dtype, batch, latent))
         for channels, edge in ((320, latent), (640, latent // 2), (1280, latent // 4), (2560, latent // 4)):
-            found.append(norm_case(device, dtype, 2 * batch, channels, edge))
+            for offset in (False, True):
+                found.append(norm_case(device, dtype, 2 * batch, channels, edge, offset))
         for channels, edge in ((640, latent // 2), (1280, latent // 4)):
             rows = 2 * batch * edge * edge
             for float8 in (False, True):
@@ -96,11 +97,14 @@ def loss_case(op: str, device, dtype, batch: int, edge: int) -> Case:
     return Case(op, _shape(inputs["latents"]), inputs, ("model_output",), moved)
 
 
-def norm_case(device, dtype, batch: int, channels: int, edge: int) -> Case:
+def norm_case(device, dtype, batch: int, channels: int, edge: int, offset: bool) -> Case:
     x = _image(batch, channels, edge, device, dtype)
     weight, bias = torch.rand(2, channels, device=device).to(dtype).unbind()
     inputs = {"x": x, "weight": weight, "bias": bias, "num_groups": 32}
-    return Case("group_norm_silu", _shape(x), inputs, ("x",), 3 * _bytes(x))  # read twice: sums, then values
+    if offset:
+        inputs["offset"] = torch.randn(batch, channels, device=device).to(dtype)
+    moved = 3 * _bytes(x)  # read twice: sums, then values
+    return Case("group_norm_silu", _shape(x) + " offset" * offset, inputs, ("x",), moved)
 
 
 def geglu_case(device, dtype, rows: int, channels: int, float8: bool = False) -> Case:
@@ -119,7 +123,8 @@ def layer_norm_case(device, dtype, rows: int, channels: int, float8: bool) -> Ca
     inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "float8": float8}
     norm = _float8_bytes(rows, channels) if float8 else _bytes(x)
     moved = 3 * _bytes(x) + _bytes(weight, bias) + norm
-    return Case("add_layer_norm", _shape(x) + " float8" * float8, inputs, (), moved)
+    differentiable = () if float8 else ("x", "residual")
+    return Case("add_layer_norm", _shape(x) + " float8" * float8, inputs, differentiable, moved)
 
 
 def float8_case(device, dtype, rows: int, channels: int) -> Case:

@@ -34,7 +34,10 @@ from benchmarks.static.steps import count_steps
 from kernels import reference
 from kernels.launching import launch
 
-DIFFERENTIABLE = {"": ("features", "model_output", "x"), "with parameters": ("x", "weight", "bias")}
+DIFFERENTIABLE = {
+    "": ("features", "model_output", "x", "residual"),
+    "with parameters": ("x", "weight", "bias"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,9 +133,11 @@ def compose_with_gradients(call: Call, inputs: dict[str, object]) -> None:
     leaves = tensors_of([inputs.get(name) for name in names])
     for leaf in leaves:
         leaf.requires_grad_()
-    outputs, grad = compose(call.op, inputs), call.inputs["grad"]
-    # of losses there are one or two, (B,) each, and rows of `grad`
-    torch.autograd.grad(outputs, leaves, grad.unbind() if call.op.endswith("loss") else grad)
+    outputs = compose(call.op, inputs)
+    grads = [call.inputs[name] for name in ("grad_total", "grad") if name in call.inputs]
+    if call.op.endswith("loss"):  # of losses there are one or two, (B,) each, and rows of `grad`
+        grads = grads[0].unbind()
+    torch.autograd.grad(outputs, leaves, grads)
 
 
 def compose(op: str, inputs: dict[str, object]) -> Tensor | tuple[Tensor, ...]:

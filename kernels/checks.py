@@ -90,7 +90,9 @@ def check_loss(
             )
 
 
-def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> None:
+def check_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, offset: Tensor | None = None
+) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"group_norm_silu: x must be a float (B, C, H, W), got {_describe(x)}")
     channels = x.shape[1]
@@ -103,6 +105,11 @@ def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -
             raise ValueError(
                 f"group_norm_silu: {name} must be a float ({channels},), got {_describe(tensor)}"
             )
+    if offset is not None:
+        shapes = (1, channels), (len(x), channels)
+        if offset.shape not in shapes or not offset.is_floating_point():
+            expected = f"({'1' if len(x) == 1 else f'{len(x)} or 1'}, {channels})"
+            raise ValueError(f"group_norm_silu: offset must be a float {expected}, got {_describe(offset)}")
 
 
 def check_geglu(x: Tensor, bias: Tensor | None) -> None:

@@ -5,6 +5,9 @@ groups, sample): at batch 1 too there are several programs for every multiproces
 leave most of the GPU idle. A group's channels are neighbours in NHWC, so a block of several groups is read in
 16-byte vectors whatever the group's width (10 channels at SDXL's first level).
 
+An `offset` of each sample's channels, a bias or a time projection, is added without a pass over the pixels: it moves
+the means, and x less the moved mean is what is normalised.
+
 Statistics in float32, of differences to a pixel of the chunk: sum(x^2) - sum(x)^2 / n would lose everything where the
 mean is large. Chunks are merged by Chan's formula, in the order of their numbers: the same bits every time.
 """
@@ -23,6 +26,7 @@ from kernels.groups import (
     load_statistics,
     members,
     merge_statistics,
+    offset_mean,
     spread_out,
     store_partials,
     store_statistics,
@@ -34,11 +38,13 @@ from kernels.launching.tiles import tile_at, tile_inside
 @triton.jit
 def _statistics_kernel(
     x,
+    offset,  # (B or 1, C), added to every pixel, or None
     partials,  # (2, B, groups, chunks) float32: mean, and sum of squared differences to it
     pixels,
     channels,
     chunk,  # pixels of a program
     strides,
+    offset_stride,  # of its rows, 0 for one
     GROUP: tl.constexpr,  # channels of a group
     GROUPS: tl.constexpr,  # groups of a program
     BLOCK_P: tl.constexpr,
@@ -60,7 +66,7 @@ def _statistics_kernel(
         squares += difference * difference
     count = (last - first).to(tl.float32)
     total = tl.sum(sums, 0)[None, :]
-    channel_mean = shift + total / count
+    channel_mean = offset_mean(shift + total / count, offset, offset_stride, c, end, 1, BLOCK_C)
     channel_spread = tl.sum(squares, 0)[None, :] - total * total / count
     member = members(GROUP, GROUPS, BLOCK_C)
     mean = tl.sum(tl.where(member, channel_mean, 0.0), 1) / GROUP
@@ -74,6 +80,7 @@ def _normalize_kernel(
     x,
     weight,
     bias,
+    offset,
     partials,
     statistics,  # (2, B, groups) float32: mean and reciprocal standard deviation, for the backward pass
     out,
@@ -82,6 +89,7 @@ def _normalize_kernel(
     chunk,
     eps,
     strides,
+    offset_stride,
     out_strides,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
@@ -98,6 +106,7 @@ def _normalize_kernel(
         store_statistics(statistics, mean, rstd, c, channels, GROUP, GROUPS)
     member = members(GROUP, GROUPS, BLOCK_C)
     mean, rstd = spread_out(mean, member), spread_out(rstd, member)
+    mean = offset_mean(mean, offset, offset_stride, c, end, -1, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     scale = rstd * w
     for p in range(first, last, BLOCK_P):
@@ -114,6 +123,7 @@ def _gradient_sums_kernel(
     x,
     weight,
     bias,
+    offset,
     statistics,
     grad,
     group_sums,  # (2, B, groups, chunks): sums of w g and of w g x_hat, g the gradient before the SiLU
@@ -122,6 +132,7 @@ def _gradient_sums_kernel(
     channels,
     chunk,
     strides,
+    offset_stride,
     grad_strides,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
@@ -133,6 +144,7 @@ def _gradient_sums_kernel(
     end = c + GROUP * GROUPS
     b = tl.program_id(2)
     mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
+    mean = offset_mean(mean, offset, offset_stride, c, end, -1, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     products = sums
@@ -162,6 +174,7 @@ def _gradient_kernel(
     x,
     weight,
     bias,
+    offset,
     statistics,
     grad,
     group_sums,
@@ -170,6 +183,7 @@ def _gradient_kernel(
     channels,
     chunk,
     strides,
+    offset_stride,
     grad_strides,
     grad_x_strides,
     SILU: tl.constexpr,
@@ -183,6 +197,7 @@ def _gradient_kernel(
     end = c + GROUP * GROUPS
     b = tl.program_id(2)
     mean, rstd = load_statistics(statistics, c, channels, GROUP, GROUPS, BLOCK_C)
+    mean = offset_mean(mean, offset, offset_stride, c, end, -1, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     total, product = load_partials(group_sums, c // GROUP, channels // GROUP, GROUPS, CHUNKS)
     count = pixels * GROUP
@@ -202,7 +217,13 @@ def _gradient_kernel(
 
 @launch.on_device
 def group_norm_silu_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the statistics that the backward pass needs."""
     out = launch.empty_pixels_like(x)
@@ -211,10 +232,11 @@ def group_norm_silu_fwd(
     partials = x.new_empty(2, len(x), num_groups, grid[0], dtype=torch.float32)
     statistics = x.new_empty(2, len(x), num_groups, dtype=torch.float32)
     chunks = triton.next_power_of_2(grid[0])
-    _statistics_kernel[grid](x, partials, *numbers, strides, **sizes)
+    offset, offset_stride = _rows(offset)
+    _statistics_kernel[grid](x, offset, partials, *numbers, strides, offset_stride, **sizes)
     _normalize_kernel[grid](
-        x, weight, bias, partials, statistics, out, *numbers, eps, strides, launch.as_pixels(out)[1],
-        SILU=silu, CHUNKS=chunks, **sizes
+        x, weight, bias, offset, partials, statistics, out, *numbers, eps, strides, offset_stride,
+        launch.as_pixels(out)[1], SILU=silu, CHUNKS=chunks, **sizes
     )  # fmt: skip
     return out, statistics
 
@@ -228,6 +250,7 @@ def group_norm_silu_bwd(
     statistics: Tensor,
     silu: bool,
     with_parameters: bool,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of x, weight and bias; the last two are empty unless asked for."""
     grad_x = launch.empty_pixels_like(x)
@@ -237,15 +260,25 @@ def group_norm_silu_bwd(
     sizes["SILU"] = silu
     group_sums = statistics.new_empty(*statistics.shape, grid[0])
     channel_sums = statistics.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
-    inputs = x, weight, bias, statistics, grad, group_sums
-    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, strides, grad_strides, **sizes)
+    offset, offset_stride = _rows(offset)
+    inputs = x, weight, bias, offset, statistics, grad, group_sums
+    numbers = *numbers, strides, offset_stride, grad_strides
+    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, **sizes)
     _gradient_kernel[grid](
-        *inputs, grad_x, *numbers, strides, grad_strides, launch.as_pixels(grad_x)[1],
+        *inputs, grad_x, *numbers, launch.as_pixels(grad_x)[1],
         CHUNKS=triton.next_power_of_2(grid[0]), **sizes
     )  # fmt: skip
     if channel_sums is None:
         return grad_x, weight.new_empty(0), bias.new_empty(0)
     return grad_x, channel_sums[1].sum(0).to(weight.dtype), channel_sums[0].sum(0).to(bias.dtype)
+
+
+def _rows(offset: Tensor | None) -> tuple[Tensor | None, int]:
+    """An offset with its channels side by side, and the stride of its rows, 0 for a single one."""
+    if offset is None:
+        return None, 0
+    offset = launch.as_rows(offset)
+    return offset, 0 if len(offset) == 1 else offset.stride(0)
 
 
 def _launch(x: Tensor, strides: launch.Strides, num_groups: int):
@@ -265,37 +298,46 @@ group_norm_silu_backward_op = torch.library.custom_op(
 
 
 @group_norm_silu_op.register_fake
-def _(x, weight, bias, num_groups, eps, silu):
+def _(x, weight, bias, num_groups, eps, silu, offset=None):
     return launch.empty_pixels_like(x), x.new_empty(2, x.shape[0], num_groups, dtype=torch.float32)
 
 
 @group_norm_silu_backward_op.register_fake
-def _(grad, x, weight, bias, statistics, silu, with_parameters):
+def _(grad, x, weight, bias, statistics, silu, with_parameters, offset=None):
     rows = weight.shape[0] if with_parameters else 0
     return launch.empty_pixels_like(x), weight.new_empty(rows), bias.new_empty(rows)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, _, _, ctx.silu = inputs
-    ctx.save_for_backward(x, weight, bias, output[1])
+    x, weight, bias, _, _, ctx.silu, offset = inputs
+    ctx.save_for_backward(x, weight, bias, output[1], offset)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for the statistics would be a launch
 
 
 def _backward(ctx, grad, _):
     with_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    grads = group_norm_silu_backward_op(grad, *ctx.saved_tensors, ctx.silu, with_parameters)
-    return *(grads if with_parameters else (grads[0], None, None)), None, None, None
+    *saved, offset = ctx.saved_tensors
+    grads = group_norm_silu_backward_op(grad, *saved, ctx.silu, with_parameters, offset)
+    return *(grads if with_parameters else (grads[0], None, None)), None, None, None, None
 
 
 group_norm_silu_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    *,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """`reference.group_norm_silu` in two launches. Gradients: x, weight and bias."""
-    checks.check_group_norm(x, weight, bias, num_groups)
+    checks.check_group_norm(x, weight, bias, num_groups, offset)
     if x.numel() == 0:
         return launch.empty_pixels_like(x)
-    args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu)
+    args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu), offset
     return launch.call(group_norm_silu_fwd, group_norm_silu_op, *args)[0]

@@ -30,6 +30,14 @@ def load_channels(pointer, c, end, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
+def offset_mean(mean, offset, stride, c, end, SIGN: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Mean of the channels, (1, BLOCK_C), moved by this sample's offset, SIGN times, or as it is without one."""
+    if offset is not None:
+        mean += SIGN * load_channels(offset + tl.program_id(2) * stride, c, end, BLOCK_C)
+    return mean
+
+
+@triton.jit
 def store_partials(partials, one, other, group, groups, GROUPS: tl.constexpr):
     """This chunk's two sums of each of its groups."""
     chunks = tl.num_programs(0)

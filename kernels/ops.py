@@ -115,10 +115,18 @@ def noise_and_z0_loss(
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    *,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """silu(group_norm(x)), or the norm alone; see `reference.group_norm_silu`."""
-    return _implementation("group_norm_silu", (x, weight, bias))(x, weight, bias, num_groups, eps, silu)
+    """silu(group_norm(x + offset)), or the norm alone; see `reference.group_norm_silu`."""
+    op = _implementation("group_norm_silu", (x, weight, bias), (offset,))
+    return op(x, weight, bias, num_groups, eps, silu, offset=offset)
 
 
 def geglu(x: Tensor, bias: Tensor | None = None, *, float8: bool = False) -> Tensor | Float8Rows:
@@ -142,8 +150,9 @@ def add_layer_norm(
     float8: bool = False,
 ) -> tuple[Tensor, Tensor | Float8Rows]:
     """x + residual and its layer normalisation; see `reference.add_layer_norm`."""
-    oldest = FLOAT8_GPU if float8 else OLDEST_GPU
-    op = _implementation("add_layer_norm", (), (x, residual, weight, bias), oldest)
+    images, parameters = (x, residual), (weight, bias)
+    given = ((), images + parameters, FLOAT8_GPU) if float8 else (images, parameters)
+    op = _implementation("add_layer_norm", *given)
     return op(x, residual, weight, bias, eps, float8=float8)
 
 

@@ -159,14 +159,24 @@ def laplacian(z: Tensor) -> Tensor:
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    *,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """silu(group_norm(x)), or the norm alone: (B, C, H, W) -> (B, C, H, W), memory format kept.
+    """silu(group_norm(x + offset)), or the norm alone: (B, C, H, W) -> (B, C, H, W), memory format kept.
 
-    weight, bias: (C,). Statistics over each sample's C / num_groups channels and all pixels, variance biased.
-    Differentiable in x, weight and bias. Raises ValueError where the shapes do not fit.
+    weight, bias: (C,). offset: (B or 1, C), added to every pixel, or None. Statistics over each sample's
+    C / num_groups channels and all pixels, variance biased. Differentiable in all of them; the kernels, in all but
+    offset. Raises ValueError where the shapes do not fit.
     """
-    checks.check_group_norm(x, weight, bias, num_groups)
+    checks.check_group_norm(x, weight, bias, num_groups, offset)
+    if offset is not None:
+        x = x + offset[:, :, None, None].to(x.dtype)
     y = F.group_norm(x, num_groups, weight, bias, eps)  # float32 inside
     return F.silu(y) if silu else y
 
@@ -207,7 +217,8 @@ def add_layer_norm(
 
     residual: as x, or None for none: the sum is then x itself. weight, bias: (C,). float8: return the norm as
     `float8_rows` of what it is in float32. A transformer block normalises each sum that it makes: the two together read
-    and write it once. Raises ValueError where shapes do not fit.
+    and write it once. Differentiable in all of them; the kernels, in x and residual. Raises ValueError where shapes do
+    not fit.
     """
     checks.check_layer_norm(x, residual, weight, bias)
     total = x if residual is None else x + residual

@@ -65,6 +65,14 @@ def test_the_launch_table_is_its_files():
             assert cell == " / ".join(found), (name, column)
 
 
+def test_the_table_of_steps_is_its_file():
+    shown = []
+    for row in read(RESULTS / "steps.csv"):
+        moved, allocated = (f"{int(row[name]) / 2**30:.1f}" for name in ("moved", "allocated"))
+        shown.append([row["step"], row["side"], row["launches"], moved, row["allocations"], allocated])
+    assert table("kernels/README.md", "step") == shown
+
+
 def test_the_pictures_times_are_their_files():
     measured = [row for row in read(RESULTS / "cpu" / "latency.csv") if row["dtype"] == "fp32"]
     text = (ROOT / "README.md").read_text("utf-8")

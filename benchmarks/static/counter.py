@@ -1,9 +1,9 @@
 """What a GPU would launch, move and allocate: operations of PyTorch and launches of our kernels, counted as they go by.
 
-Tensors may be on the "meta" device, without values. Counted is the least: an operation that is neither a view nor a
-bare allocation is a launch, a convolution with a bias two (cuDNN's, and the sum after it: at::cudnn_convolution has no
-bias), and each launch reads and writes each of its tensors once. Many of PyTorch's operations launch more kernels, or
-read twice; our own kernels are counted launch by launch.
+Tensors may be on the "meta" device, without values. Not in inference mode, which shows no operation's parts. Counted is
+the least: an operation that is neither a view nor a bare allocation is a launch, a convolution with a bias two
+(cuDNN's, and the sum after it: at::cudnn_convolution has no bias), and each launch reads and writes each of its tensors
+once. Many of PyTorch's operations launch more kernels, or read twice; our own kernels are counted launch by launch.
 """
 
 from __future__ import annotations
@@ -65,19 +65,33 @@ class _Counter(TorchDispatchMode):
                 return OPDEFS[operation._schema.name]._init_fn(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = {t.untyped_storage()._cdata for t in given}
-        result = operation(*args, **kwargs)
+        result = _laid_out(operation, args, operation(*args, **kwargs))
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         for tensor in made:
             if tensor.untyped_storage()._cdata not in known:
                 self.found.allocations += 1
                 self.found.allocated += tensor.untyped_storage().nbytes()
-        if _launches(operation):
+        if _launches(operation) and any(t.numel() for t in made):
             self.found.launches += 1
             self.found.moved += sum(map(sass.footprint, [*given, *made]))
             if operation._schema.name == "aten::convolution" and args[2] is not None:
                 self.found.launches += 1
                 self.found.moved += 2 * sass.footprint(result) + sass.footprint(args[2])
         return result
+
+
+def _laid_out(operation: torch._ops.OpOverload, args: tuple, result: object) -> object:
+    """Return a convolution's result, or its input's gradient, in NHWC where an argument is, as cuDNN's is; on the meta
+    device it is NCHW always.
+    """
+    if operation._schema.name not in ("aten::convolution", "aten::convolution_backward"):
+        return result
+    format = torch.channels_last
+    if not any(isinstance(t, Tensor) and t.ndim == 4 and t.is_contiguous(memory_format=format) for t in args):
+        return result
+    images = result if isinstance(result, tuple) else (result,)
+    images = tuple(t if t is None or t.ndim != 4 else t.contiguous(memory_format=format) for t in images)
+    return images if isinstance(result, tuple) else images[0]
 
 
 def _launches(operation: torch._ops.OpOverload) -> bool:

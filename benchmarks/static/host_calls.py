@@ -17,7 +17,7 @@ from kernels.geglu import geglu_bwd, geglu_float8_fwd, geglu_fwd
 from kernels.group_norm_silu import group_norm_silu_bwd, group_norm_silu_fwd
 from kernels.guidance_step import guidance_step_fwd
 from kernels.inject import inject_bwd, inject_fwd
-from kernels.layer_norm import add_layer_norm_fwd
+from kernels.layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from kernels.sobel_z0_loss import z0_losses_bwd, z0_losses_fwd
 
 LATENT_EDGE = 128
@@ -131,20 +131,21 @@ def loss_calls(make: Maker, edges: str, noise: bool) -> Iterator[Call]:
 def norm_calls(make: Maker, channels: int, edge: int, groups: int = 32) -> Iterator[Call]:
     """Yield the way back for the image alone, as where an adapter is trained, and for weight and bias too."""
     x, grad = make.image(2, channels, edge), make.image(2, channels, edge)
-    weight, bias = make.ones(channels), make.ones(channels)
+    weight, bias, rows = make.ones(channels), make.ones(channels), make.ones(2, channels)
     statistics = make.ones(2, 2, groups, dtype=torch.float32)
-    inputs = {"x": x, "weight": weight, "bias": bias, "num_groups": groups}
+    for variant, offset, ways in (("", None, ("", "with parameters")), ("offset", rows, ("offset",))):
+        inputs = {"x": x, "weight": weight, "bias": bias, "num_groups": groups, "offset": offset}
 
-    def forward():
-        return group_norm_silu_fwd(x, weight, bias, groups, 1e-5, True)[:1]
+        def forward(offset=offset):
+            return group_norm_silu_fwd(x, weight, bias, groups, 1e-5, True, offset)[:1]
 
-    yield Call("group_norm_silu", "", "forward", _shape(x), inputs, forward)
-    for variant, parameters in (("", False), ("with parameters", True)):
+        yield Call("group_norm_silu", variant, "forward", _shape(x), inputs, forward)
+        for way in ways:
 
-        def backward(parameters=parameters):
-            return group_norm_silu_bwd(grad, x, weight, bias, statistics, True, parameters)
+            def backward(offset=offset, parameters=way == "with parameters"):
+                return group_norm_silu_bwd(grad, x, weight, bias, statistics, True, parameters, offset)
 
-        yield Call("group_norm_silu", variant, "backward", _shape(x), inputs | {"grad": grad}, backward)
+            yield Call("group_norm_silu", way, "backward", _shape(x), inputs | {"grad": grad}, backward)
 
 
 def guidance_calls(make: Maker) -> Iterator[Call]:
@@ -169,11 +170,14 @@ def geglu_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
 
 
 def layer_norm_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:
-    x, residual = make.ones(rows, channels), make.ones(rows, channels)
+    x, residual, grad = (make.ones(rows, channels) for _ in range(3))
     inputs = {"x": x, "residual": residual, "weight": make.ones(channels), "bias": make.ones(channels)}
-    for variant, float8 in (("", False), ("float8", True)):
+    for variant, float8 in (("float8", True), ("", False)):
         run = lambda float8=float8: add_layer_norm_fwd(*inputs.values(), 1e-5, float8)  # noqa: E731
         yield Call("add_layer_norm", variant, "forward", _shape(x), inputs | {"float8": float8}, run)
+    back = {"x": x, "weight": inputs["weight"], "grad_total": residual, "grad": grad}
+    run = lambda: (add_layer_norm_bwd(x, inputs["weight"], residual, grad, 1e-5),)  # noqa: E731
+    yield Call("add_layer_norm", "", "backward", _shape(x), back, run)
 
 
 def float8_calls(make: Maker, rows: int, channels: int) -> Iterator[Call]:

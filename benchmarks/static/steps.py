@@ -67,7 +67,7 @@ def denoise_diffusers(unet: UNet2DConditionModel) -> Step:
     added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]}
     gated = [torch.cat([level] * 2) for level in given["control"].gated(0)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step() -> Tensor:
         scheduler._step_index = None
         t = scheduler.timesteps[0]
@@ -87,11 +87,11 @@ def denoise_ours(theirs: UNet2DConditionModel) -> Step:
     if ops.current_backend() == "triton":
         fuse_unet(unet)
     scheduler.set_timesteps(30)
-    with torch.inference_mode():
+    with torch.no_grad():
         given = world.step_inputs(unet.config, 1, size=SIZE) | {"timesteps": scheduler.timesteps.to(META)}
         run = Run(TorchDenoiser(unet).prepare(**given), scheduler, _latents(1), 5.0, [])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step() -> None:
         run.index = 0
         run.advance(run.step(run.sample(), 0))
@@ -140,9 +140,7 @@ def _adapter(config) -> T2IAdapter:
 def _batch(config) -> dict[str, Tensor]:
     """Return what the trainer reads for a batch, and each row's place in the noise."""
     text = world.step_inputs(config, 1, size=SIZE)
-    made = {
-        name: text[name][:1].expand(BATCH, *text[name].shape[1:]) for name in ("text", "pooled", "time_ids")
-    }
+    made = {name: torch.cat([text[name]] * 2) for name in ("text", "pooled", "time_ids")}
     made |= {name: _latents(BATCH) for name in ("latents", "noise")}
     made["condition"] = world.randn(BATCH, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     made["mask"] = torch.ones(BATCH, 1, SIZE, SIZE, device=META)

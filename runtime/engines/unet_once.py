@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.machine.files import read_json, write_json
+from runtime.model.blocks import Resnet
 from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
 
@@ -18,7 +19,14 @@ CONFIG, WEIGHTS = "config.json", "once_per_image.safetensors"
 
 
 def save_once_per_image(unet: UNet, folder: Path) -> None:
-    """Write the UNet's config and those parameters, under diffusers' names, into a folder."""
+    """Write the UNet's config and those parameters, under diffusers' names, into a folder.
+
+    Raises ValueError where its blocks were exchanged: what they take of the time may hold more than these parameters.
+    """
+    if any(type(resnet) is not Resnet for resnet in unet.resnets()):
+        raise ValueError(
+            "once_per_image: the UNet's residual blocks were exchanged; export a model as it was loaded"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(asdict(unet.config), folder / CONFIG)
     save_file({name: p.contiguous() for name, p in unet.once_per_image().items()}, folder / WEIGHTS)

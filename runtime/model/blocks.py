@@ -44,7 +44,12 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         self.activation = nn.SiLU()
 
+    def project_time(self, embedding: Tensor) -> Tensor:
+        """Return what `forward` takes of the time, (..., C_out), of its embedding (..., C)."""
+        return self.time_emb_proj(embedding)
+
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """time: `project_time`, (B, C_out)."""
         h = self.conv1(self.activation(self.norm1(x))) + time[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(self.activation(self.norm2(h)))
 
@@ -138,13 +143,20 @@ class Transformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, text: Iterator[KeyValue]) -> Tensor:
-        height, width = x.shape[2:]
-        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # a view: x is channels_last
-        tokens = self._project(self.proj_in, tokens)
+        tokens = self.tokens_of(x)
         for block in self.transformer_blocks:
             tokens = block(tokens, next(text))
+        return self.add_tokens(x, tokens)
+
+    def tokens_of(self, x: Tensor) -> Tensor:
+        """Return the first block's input, (B, h*w, C)."""
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # a view: x is channels_last
+        return self._project(self.proj_in, tokens)
+
+    def add_tokens(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return x and the last block's output."""
         tokens = self._project(self.proj_out, tokens)
-        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2) + x
+        return tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2) + x
 
     @staticmethod
     def _project(layer: nn.Module, tokens: Tensor) -> Tensor:

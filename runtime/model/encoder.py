@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         steps = self.time_embedding(self.time_proj(timesteps.flatten()).to(dtype))
         steps = steps.unflatten(0, (timesteps.shape[0], -1))  # (T, 1 or B, C)
         embedding = F.silu(steps + self.embed_image(pooled, time_ids)[None])
-        return [resnet.time_emb_proj(embedding) for resnet in self.resnets()]
+        return [resnet.project_time(embedding) for resnet in self.resnets()]
 
     def embed_image(self, pooled: Tensor, time_ids: Tensor) -> Tensor:
         """Return what is the same at every step of `embed_time`, (B, C)."""

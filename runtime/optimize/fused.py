@@ -6,6 +6,8 @@ around again; `kernels.ops.group_norm_silu` keeps NHWC. Parameters, their names 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention as VaeAttention
@@ -27,6 +29,7 @@ from runtime.model.encoder import Encoder
 from runtime.model.unet import UNet
 from runtime.optimize.exchange import exchange
 from runtime.optimize.fp8 import Fp8Linear
+from runtime.optimize.fused_resnet import fuse_resnet
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -34,8 +37,10 @@ class FusedGroupNorm(nn.GroupNorm):
 
     silu = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, silu=self.silu)
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """offset: (B or 1, C), added to every pixel first."""
+        given = x, self.weight, self.bias, self.num_groups, self.eps, self.silu
+        return ops.group_norm_silu(*given, offset=offset)
 
 
 class FusedGroupNormSiLU(FusedGroupNorm):
@@ -54,15 +59,26 @@ class FusedGEGLU(GEGLU):
 
 
 class FusedTransformerBlock(TransformerBlock):
-    """Each sum of the residual stream normalised as it is made. Training, which needs gradients, takes the layers."""
+    """Each sum of the residual stream normalised as it is made."""
 
-    def forward(self, x: Tensor, text: KeyValue | SharedText) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(x, text)
-        _, norm = _normalized(self.norm1, x, into=getattr(self.attn1, "to_qkv", None))
+    def forward(
+        self, x: Tensor, text: KeyValue | SharedText, last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next block's x and `last`, whose sum is this one's result. last: what is to be added to x."""
+        x, norm = _normalized(self.norm1, x, last, into=getattr(self.attn1, "to_qkv", None))
         x, norm = _normalized(self.norm2, self.attn1.of_itself(norm), x, into=self.attn2.to_q)
         x, norm = _normalized(self.norm3, self.attn2(norm, *text), x, into=self.ff.net[0].proj)
-        return self.ff(norm) + x
+        return x, self.ff(norm)
+
+
+class FusedTransformer(Transformer):
+    """A block's last sum is made by the next one's first norm."""
+
+    def forward(self, x: Tensor, text: Iterator[KeyValue]) -> Tensor:
+        tokens, last = self.tokens_of(x), None
+        for block in self.transformer_blocks:
+            tokens, last = block(tokens, next(text), last)
+        return self.add_tokens(x, tokens if last is None else tokens + last)
 
 
 def _normalized(
@@ -94,8 +110,10 @@ def fuse_encoder(encoder: Encoder) -> Encoder:
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
             module.activation = nn.Identity()
+            fuse_resnet(module)
         elif isinstance(module, Transformer):
             exchange(module.norm, FusedGroupNorm)
+            exchange(module, FusedTransformer)
         elif isinstance(module, FeedForward):
             exchange(module.net[0], FusedGEGLU)
             module.net[0].float8 = isinstance(module.net[2], Fp8Linear)
@@ -119,6 +137,7 @@ def fuse_vae(vae: AutoencoderKL) -> AutoencoderKL:
             exchange(module.norm1, FusedGroupNormSiLU)
             exchange(module.norm2, FusedGroupNormSiLU)
             module.nonlinearity = nn.Identity()
+            fuse_resnet(module)
         elif type(module) is VaeAttention:
             exchange(module, ChannelsLastAttention)
     for part in (vae.encoder, vae.decoder):

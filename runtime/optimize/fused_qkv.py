@@ -24,7 +24,7 @@ def fuse_qkv(encoder: Encoder) -> Encoder:
     are copied, then gone.
     """
     for block in encoder.modules():
-        if isinstance(block, TransformerBlock):
+        if isinstance(block, TransformerBlock) and not isinstance(block.attn1, FusedSelfAttention):
             attention = block.attn1
             parts = [attention.to_q, attention.to_k, attention.to_v]
             weight = torch.cat([layer.weight.detach() for layer in parts])

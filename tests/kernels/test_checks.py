@@ -77,6 +77,9 @@ def test_losses_know_their_names(op):
         ({"weight": torch.zeros(5)}, r"weight must be a float \(6,\), got float32 \(5,\)"),
         ({"bias": torch.zeros(6, 1)}, r"bias must be a float \(6,\), got float32 \(6, 1\)"),
         ({"bias": torch.zeros(6, dtype=torch.int64)}, "bias must be a float .* got int64"),
+        ({"offset": torch.zeros(6)}, r"offset must be a float \(2 or 1, 6\), got float32 \(6,\)"),
+        ({"offset": torch.zeros(3, 6)}, r"offset must be a float \(2 or 1, 6\), got float32 \(3, 6\)"),
+        ({"offset": torch.zeros(2, 6, dtype=torch.int64)}, "offset must be a float .* got int64"),
     ],
 )
 def test_group_norm_silu_says_what_does_not_fit(change, message):

@@ -140,6 +140,45 @@ def test_eps_and_defaults():
     assert_matches("group_norm_silu", x * 1e-3, weight, bias, groups, eps=1e-6)
 
 
+def offsets(rows: int, channels: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Large beside x, in every way that rows may lie in memory."""
+    rows = random(rows, channels, dtype=dtype, seed=3) * 10
+    return {
+        "a row each": rows,
+        "one row": rows[:1],
+        "expanded": rows[:1].expand(rows.shape),
+        "rows of a table": rows.repeat_interleave(3, 0)[::3],
+        "columns of a table": rows.repeat_interleave(2, 1)[:, ::2],
+    }
+
+
+@pytest.mark.parametrize("lies", offsets(1, 1, FP32))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "width 10, nhwc bf16: eight groups a block",
+        "width 20, nchw without silu",
+        "chunks, nchw",
+        "width 30, as 960 channels, bf16",
+    ],
+)
+def test_an_offset(name, lies):
+    case = CASES[name]
+    case = Case((2, *case.shape[1:]), case.groups, case.dtype, case.layout, case.silu)
+    assert_matches("group_norm_silu", *case.make(), offset=offsets(2, case.shape[1], case.dtype)[lies])
+
+
+def test_an_offset_beside_parameters_of_another_dtype():
+    args = Case((2, 20, 3, 5), 2, BF16).make()
+    assert_matches("group_norm_silu", *args, offset=offsets(2, 20, FP32)["a row each"])
+
+
+def test_an_offset_has_no_gradient():
+    args, offset = Case((2, 6, 3, 5), 2).make(), random(2, 6).requires_grad_()
+    with ops.use_backend("triton"), pytest.raises(RuntimeError, match="no gradient for an argument"):
+        ops.group_norm_silu(*args, offset=offset)
+
+
 @settings(max_examples=10)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
@@ -157,14 +196,15 @@ def test_any_shape(size, groups, width, layout, silu):
     )
 
 
+@pytest.mark.parametrize("offset", [None, random(2, 6)], ids=["no offset", "offset"])
 @pytest.mark.parametrize("with_parameters", [False, True], ids=["x only", "with parameters"])
-def test_operators_are_registered_well(with_parameters):
+def test_operators_are_registered_well(with_parameters, offset):
     case = Case((2, 6, 3, 5), 2)
     args = case.make("x weight bias" if with_parameters else "x")
-    torch.library.opcheck(kernel.group_norm_silu_op, args)
+    torch.library.opcheck(kernel.group_norm_silu_op, (*args, offset))
     x, weight, bias, groups, eps, silu = case.make("")
-    statistics = kernel.group_norm_silu_fwd(x, weight, bias, groups, eps, silu)[1]
-    backward = torch.ones_like(x), x, weight, bias, statistics, silu, with_parameters
+    statistics = kernel.group_norm_silu_fwd(x, weight, bias, groups, eps, silu, offset)[1]
+    backward = torch.ones_like(x), x, weight, bias, statistics, silu, with_parameters, offset
     torch.library.opcheck(kernel.group_norm_silu_backward_op, backward)
 
 
@@ -173,6 +213,13 @@ def test_compiles():
         return ops.group_norm_silu(x * 2, weight + 1, bias, 2) + 1
 
     assert_compiles(function, *Case((2, 6, 3, 5), 2).make()[:3])
+
+
+def test_compiles_with_an_offset():
+    def function(x, weight, bias, offset):
+        return ops.group_norm_silu(x, weight, bias, 2, offset=offset + 1)
+
+    assert_compiles(function, *Case((2, 6, 3, 5), 2).make()[:3], random(2, 6))
 
 
 def test_compiles_once_for_all_sizes():

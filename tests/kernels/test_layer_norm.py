@@ -3,8 +3,16 @@
 import pytest
 import torch
 
+from kernels import layer_norm as kernel
 from kernels import ops, reference
-from tests.support.kernel_cases import DEVICE, OUTPUT, assert_compiles, assert_float8, poisoned, random
+from tests.support.kernel_cases import (
+    OUTPUT,
+    assert_compiles,
+    assert_float8,
+    assert_matches,
+    poisoned,
+    random,
+)
 from tests.support.tolerances import assert_close
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -75,8 +83,61 @@ def test_compiles():
     assert_compiles(in_float8, x, other)
 
 
-def test_has_no_gradient():
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7), (2, 5, 64), (2, 3, 320), (1, 2, 1280), (1025, 3)], ids=str)
+def test_gradients(shape, dtype, residual):
+    """Of a sum that is exact: what is normalised is the sum as it was rounded."""
+    x, other, weight, bias = case(*shape, dtype=dtype, residual=residual)
+    x, other = ((t * 8).round() / 8 if t is not None else None for t in (x, other))
+    leaves = [t.requires_grad_() for t in (x, other) if t is not None]
+    assert_matches("add_layer_norm", x, other, weight, bias)
+    assert all(t.requires_grad for t in leaves)
+
+
+@pytest.mark.parametrize("wanted", ["x", "residual"])
+def test_only_what_requires_a_gradient_gets_one(wanted):
+    x, other, weight, bias = case(3, 8)
+    (x if wanted == "x" else other).requires_grad_()
+    assert_matches("add_layer_norm", x, other, weight, bias)
+
+
+def test_gradients_that_are_expanded_or_of_one_output():
+    x, other, weight, bias = case(3, 8)
+    leaves = x.requires_grad_(), other.requires_grad_()
+    assert_matches("add_layer_norm", *leaves, weight, bias, gradients=lambda t: random(1).expand_as(t))
+    for index in (0, 1):
+        found = []
+        for backend in ("triton", "torch"):
+            with ops.use_backend(backend):
+                made = ops.add_layer_norm(*leaves, weight, bias)[index]
+            found.append(torch.autograd.grad(made, leaves, random(3, 8, seed=5)))
+        for one, wanted in zip(*found, strict=True):
+            assert_close("gradient", one, wanted.double(), "gradient")
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_operators_are_registered_well(residual):
+    x, other, weight, bias = case(3, 8, residual=residual)
+    args = x.requires_grad_(), None if other is None else other.requires_grad_()
+    torch.library.opcheck(kernel.add_layer_norm_op, (*args, weight, bias, 1e-5, False))
+    grads = random(3, 8, seed=5) if residual else None, random(3, 8, seed=4)
+    torch.library.opcheck(kernel.add_layer_norm_backward_op, (x.detach(), weight, *grads, 1e-5))
+
+
+def test_compiles_with_gradients():
+    x, other, weight, bias = case(2, 3, 16)
+    args = x.requires_grad_(), other.requires_grad_()
+    assert_compiles(lambda x, other: ops.add_layer_norm(x, other, weight, bias), *args)
+
+
+def test_what_has_no_gradient():
     x, other, weight, bias = case(2, 8)
-    with ops.use_backend("triton"), pytest.raises(RuntimeError, match="no gradient"):
-        ops.add_layer_norm(x.requires_grad_(), other, weight, bias)
-    assert ops.add_layer_norm(x, other, weight, bias)[1].requires_grad or DEVICE == "cuda"
+    for change in (
+        {"weight": weight.clone().requires_grad_()},
+        {"x": x.clone().requires_grad_(), "float8": True},
+    ):
+        call = {"x": x, "residual": other, "weight": weight, "bias": bias} | change
+        with ops.use_backend("triton"), pytest.raises(RuntimeError, match="no gradient"):
+            ops.add_layer_norm(**call)
+    assert ops.add_layer_norm(x, other, weight.requires_grad_(), bias)[1].requires_grad

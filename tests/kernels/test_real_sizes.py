@@ -61,6 +61,10 @@ def test_group_norm(shape, silu, dtype):
     weight, bias = (made(shape[1], dtype=dtype, layout=NCHW, seed=i) for i in (1, 2))
     parameters = weight.requires_grad_(), bias.requires_grad_()
     assert_matches("group_norm_silu", x, *parameters, 32, silu=silu, gradients=torch.randn_like)
+    offset = made(*shape[:2], dtype=dtype, layout=NCHW, seed=3)
+    assert_matches(
+        "group_norm_silu", x, *parameters, 32, silu=silu, offset=offset, gradients=torch.randn_like
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -221,11 +221,28 @@ def test_group_norm_silu_is_its_definition(dtype, layout, silu):
     assert_close("norm", out, expected * expected.sigmoid() if silu else expected)
 
 
+def test_group_norm_silu_adds_an_offset_to_every_pixel():
+    x, weight, bias, offset = (
+        random(2, 12, 3, 5),
+        random(12, seed=1),
+        random(12, seed=2),
+        random(2, 12, seed=3),
+    )
+    for rows in (offset, offset[:1]):
+        moved = x + rows.view(-1, 12, 1, 1)
+        expected = reference.group_norm_silu(moved, weight, bias, 4)
+        assert torch.equal(reference.group_norm_silu(x, weight, bias, 4, offset=rows), expected)
+
+
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "norm only"])
 def test_group_norm_silu_gradients(silu):
-    shapes = (2, 6, 2, 3), (6,), (6,)
+    shapes = (2, 6, 2, 3), (6,), (6,), (2, 6)
     leaves = [random(*n, dtype=torch.float64, seed=i).requires_grad_() for i, n in enumerate(shapes)]
-    assert torch.autograd.gradcheck(lambda *args: reference.group_norm_silu(*args, 2, silu=silu), leaves)
+
+    def norm(x, weight, bias, offset):
+        return reference.group_norm_silu(x, weight, bias, 2, silu=silu, offset=offset)
+
+    assert torch.autograd.gradcheck(norm, leaves)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

@@ -19,6 +19,7 @@ from runtime.model.attention import use_attention
 from runtime.model.blocks import Injection, Resnet, TransformerBlock
 from runtime.model.unet import UNet
 from runtime.optimize.fused import fuse_unet, fuses_here
+from runtime.optimize.fused_qkv import fuse_qkv
 from training.loop.group_norm import use_quick_group_norm
 
 
@@ -34,7 +35,7 @@ class FrozenUNet:
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         self.checkpointing = False
         if fuses_here(current_backend(), self.device):
-            fuse_unet(unet)
+            fuse_unet(fuse_qkv(unet))
         elif self.device.type == "cpu":
             use_quick_group_norm(unet)
         for module in unet.modules():

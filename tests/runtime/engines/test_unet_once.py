@@ -7,6 +7,7 @@ import torch
 
 from runtime.engines.unet_once import load_once_per_image, save_once_per_image
 from runtime.loading.load import from_diffusers
+from runtime.optimize.fused import fuse_unet
 from tests.support.tiny import make_pipeline
 
 CPU = torch.device("cpu")
@@ -42,6 +43,13 @@ def test_it_gives_what_the_whole_unet_does(tmp_path, dtype):
     loaded = load_once_per_image(tmp_path / "unet", CPU, dtype, {})
     for made, expected in zip(outputs(loaded, dtype), outputs(whole, dtype), strict=True):
         assert made.dtype == dtype and torch.equal(made, expected)
+
+
+def test_a_unet_that_was_made_faster_is_refused(tmp_path):
+    """Its time projections hold biases that an exported graph adds itself."""
+    with pytest.raises(ValueError, match="export a model as it was loaded"):
+        save_once_per_image(fuse_unet(unet()), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @torch.inference_mode()

@@ -1,0 +1,81 @@
+"""Residual blocks whose biases cost no pass over the pixels.
+
+On a GPU PyTorch adds a convolution's bias in a launch of its own, and so the time projection: 1.1 of the 29.8 ms of an
+SDXL step on an H200, 5.9 of the 51 ms of its VAE's decoder. Here the first convolution's bias and the time projection
+are the offset of the norm that follows, which moves a mean; the second one's goes into the shortcut's product.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from runtime.model.blocks import Resnet
+from runtime.optimize.exchange import exchange
+
+
+class WithoutBias(nn.Conv2d):
+    """A convolution whose bias somebody else adds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, None)
+
+
+class ProductShortcut(nn.Conv2d):
+    """A 1x1 convolution as a product of pixels, which adds `both`, its own bias and that of the block's second
+    convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)  # contiguous: x is channels_last
+        # rows, as of an image PyTorch makes a product and a sum
+        rows = F.linear(pixels.flatten(0, 2), self.weight.flatten(1), self.both)
+        return rows.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)
+
+
+class FusedResnet(Resnet):
+    """A block of the UNet, on the projections of its own `project_time`."""
+
+    def project_time(self, embedding: Tensor) -> Tensor:
+        return super().project_time(embedding) + self.conv1.bias.to(embedding.device)  # it may be offloaded
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.norm2(self.conv1(self.norm1(x)), time)
+        return _add(self.conv2(h), self.conv_shortcut(x))
+
+
+class FusedVaeResnet(ResnetBlock2D):
+    """A block of the VAE: no time, and neither up- nor downsampling."""
+
+    def forward(self, x: Tensor, *_, **__) -> Tensor:
+        h = self.norm2(self.conv1(self.norm1(x)), self.conv1.bias[None])
+        h = _add(self.conv2(self.dropout(h)), x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+
+def fuse_resnet(resnet: Resnet | ResnetBlock2D) -> None:
+    """Exchange a block and its convolutions, in place; its norms take an offset, and apply the activation. Nothing is
+    done where a convolution was exchanged for another kind of layer, as for weights in float8.
+    """
+    shortcut = resnet.conv_shortcut
+    convolutions = resnet.conv1, resnet.conv2, *([shortcut] if _is_layer(shortcut) else [])
+    if not all(isinstance(layer, nn.Conv2d) for layer in convolutions):
+        return
+    exchange(resnet, FusedResnet if isinstance(resnet, Resnet) else FusedVaeResnet)
+    exchange(resnet.conv1, WithoutBias)
+    if _is_layer(shortcut) and shortcut.bias is not None:
+        exchange(resnet.conv2, WithoutBias)
+        exchange(shortcut, ProductShortcut)
+        both = (shortcut.bias + resnet.conv2.bias).detach()
+        shortcut.register_buffer("both", both, persistent=False)
+
+
+def _is_layer(shortcut: nn.Module | None) -> bool:
+    return shortcut is not None and not isinstance(shortcut, nn.Identity)
+
+
+def _add(fresh: Tensor, x: Tensor) -> Tensor:
+    """fresh + x, in place of `fresh` where no gradient is recorded."""
+    return fresh + x if torch.is_grad_enabled() else fresh.add_(x)
