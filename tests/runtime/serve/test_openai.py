@@ -40,7 +40,7 @@ def expected(**settings):
 def test_generations(images):
     found = images.generate(model="localcontrol", prompt="a red star", n=2, size="64x64", extra_body=OWN)
     assert len(found.data) == 2 and found.size == "64x64" and found.output_format == "png"
-    assert opened(found.data[0].b64_json).tobytes() == expected().tobytes()
+    assert opened(found.data[0].b64_json).tobytes() == expected(images_per_prompt=2).tobytes()
 
 
 def test_a_region_and_another_format(images):
