@@ -1,9 +1,18 @@
 """Triton's interpreter, mended where it computes something else than a GPU."""
 
 import numpy as np
+import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+
+from kernels import ops
+
+# What a test runs without a GPU
+BACKENDS = [
+    "torch",
+    pytest.param("triton", marks=pytest.mark.skipif(not ops.INTERPRETED, reason="not interpreted")),
+]
 
 _convert = interpreter._convert_float
 

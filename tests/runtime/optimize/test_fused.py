@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import tests.support.interpreter  # noqa: F401
 from kernels import ops
 from runtime import LocalControlPipeline, Region
 from runtime.loading.load import from_diffusers
@@ -14,14 +13,11 @@ from runtime.model.blocks import TransformerBlock
 from runtime.optimize.fp8 import multiplies_here, quantize
 from runtime.optimize.fused import FusedGEGLU, FusedGroupNormSiLU, fuse_unet, fuse_vae, fuses_here
 from runtime.optimize.fused_qkv import fuse_qkv
+from tests.support.interpreter import BACKENDS
 from tests.support.tiny import make_adapter, make_pipeline
 from tests.support.tolerances import assert_close, relative_rms
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-BACKENDS = [
-    "torch",
-    pytest.param("triton", marks=pytest.mark.skipif(not ops.INTERPRETED, reason="not interpreted")),
-]
 
 
 def run(unet, device="cpu", dtype=torch.float32):

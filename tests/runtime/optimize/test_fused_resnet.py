@@ -8,20 +8,15 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tests.support.interpreter  # noqa: F401
 from kernels import ops
 from runtime.loading.load import from_diffusers
 from runtime.optimize.exchange import exchange
 from runtime.optimize.fp8 import quantize
 from runtime.optimize.fused import FusedGroupNormSiLU, fuse_unet, fuse_vae
 from runtime.optimize.fused_resnet import FusedResnet, FusedVaeResnet, fuse_resnet
+from tests.support.interpreter import BACKENDS
 from tests.support.tiny import make_pipeline
 from tests.support.tolerances import assert_close
-
-BACKENDS = [
-    "torch",
-    pytest.param("triton", marks=pytest.mark.skipif(not ops.INTERPRETED, reason="not interpreted")),
-]
 
 
 def loud(model: nn.Module) -> nn.Module:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tests.support.interpreter  # noqa: F401
 from kernels import ops
 from runtime.loading.load import from_diffusers
 from runtime.model.blocks import Injection
+from tests.support.interpreter import BACKENDS
 from tests.support.tiny import make_pipeline
 from tests.support.tolerances import assert_close, relative_rms
 from training.loop.frozen import FrozenUNet
@@ -17,10 +17,6 @@ from training.loop.frozen import FrozenUNet
 HEIGHT, WIDTH, ROWS = 8, 6, 2
 DOWN = (1, 1, 2, 2)  # by what the latents are halved where each level's control is added, as a power of two
 REPLACED = ("native_group_norm", "native_layer_norm", "gelu", "silu")
-FUSED = [
-    "torch",
-    pytest.param("triton", marks=pytest.mark.skipif(not ops.INTERPRETED, reason="not interpreted")),
-]
 
 
 def frozen(backend: str | None, dtype=torch.float32, **options) -> FrozenUNet:
@@ -57,7 +53,7 @@ def step(unet: FrozenUNet, backend: str | None) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fused_step_is_the_plain_one(backend, checkpointing):
     unet = frozen(backend)
     unet.checkpointing = checkpointing
@@ -67,7 +63,7 @@ def test_a_fused_step_is_the_plain_one(backend, checkpointing):
         assert_close(f"output {i}", made, wanted, "unet")
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_in_bf16_it_is_as_near_the_truth_as_the_plain_one(backend):
     exact, plain = step(frozen(None), None), step(frozen(None, torch.bfloat16), None)
     for made, other, wanted in zip(step(frozen(backend, torch.bfloat16), backend), plain, exact, strict=True):
