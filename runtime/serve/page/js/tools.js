@@ -28,7 +28,7 @@ export class Hands {
     this.erases = false;
     /** @type {number | null} */ this.pointer = null; // the one that draws
     this.drawing = ""; // what kind of pointer it is
-    this.pen = 0; // when a pen was last seen, ms: fingers near it are a hand that rests
+    this.pen = -Infinity; // when a pen was last seen, ms: fingers near it are a hand that rests
     /** @type {Map<number, Point>} */ this.fingers = new Map();
     /** @type {"pan" | "size" | "split" | null} */ this.mode = null;
     this.space = false;

@@ -66,6 +66,15 @@ def test_a_finger_paints_and_two_zoom(page):
     assert (page.bitmap() == mask).all()  # what the first finger began is no stroke
 
 
+def test_a_finger_paints_in_the_first_second_of_the_page(page):
+    page.clean()
+    page.page.evaluate("performance.now = () => 5")
+    page.touch("touchStart", (40, 40))
+    page.touch("touchMove", (80, 40))
+    page.touch("touchEnd")
+    assert (page.bitmap()[40, 40:80] == 255).all()
+
+
 def test_shift_click_draws_a_line_and_the_eraser_takes_away(page):
     page.clean()
     page.set("size", 8)
