@@ -50,7 +50,7 @@ def float8_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, channels = x.shape
     values, scales = empty_float8(x, channels)
     sizes = launch.whole_rows(channels, x.itemsize)
-    _float8_rows_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+    _float8_rows_kernel[(launch.cdiv(rows, sizes["BLOCK_P"]),)](
         x, values, scales, rows, channels, x.stride(0), **sizes
     )
     return values, scales
@@ -58,8 +58,8 @@ def float8_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def empty_float8(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """Return memory for values and scales of as many rows as x has."""
-    values = x.new_empty(len(x), channels, dtype=reference.FLOAT8)
-    return values, x.new_empty(len(x), 1, dtype=torch.float32)
+    values = x.new_empty(x.shape[0], channels, dtype=reference.FLOAT8)
+    return values, x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
 def as_float8_rows(values: Tensor, scales: Tensor, shape: Sequence[int]) -> Float8Rows:

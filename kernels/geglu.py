@@ -113,7 +113,7 @@ def geglu_float8_fwd(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     rows, channels = x.shape[0], x.shape[1] // 2
     out, scales = empty_float8(x, channels)
     sizes = launch.whole_rows(channels, x.itemsize)
-    _geglu_float8_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+    _geglu_float8_kernel[(launch.cdiv(rows, sizes["BLOCK_P"]),)](
         x, bias, out, scales, rows, channels, (0, *x.stride()), **sizes
     )
     return out, scales

@@ -229,9 +229,9 @@ def group_norm_silu_fwd(
     out = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grid, sizes, numbers = _launch(x, strides, num_groups)
-    partials = x.new_empty(2, len(x), num_groups, grid[0], dtype=torch.float32)
-    statistics = x.new_empty(2, len(x), num_groups, dtype=torch.float32)
-    chunks = triton.next_power_of_2(grid[0])
+    partials = x.new_empty(2, x.shape[0], num_groups, grid[0], dtype=torch.float32)
+    statistics = x.new_empty(2, x.shape[0], num_groups, dtype=torch.float32)
+    chunks = launch.power_of_2(grid[0])
     offset, offset_stride = _rows(offset)
     _statistics_kernel[grid](x, offset, partials, *numbers, strides, offset_stride, **sizes)
     _normalize_kernel[grid](
@@ -259,14 +259,14 @@ def group_norm_silu_bwd(
     grid, sizes, numbers = _launch(x, strides, statistics.shape[2])
     sizes["SILU"] = silu
     group_sums = statistics.new_empty(*statistics.shape, grid[0])
-    channel_sums = statistics.new_empty(2, len(x) * grid[0], x.shape[1]) if with_parameters else None
+    channel_sums = statistics.new_empty(2, x.shape[0] * grid[0], x.shape[1]) if with_parameters else None
     offset, offset_stride = _rows(offset)
     inputs = x, weight, bias, offset, statistics, grad, group_sums
     numbers = *numbers, strides, offset_stride, grad_strides
     _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, **sizes)
     _gradient_kernel[grid](
         *inputs, grad_x, *numbers, launch.as_pixels(grad_x)[1],
-        CHUNKS=triton.next_power_of_2(grid[0]), **sizes
+        CHUNKS=launch.power_of_2(grid[0]), **sizes
     )  # fmt: skip
     if channel_sums is None:
         return grad_x, weight.new_empty(0), bias.new_empty(0)
@@ -278,14 +278,14 @@ def _rows(offset: Tensor | None) -> tuple[Tensor | None, int]:
     if offset is None:
         return None, 0
     offset = launch.as_rows(offset)
-    return offset, 0 if len(offset) == 1 else offset.stride(0)
+    return offset, 0 if offset.shape[0] == 1 else offset.stride(0)
 
 
 def _launch(x: Tensor, strides: launch.Strides, num_groups: int):
     """Grid, block sizes, and (pixels, channels, chunk)."""
     batch, channels, height, width = x.shape
     sizes, chunk = launch.group_blocks(batch, height * width, channels, num_groups, strides, x.itemsize)
-    grid = triton.cdiv(height * width, chunk), num_groups // sizes["GROUPS"], batch
+    grid = launch.cdiv(height * width, chunk), num_groups // sizes["GROUPS"], batch
     return grid, sizes, (height * width, channels, chunk)
 
 

@@ -135,7 +135,7 @@ def guidance_step_fwd(
         for t in (sample, output, previous, following, denoised)
     ]
     strides = [s and launch.constant_strides(s) for _, s in tensors]
-    guided = len(output) == 2 * batch
+    guided = output.shape[0] == 2 * batch
     rescaled = guided and rescale > 0
     # With rescaling one program walks the whole sample: twice the loads in flight, from as many threads. At 8 warps
     # ptxas keeps to 64 registers and spills on sm_100.

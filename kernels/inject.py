@@ -147,26 +147,27 @@ def inject_bwd(
     grad: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor
 ) -> list[Tensor]:
     """Return gradients of the features, each in its own shape and dtype. Hidden's is `grad` itself."""
+    if len(features) > MAX_REGIONS:
+        parts = slice(MAX_REGIONS), slice(MAX_REGIONS, None)
+        return [g for part in parts for g in inject_bwd(grad, features[part], masks[part], scales[part])]
     grads = [launch.empty_pixels_like(f) for f in features]
     batch = rows_of(features, masks)
     pixels, channels = grad.shape[2] * grad.shape[3], grad.shape[1]
     grad, grad_strides = launch.as_pixels(grad)
-    for first in range(0, len(features), MAX_REGIONS):
-        part = slice(first, first + MAX_REGIONS)
-        maps, maps_strides = _pointers(grads[part])
-        gates, gates_strides = _pointers(masks[part])
-        sizes = launch.tile(pixels, channels, maps_strides[0], grad.itemsize, elements=1024)
-        _inject_bwd_kernel[launch.count_tiles(pixels, channels, sizes), batch](
-            grad, maps, gates, scales[part], pixels, channels, batch, grad.shape[0] // batch,
-            grad_strides, maps_strides, gates_strides,
-            SHARED=tuple(len(g) < batch for g in maps), REGIONS=len(maps), **sizes
-        )  # fmt: skip
+    _, maps_strides = _pointers(grads)
+    gates, gates_strides = _pointers(masks)
+    sizes = launch.tile(pixels, channels, maps_strides[0], grad.itemsize, elements=1024)
+    _inject_bwd_kernel[launch.count_tiles(pixels, channels, sizes), batch](
+        grad, tuple(grads), gates, scales, pixels, channels, batch, grad.shape[0] // batch,
+        grad_strides, maps_strides, gates_strides,
+        SHARED=tuple(g.shape[0] < batch for g in grads), REGIONS=len(grads), **sizes
+    )  # fmt: skip
     return grads
 
 
 def rows_of(features: Sequence[Tensor], masks: Sequence[Tensor | None]) -> int:
     """Return the batch that features and masks have, or are broadcast to."""
-    return max([len(t) for t in (*features, *masks) if t is not None], default=1)
+    return max([t.shape[0] for t in (*features, *masks) if t is not None], default=1)
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> tuple[tuple, tuple]:

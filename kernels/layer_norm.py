@@ -105,7 +105,7 @@ def add_layer_norm_fwd(
     total, out, scales = _empty(x, residual, float8)
     rows, channels = x.shape
     sizes = launch.whole_rows(channels, 2 if float8 else x.itemsize)  # 16 values a thread: a vector of float8
-    _add_layer_norm_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+    _add_layer_norm_kernel[(launch.cdiv(rows, sizes["BLOCK_P"]),)](
         x, residual, weight, bias, None if residual is None else total, out, scales if float8 else None,
         rows, channels, eps, x.stride(0), 0 if residual is None else residual.stride(0), **sizes,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def add_layer_norm_bwd(
     grad_x = total.new_empty(total.shape)
     rows, channels = total.shape
     sizes = launch.whole_rows(channels, total.itemsize)
-    _layer_norm_gradient_kernel[(triton.cdiv(rows, sizes["BLOCK_P"]),)](
+    _layer_norm_gradient_kernel[(launch.cdiv(rows, sizes["BLOCK_P"]),)](
         total, weight, grad_total, grad, grad_x, rows, channels, eps, total.stride(0),
         0 if grad_total is None else grad_total.stride(0), grad.stride(0), **sizes,
     )  # fmt: skip

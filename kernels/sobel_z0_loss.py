@@ -183,14 +183,14 @@ def z0_losses_fwd(
     noise: bool,
 ) -> Tensor:
     """Return (1, B) float32, the edge loss; with `noise` (2, B), below it the mean squared error of the output."""
-    tensors, batch = (model_output, noisy, latents, mask), len(model_output)
+    tensors, batch = (model_output, noisy, latents, mask), model_output.shape[0]
     sizes, programs, numbers = _launch(model_output)
     options = {"dtype": torch.float32, "device": model_output.device}
     losses = torch.empty(1 + noise, batch, **options)
     _loss_fwd_kernel[programs, batch](
         tensors, _strides(tensors), alpha.contiguous(), sigma.contiguous(),
         torch.empty(1 + noise, batch, programs, **options), launch.tickets(model_output.device, batch), losses,
-        *numbers, **_constants(prediction_type, edges, noise), **sizes, PROGRAMS=triton.next_power_of_2(programs)
+        *numbers, **_constants(prediction_type, edges, noise), **sizes, PROGRAMS=launch.power_of_2(programs)
     )  # fmt: skip
     return losses
 
@@ -211,7 +211,7 @@ def z0_losses_bwd(
     """Return gradient of the model output, in its dtype and memory format."""
     tensors, grad = (model_output, noisy, latents, mask), torch.empty_like(model_output)
     sizes, programs, numbers = _launch(model_output)
-    _loss_bwd_kernel[programs, len(model_output)](
+    _loss_bwd_kernel[programs, model_output.shape[0]](
         tensors, _strides(tensors), alpha.contiguous(), sigma.contiguous(), grad_losses.contiguous(),
         grad, grad.stride(), *numbers, **_constants(prediction_type, edges, noise), **sizes
     )  # fmt: skip
@@ -220,16 +220,16 @@ def z0_losses_bwd(
 
 def _launch(model_output: Tensor) -> tuple[launch.Sizes, int, tuple[int, int, float]]:
     """Block sizes, programs a sample, and height, width and 1 / (C h w)."""
-    _, channels, height, width = model_output.shape
+    batch, channels, height, width = model_output.shape
     inner = channels if model_output.stride(1) < model_output.stride(3) else 1
-    sizes = launch.strip(width * inner) | {"INNER": inner}
-    tiles = triton.cdiv(width * inner, sizes["BLOCK"]) * triton.cdiv(height, sizes["ROWS"])
+    sizes = launch.strip(width * inner, height, batch * (channels // inner)) | {"INNER": inner}
+    tiles = launch.cdiv(width * inner, sizes["BLOCK"]) * launch.cdiv(height, sizes["ROWS"])
     return sizes, tiles * (channels // inner), (height, width, 1 / (channels * height * width))
 
 
 def _strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
     """Return the tensors' strides; that of the batch is 0 where one row serves all of it."""
-    return tuple((0 if len(t) == 1 else t.stride(0), *t.stride()[1:]) for t in tensors)
+    return tuple((0 if t.shape[0] == 1 else t.stride(0), *t.stride()[1:]) for t in tensors)
 
 
 def _constants(prediction_type: str, edges: str, noise: bool) -> dict[str, int | bool]:

@@ -40,6 +40,7 @@ FIRST = Shapes(REAL.inject[:1], REAL.norm[:1], REAL.geglu[:1])
 FEW_TILES = Shapes(
     ((320, 16),), NORM, ((128, 2560),)
 )  # a share of bytes is the same for few tiles and for many
+FIRST_FEW_TILES = Shapes(FEW_TILES.inject, NORM[:1], FEW_TILES.geglu)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kernels import ops
 from kernels import sobel_z0_loss as kernel
 from kernels.checks import EDGES, PREDICTION_TYPES
+from kernels.launching import launch
 from tests.support.kernel_cases import (
     CUTS,
     DEVICE,
@@ -81,15 +82,22 @@ def test_borders(size, edges):
 @pytest.mark.parametrize(
     ("size", "channels", "layout"),
     [
-        pytest.param((16, 2), 1, NCHW, id="exactly one strip"),
-        pytest.param((17, 2), 2, NHWC, id="a second strip of one row"),
-        pytest.param((33, 2), 1, NCHW, id="three strips, the middle one between other programs' rows"),
+        pytest.param((4, 2), 1, NCHW, id="exactly one strip"),
+        pytest.param((5, 2), 2, NHWC, id="a second strip of one row"),
+        pytest.param((9, 2), 1, NCHW, id="three strips, the middle one between other programs' rows"),
         pytest.param((2, 129), 1, NCHW, id="a second tile of one column"),
         pytest.param((2, 43), 3, NHWC, id="a pixel's channels on both sides of a tile's edge"),
     ],
 )
 def test_strips_and_tiles(size, channels, layout):
     args = case(size, channels=channels, batch=1, masks=1, layout=layout)
+    assert_matches("noise_and_z0_loss", *args)
+
+
+@pytest.mark.parametrize("height", [16, 17, 33])
+def test_strips_of_many_images_are_longer(height, monkeypatch):
+    monkeypatch.setattr(launch, "strip", lambda *_: {"ROWS": 16, "BLOCK": 2, "num_warps": 1})
+    args = case((height, 2), channels=1, batch=1, masks=1, layout=NCHW)
     assert_matches("noise_and_z0_loss", *args)
 
 

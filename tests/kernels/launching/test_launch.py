@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton
 
 from kernels.launching import launch
 
@@ -56,6 +57,19 @@ def test_lines_are_never_copied(size):
 def test_tiles(pixels, channels, strides, block):
     sizes = launch.tile(pixels, channels, strides, itemsize=2)
     assert (sizes["BLOCK_P"], sizes["BLOCK_C"]) == block
+
+
+@pytest.mark.parametrize(("images", "rows"), [(1, 4), (8, 4), (16, 8), (32, 16), (512, 16)])
+def test_strips_are_short_where_programs_are_few(images, rows):
+    sizes = launch.strip(4 * 128, 128, images)
+    assert (sizes["ROWS"], sizes["BLOCK"]) == (rows, 128)
+    assert launch.strip(3, 2, 1) == {"ROWS": 4, "BLOCK": 4, "num_warps": 1}
+
+
+def test_host_arithmetic_is_tritons():
+    for n in (1, 2, 3, 4, 5, 127, 128, 129, 2**40 + 1):
+        assert launch.power_of_2(n) == triton.next_power_of_2(n)
+        assert launch.cdiv(n, 4) == triton.cdiv(n, 4)
 
 
 @pytest.mark.parametrize("width", [320, 640, 960, 1280, 1920, 2560])
