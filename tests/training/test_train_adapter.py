@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from runtime import LocalControlPipeline, Region
 from tests.support import cpus
+from tests.support.processes import ON_TWO, run
 from tests.support.tiny import make_adapter
 from tests.support.training_runs import command, make_scenes, train
 from training.config import TrainConfig, with_preset
@@ -149,11 +150,9 @@ def test_killed_run_goes_on_to_the_same_bits(kills, scenes, tmp_path):
 def test_two_processes_take_the_steps_of_one_with_the_whole_batch(scenes, tmp_path):
     """And prepare a cache of their own together; one runs out of memory in the second half of a step."""
     options = f"--cache={tmp_path / 'cache'}", "--steps=4", "--ema=0"
-    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
     parts = "--batch=1", "--accumulate=2"
-    call += ["tests.support.short_of_memory", *command(scenes, tmp_path / "two", *options, *parts)]
-    environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    call = [*ON_TWO, "tests.support.short_of_memory", *command(scenes, tmp_path / "two", *options, *parts)]
+    done = run(call, 200, {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("out of memory: recomputing activations from now on") == 1
     assert train(scenes, tmp_path / "one", *options, "--batch=4") == 0
@@ -164,32 +163,31 @@ def test_two_processes_take_the_steps_of_one_with_the_whole_batch(scenes, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_go_on_where_they_were(scenes, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
     environment = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
 
     def call(name):
         options = "--steps=16", "--batch=1", "--accumulate=1", "--ema=0"
-        return [*launch, "training.train_adapter", *command(scenes, tmp_path / name, *options)]
+        return [*ON_TWO, "training.train_adapter", *command(scenes, tmp_path / name, *options)]
 
     def finish(name):
-        done = subprocess.run(call(name), env=environment, capture_output=True, text=True, timeout=200)
+        done = run(call(name), 200, environment)
         assert done.returncode == 0, done.stderr
 
     finish("whole")
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(call("killed"), env=environment, start_new_session=True, **output) as run:
-        _wait_for(run.stdout, b"training:")
-        while not newest(tmp_path / "killed") and run.poll() is None:
+    with subprocess.Popen(call("killed"), env=environment, start_new_session=True, **output) as launcher:
+        _wait_for(launcher.stdout, b"training:")
+        while not newest(tmp_path / "killed") and launcher.poll() is None:
             time.sleep(0.01)
         workers = [
             w
-            for w in psutil.Process(run.pid).children(recursive=True)
+            for w in psutil.Process(launcher.pid).children(recursive=True)
             if "training.train_adapter" in w.cmdline()
         ]
         assert len(workers) == 2
         workers[1].kill()
-        run.stdout.read()
-    assert run.returncode != 0  # the launcher has ended the other one too
+        launcher.stdout.read()
+    assert launcher.returncode != 0  # the launcher has ended the other one too
     finish("killed")
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
