@@ -121,7 +121,7 @@ class Exchange:
         try:
             owner = self.guard.access.check(self.scope["path"], headers, self.scope["method"])
             self.scope["state"] |= {"owner": owner, "keyed": len(self.guard.access.keys) > 1}
-            self._check_length(headers)
+            await self._check_length(headers)
             self._check_number(owner)
             if self.allowed and self.scope["method"] == "OPTIONS":
                 await Response(status_code=204)(self.scope, self._receive, self.send)
@@ -129,8 +129,6 @@ class Exchange:
             await self.guard.app(self.scope, self.receive, self.send)
         except Refusal as error:
             if self.status == 0:
-                if error.status == 413:
-                    await self._swallow()
                 await refused(error)(self.scope, self._receive, self.send)
         except Exception as error:
             logging.getLogger("runtime.serve").error("%s %s", self.id, self.scope["path"], exc_info=error)
@@ -153,22 +151,20 @@ class Exchange:
         opened[owner] += 1
         self.counted = owner
 
-    def _check_length(self, headers: Headers) -> None:
+    async def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.guard.limits.body_mib * MIB:
-            raise self._too_large()
+            await self._refuse_body()
 
-    async def _swallow(self) -> None:
-        """Read on for a while: a client that is still sending would not see the answer."""
+    async def _refuse_body(self) -> None:
+        """Raise Refusal, after reading on for a while: a client that is still sending would not see the answer."""
         until, most = time.perf_counter() + SWALLOW, 4 * self.guard.limits.body_mib * MIB
         while not self.whole and self.received < most and (left := until - time.perf_counter()) > 0:
             with anyio.move_on_after(left):
                 message = await self._receive()
                 self.received += len(message.get("body", b""))
                 self.whole = not message.get("more_body", False)
-
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"body: more than {self.guard.limits.body_mib} MiB; expected less", "body")
+        raise Refusal(413, f"body: more than {self.guard.limits.body_mib} MiB; expected less", "body")
 
     async def receive(self) -> Message:
         """Return the next part of the body, counted; while it lasts it must not take too long."""
@@ -183,7 +179,7 @@ class Exchange:
             self.received += len(message.get("body", b""))
             self.whole = not message.get("more_body", False)
             if self.received > self.guard.limits.body_mib * MIB:
-                raise self._too_large()
+                await self._refuse_body()
         return message
 
     async def send(self, message: Message) -> None:
