@@ -31,7 +31,7 @@ help:
 	@echo "make quality    measure how local the embedded model's control is (5 minutes)"
 	@echo "make ablation   train and measure every variant of the method, three seeds each (1.5 hours; can be stopped)"
 	@echo "make bench-gpu  test and time the kernels, a full-size picture and a training step on this machine's GPU"
-	@echo "make rehearse-gpu  compile every kernel, and try every stage of bench-gpu on this CPU with a small model"
+	@echo "make rehearse-gpu  compile every kernel, and try every stage of bench-gpu on this CPU with a small model, in an environment like that of a rented GPU (5 GB of disk)"
 	@echo "make wheels     fetch what a bare GPU image lacks, to carry there"
 	@echo "make clean  remove .venv, out/ and caches"
 
@@ -128,12 +128,24 @@ ablation: out/engines-openvino-fp32
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu
 
-# Every kernel is compiled first: what only a compiler refuses fails here, not on the GPU.
-rehearse-gpu: $(INSTALLED)
-	$(BIN)/python -m benchmarks.static --quick --arch 90 --out out/rehearsal/static.csv
-	$(BIN)/python -m benchmarks.gpu --small --budget 600 --out out/rehearsal
+# With a GPU image's versions, and without the packages that it lacks. Every kernel is compiled first: what only a
+# compiler refuses fails here, not on the GPU.
+IMAGE := out/gpu-image
+IMAGE_PYTHON ?= python3.12
+rehearse-gpu: $(IMAGE)/.installed
+	$(IMAGE)/bin/python -m benchmarks.static --quick --arch 90 --out out/rehearsal/static.csv
+	$(IMAGE)/bin/python -m benchmarks.gpu --small --budget 600 --out out/rehearsal
 
-# What a bare GPU image lacks (one with torch, triton, transformers and peft): pip install --no-deps wheels/*.whl
+$(IMAGE)/.installed: benchmarks/gpu/image.txt
+	@echo "Setting up $(IMAGE) (once; 3 GB are downloaded, 5 GB kept) ..."
+	@command -v $(IMAGE_PYTHON) >/dev/null || { echo "Python 3.12 is needed: try make $@ IMAGE_PYTHON=..." >&2; exit 1; }
+	$(IMAGE_PYTHON) -m venv --clear $(IMAGE)
+	$(MAKE) wheels PYTHON=$(IMAGE)/bin/python
+	$(IMAGE)/bin/python -m pip install --disable-pip-version-check -r $<
+	$(IMAGE)/bin/python -m pip install --disable-pip-version-check --no-deps wheels/*.whl
+	@touch $@
+
+# What such an image lacks (one with torch, triton, transformers and peft): pip install --no-deps wheels/*.whl
 WHEELS := diffusers kornia kornia-rs importlib-metadata
 wheels:
 	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \

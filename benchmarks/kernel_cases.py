@@ -5,7 +5,7 @@ A case makes its inputs once and names its providers. They are checked against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -71,6 +71,17 @@ def cases(device: torch.device, dtype: torch.dtype, batches: Sequence[int], size
             found.append(float8_case(device, dtype, rows, channels))
         found.append(guidance_case(device, dtype, batch, latent))
     return found
+
+
+def large_cases(device: torch.device, dtype: torch.dtype, images: int, size: int) -> Iterator[Case]:
+    """Yield one case of each kernel that is bound by bandwidth: for 512 images of 1024 x 1024, 200 to 400 MB each."""
+    latent, few = size // 8, max(1, images // 16)
+    yield inject_case(device, dtype, few, 640, latent // 2)
+    yield loss_case("sobel_z0_loss", device, dtype, images, latent)
+    yield norm_case(device, dtype, few, 320, latent, offset=False)
+    yield geglu_case(device, dtype, 4 * latent * latent, 2560)
+    yield layer_norm_case(device, dtype, 4 * latent * latent, 1280, float8=False)
+    yield guidance_case(device, dtype, max(1, images // 2), latent)
 
 
 def inject_case(device, dtype, batch: int, channels: int, edge: int, regions: int = 1) -> Case:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import DEVICE, ON_GPU, STATE, capture, copy_rate, peak_mib, state, time_calls
 from benchmarks.gpu.rows import Budget, Table
-from benchmarks.kernel_cases import Case, cases, geglu_case, guidance_case, inject_case, loss_case, norm_case
+from benchmarks.kernel_cases import Case, cases, large_cases
 from benchmarks.measure import check_counts, check_out, results_folder
 from kernels import reference
 from kernels.reference import Float8Rows
@@ -71,14 +71,9 @@ def run(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int 
 
 
 def all_cases(dtype: torch.dtype, batches: list[int], size: int) -> Iterator[Case]:
-    """Yield SDXL's shapes, and on a GPU those that no cache holds, at which only bandwidth counts: 200 to 400 MB."""
+    """Yield SDXL's shapes, and on a GPU those that no cache holds, at which only bandwidth counts."""
     yield from cases(DEVICE, dtype, batches[:1], size)
-    if ON_GPU:
-        yield inject_case(DEVICE, dtype, 32, 640, 64)
-        yield loss_case("sobel_z0_loss", DEVICE, dtype, 512, 128)
-        yield norm_case(DEVICE, dtype, 32, 320, 128)
-        yield geglu_case(DEVICE, dtype, 64 * 1024, 2560)
-        yield guidance_case(DEVICE, dtype, 256, 128)
+    yield from large_cases(DEVICE, dtype, 512 if ON_GPU else 2, size)
     yield from cases(DEVICE, dtype, batches[1:], size)
 
 

@@ -84,6 +84,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def limit_memory(gigabytes: float | None) -> None:
+    """Have this process get no more of the GPU's memory; None lifts it. On a CPU there is no limit."""
+    if ON_GPU:
+        total = torch.cuda.get_device_properties(DEVICE).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if gigabytes is None else gigabytes * 1e9 / total)
+
+
 def peak_bytes(run: Callable[[], object]) -> tuple[int, int]:
     """Return what is allocated on the GPU before a call, and the most during it; zeros on a CPU."""
     if not ON_GPU:

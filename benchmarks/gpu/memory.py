@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from benchmarks.gpu.device import DEVICE, ON_GPU, free_memory
+from benchmarks.gpu.device import DEVICE, free_memory, limit_memory
 from benchmarks.gpu.ours import Recorder, picture_row
 from benchmarks.gpu.world import DTYPE, diffusers_parts
 from runtime.loading.load import from_diffusers
@@ -17,9 +15,6 @@ CARDS = {8: "group", 12: "model", 24: None}  # GB as sold -> offload
 
 
 def run(recorder: Recorder, small: bool) -> None:
-    if not ON_GPU:
-        return
-    total = torch.cuda.get_device_properties(DEVICE).total_memory
     parts, adapter = diffusers_parts(small)
     for part in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
         part.to("cpu")
@@ -29,7 +24,7 @@ def run(recorder: Recorder, small: bool) -> None:
     adapters = {"canny": adapter}
     for gigabytes, how in sorted(CARDS.items(), reverse=True):
         free_memory()
-        torch.cuda.set_per_process_memory_fraction((gigabytes - RESERVE_GB) * 1e9 / total)
+        limit_memory(gigabytes - RESERVE_GB)
         if how is None:
             for part in (model.unet, model.vae, *model.text_encoders):
                 part.to(DEVICE)
@@ -40,4 +35,4 @@ def run(recorder: Recorder, small: bool) -> None:
             pipe = LocalControlPipeline(model, adapters, offload=Offload(model, DEVICE, how))
         case = f"picture, ours, {gigabytes} GB card, offload {how or 'none'}"
         recorder.measure(case, lambda pipe=pipe: picture_row(pipe, steps=4), 20)
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    limit_memory(None)

@@ -20,6 +20,7 @@ from runtime.engines.torch_compile import compile_unet
 from runtime.model.attention import use_attention
 from runtime.model.blocks import Resnet, TransformerBlock
 from runtime.optimize.fused import fuse_unet, fuse_vae
+from runtime.optimize.packed import unpack_weights
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.denoiser import Denoiser, TorchDenoiser
 
@@ -73,7 +74,7 @@ def run(stages: list[str], recorder: Recorder, small: bool) -> None:
     pipe = our_pipeline(small, "torch")
     if "step" in stages:
         recorder.measure("step, ours, kernels off", lambda: step_row(pipe.denoiser, "torch"))
-    fuse_unet(pipe.model.unet)
+    fuse_unet(unpack_weights(pipe.model.unet))  # packed in a rehearsal, on a CPU that is quicker so
     fuse_vae(pipe.model.vae)
     pipe = LocalControlPipeline(pipe.model, pipe.adapters)
     run_stage = {"step": step_stage, "picture": picture_stage, "vae": vae_stage, "batch": batch_stage}
@@ -85,14 +86,13 @@ def step_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
     backend = kernels_of()
     recorder.measure("step, ours", lambda: step_row(pipe.denoiser, backend))
     profiled(recorder, "step", stepper(pipe.denoiser, backend))
-    if ON_GPU:
-        for attention in ("auto", "flash"):
-            captured = compile_unet(pipe.model, None, True)
-            row = partial(step_row, captured, backend, attention)
-            recorder.measure(f"step, ours, CUDA graph, attention {attention}", row, GRAPH_SECONDS)
-            del captured, row
+    for attention in ("auto", "flash"):
+        captured = compile_unet(pipe.model, None, ON_GPU)
+        row = partial(step_row, captured, backend, attention)
+        recorder.measure(f"step, ours, CUDA graph, attention {attention}", row, GRAPH_SECONDS)
+        del captured, row
     with by_layer(pipe.model.unet):
-        compiled = compile_unet(pipe.model, None, True) if ON_GPU else TorchDenoiser(pipe.model.unet)
+        compiled = compile_unet(pipe.model, None, ON_GPU)
         row = partial(step_row, compiled, backend)
         recorder.measure("step, ours, layers compiled, CUDA graph", row, COMPILE_SECONDS)
         del compiled, row
@@ -158,16 +158,14 @@ def by_layer(unet: nn.Module) -> Iterator[None]:
 
 def picture_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
     recorder.measure("picture, ours", lambda: picture_row(pipe), 10)
-    if not ON_GPU:
-        return
     captured = LocalControlPipeline(pipe.model, pipe.adapters)
-    captured.compile(compiler=None, cuda_graph=True)
+    captured.compile(compiler=None, cuda_graph=ON_GPU)
     recorder.measure("picture, ours, CUDA graph", lambda: picture_row(captured), 15)
     quick = {"steps": 4, "guidance": 1.0}
     recorder.measure("picture, ours, CUDA graph, 4 steps", lambda: picture_row(captured, **quick), 10)
     with by_layer(pipe.model.unet):
         compiled = LocalControlPipeline(pipe.model, pipe.adapters)
-        compiled.compile(compiler=None, cuda_graph=True)
+        compiled.compile(compiler=None, cuda_graph=ON_GPU)
         case = "picture, ours, layers compiled, CUDA graph"
         recorder.measure(case, lambda: picture_row(compiled), COMPILE_SECONDS)
         recorder.measure(f"{case}, 4 steps", lambda: picture_row(compiled, **quick), COMPILE_SECONDS)
@@ -216,14 +214,13 @@ def batch_stage(pipe: LocalControlPipeline, recorder: Recorder) -> None:
 
 def fp8_stage(recorder: Recorder, small: bool) -> None:
     pipe = our_pipeline(small, "auto", "fp8" if ON_GPU else "fp8-weights")
-    captured = compile_unet(pipe.model, None, True) if ON_GPU else pipe.denoiser
+    captured = compile_unet(pipe.model, None, ON_GPU)
     recorder.measure("step, ours, fp8", lambda: step_row(captured, kernels_of()), GRAPH_SECONDS)
     profiled(recorder, "fp8", stepper(pipe.denoiser, kernels_of()))
-    if ON_GPU:
-        with by_layer(pipe.model.unet):
-            compiled = compile_unet(pipe.model, None, True)
-            case = "step, ours, fp8, layers compiled, CUDA graph"
-            recorder.measure(case, lambda: step_row(compiled, kernels_of()), COMPILE_SECONDS)
+    with by_layer(pipe.model.unet):
+        compiled = compile_unet(pipe.model, None, ON_GPU)
+        case = "step, ours, fp8, layers compiled, CUDA graph"
+        recorder.measure(case, lambda: step_row(compiled, kernels_of()), COMPILE_SECONDS)
 
 
 def profiled(recorder: Recorder, name: str, run: Callable[[], object]) -> None:

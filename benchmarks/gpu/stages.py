@@ -51,7 +51,8 @@ def run_group(stages: list[str], folder: Path, seconds: float, small: bool) -> N
     if stages == ["kernels"]:
         from benchmarks import kernels
 
-        kernels.run(folder, budget, "bf16" if not small else "fp32", [1, 4], 1024 if not small else 64)
+        dtype, batches, size = ("fp32", [1], 32) if small else ("bf16", [1, 4], 1024)
+        kernels.run(folder, budget, dtype, batches, size)
         return
     from benchmarks.gpu import memory, ours, peers, trainer
 

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks import kernels
 from benchmarks.gpu.rows import Budget, Table
-from benchmarks.kernel_cases import geglu_case, plain_geglu
+from benchmarks.kernel_cases import PLAIN, geglu_case, plain_geglu
 
 
 def table(tmp_path):
@@ -28,6 +28,14 @@ def test_a_wrong_result_is_not_timed(tmp_path):
     kernels.measure(rows, Budget(60), case(), "ours", lambda x, bias: plain_geglu(x, bias) * 1.5, "fp32")
     for row in rows.rows.values():
         assert row["note"] == "RuntimeError: relative error 5.0e-01: it is not timed" and not row["p50_us"]
+
+
+def test_all_cases_are_made(monkeypatch):
+    monkeypatch.setattr(kernels, "DEVICE", torch.device("meta"))
+    monkeypatch.setattr(kernels, "ON_GPU", True)
+    found = list(kernels.all_cases(torch.bfloat16, [1, 4], 1024))
+    assert {case.op for case in found} == set(PLAIN)
+    assert max(case.bytes_moved for case in found) > 2**28  # what no cache holds
 
 
 def test_without_a_gpu_it_is_refused(tmp_path, capsys):

@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.device import ON_GPU, capture, time_calls
-from benchmarks.gpu.ours import Recorder
-from benchmarks.gpu.rows import Budget
-from benchmarks.gpu.stages import GROUPS, ORDER
+from benchmarks.gpu.ours import COLUMNS, Recorder
+from benchmarks.gpu.rows import Budget, Table
+from benchmarks.gpu.stages import GROUPS, ORDER, run_group
 
 
 def test_every_stage_is_in_one_group():
@@ -44,3 +44,16 @@ def test_calls_on_a_cpu_are_timed_once():
     together, note = capture([lambda: calls.append(1), lambda: calls.append(2)])
     times = time_calls(together)
     assert not note and calls[:2] == [1, 2] and times["p20_ms"] == times["p80_ms"] > 0
+
+
+@pytest.mark.skipif(ON_GPU, reason="of a CPU")
+@pytest.mark.parametrize(
+    "stages",
+    [list(group.stages) for group in GROUPS if group.stages[0] not in ("tests", "kernels")],
+    ids=",".join,
+)
+def test_every_case_runs_with_a_small_model(stages, tmp_path):
+    run_group(stages, tmp_path, 600, small=True)
+    rows = Table(tmp_path / "stages.csv", COLUMNS).rows
+    assert {row["stage"] for row in rows.values()} >= set(stages) - {"batch", "peers", "fp8", "offload"}
+    assert rows and not [row for row in rows.values() if row["note"]]
