@@ -134,7 +134,7 @@ IMAGE := out/gpu-image
 IMAGE_PYTHON ?= python3.12
 rehearse-gpu: $(IMAGE)/.installed
 	$(IMAGE)/bin/python -m benchmarks.static --quick --arch 90 --out out/rehearsal/static.csv
-	$(IMAGE)/bin/python -m benchmarks.gpu --small --budget 600 --out out/rehearsal
+	$(IMAGE)/bin/python -m benchmarks.gpu --small --budget 1800 --out out/rehearsal
 
 $(IMAGE)/.installed: benchmarks/gpu/image.txt
 	@echo "Setting up $(IMAGE) (once; 3 GB are downloaded, 5 GB kept) ..."

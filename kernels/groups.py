@@ -2,6 +2,9 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from kernels.launching import launch
 
 
 @triton.jit
@@ -114,3 +117,21 @@ def before_silu(g, y, SILU: tl.constexpr):
         return g * s * (1 + y * (1 - s))
     else:
         return g
+
+
+def rows_of_offset(offset: Tensor | None) -> tuple[Tensor | None, int]:
+    """Return an offset with its channels side by side, and the stride of its rows, 0 for a single one."""
+    if offset is None:
+        return None, 0
+    offset = launch.as_rows(offset)
+    return offset, 0 if offset.shape[0] == 1 else offset.stride(0)
+
+
+def place(
+    x: Tensor, strides: launch.Strides, num_groups: int
+) -> tuple[tuple[int, int, int], launch.Sizes, tuple[int, int, int]]:
+    """Return grid, block sizes, and (pixels, channels, chunk)."""
+    batch, channels, height, width = x.shape
+    sizes, chunk = launch.group_blocks(batch, height * width, channels, num_groups, strides, x.itemsize)
+    grid = launch.cdiv(height * width, chunk), num_groups // sizes["GROUPS"], batch
+    return grid, sizes, (height * width, channels, chunk)

@@ -14,7 +14,8 @@ from torch import Tensor
 from kernels import checks
 from kernels.float8_rows import float8_rows_fwd
 from kernels.geglu import geglu_bwd, geglu_float8_fwd, geglu_fwd
-from kernels.group_norm_silu import group_norm_silu_bwd, group_norm_silu_fwd
+from kernels.group_norm_gradient import group_norm_silu_bwd
+from kernels.group_norm_silu import group_norm_silu_fwd
 from kernels.guidance_step import guidance_step_fwd
 from kernels.inject import inject_bwd, inject_fwd
 from kernels.layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
