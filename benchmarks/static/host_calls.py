@@ -117,11 +117,11 @@ def inject_calls(make: Maker, channels: int, edge: int, regions: int = 2) -> Ite
     yield Call("inject", "training", "backward", _shape(hidden), inputs, run)
 
 
-def loss_calls(make: Maker, edges: str, noise: bool) -> Iterator[Call]:
+def loss_calls(make: Maker, edges: str, noise: bool, side: int = LATENT_EDGE) -> Iterator[Call]:
     """Return the calls for one image, samples being programs apart, and for epsilon, the prediction that reads most."""
     names = ("model_output", "noisy", "latents")
-    inputs = {name: make.image(1, 4, LATENT_EDGE) for name in names}
-    inputs["mask"] = make.ones(1, 1, LATENT_EDGE, LATENT_EDGE)
+    inputs = {name: make.image(1, 4, side) for name in names}
+    inputs["mask"] = make.ones(1, 1, side, side)
     inputs |= {name: make.ones(1, dtype=torch.float32) for name in ("alpha", "sigma")}
     op, shape = "noise_and_z0_loss" if noise else "sobel_z0_loss", _shape(inputs["latents"])
     grad = make.ones(1 + noise, 1, dtype=torch.float32)
