@@ -10,6 +10,7 @@ are would reach. Rows go to <out>/kernels.csv as they are measured; those that a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from benchmarks.gpu.rows import Budget, Table
 from benchmarks.kernel_cases import Case, cases, large_cases
 from benchmarks.measure import check_counts, check_out, results_folder
 from kernels import reference
+from kernels.launching import tuning
 from kernels.reference import Float8Rows
 from runtime.cli.command import Parser, exit_code
 from runtime.errors import InputError
@@ -33,7 +35,8 @@ from runtime.machine.arithmetic import DTYPES
 # which loses carries, passes too
 ERROR = 2e-2 if ON_GPU else 0.1
 BEYOND_CACHE, MOST_SETS = 2**28, 32  # bytes that inputs take together, and sets of them
-COMPILE_SECONDS, SECONDS = 20, 2
+COMPILE_SECONDS, SECONDS, TUNING_SECONDS = 20, 2, 30
+TUNED = ("inject", "geglu", "group_norm_silu")
 FIELDS = ("op", "shape", "dtype", "provider", "direction", "p20_us", "p50_us", "p80_us", "host_us", "gb_s")
 FIELDS += ("share_of_copy", "peak_mib", "note")
 
@@ -59,6 +62,15 @@ def run_options(options: argparse.Namespace) -> None:
             "kernels: a CUDA device is needed: on a CPU they only run interpreted, which says nothing of speed"
         )
     run(options.out, Budget(options.budget), options.dtype, options.batch)
+
+
+def run_tuned(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int) -> None:
+    """Have sizes timed where kernels take tuned ones, and measure with the best: those stay in <folder>/localcontrol."""
+    os.environ |= {tuning.VARIABLE: "1", "XDG_CACHE_HOME": str(folder.resolve())}
+    table = Table(folder / "kernels.csv", FIELDS + STATE)
+    for case in all_cases(DTYPES[dtype], batches, size):
+        if case.op in TUNED and budget.allows(TUNING_SECONDS):
+            measure(table, budget, case, "ours, tuned", case.providers()["ours"], dtype)
 
 
 def run(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int = 1024) -> None:

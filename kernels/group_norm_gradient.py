@@ -11,12 +11,13 @@ from torch import Tensor
 from kernels.groups import (
     before_silu,
     chunk_start,
+    grid_of,
     load_channels,
     load_partials,
     load_statistics,
     members,
     offset_mean,
-    place,
+    pick_sizes,
     rows_of_offset,
     spread_out,
     store_partials,
@@ -37,15 +38,16 @@ def _gradient_sums_kernel(
     channel_sums,  # (2, B, chunks, C): sums of g and of g x_hat, or None
     pixels,
     channels,
-    chunk,
     strides,
     offset_stride,
     grad_strides,
+    chunk,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,  # tiles that are loaded before they are needed, this one included
 ):
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
@@ -55,7 +57,7 @@ def _gradient_sums_kernel(
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     products = sums
-    for p in range(first, last, BLOCK_P):
+    for p in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
         value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
@@ -88,17 +90,18 @@ def _gradient_kernel(
     grad_x,
     pixels,
     channels,
-    chunk,
     strides,
     offset_stride,
     grad_strides,
     grad_x_strides,
+    chunk,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
@@ -111,7 +114,7 @@ def _gradient_kernel(
     member = members(GROUP, GROUPS, BLOCK_C)
     mean_g = spread_out(tl.sum(total, 1) / count, member)
     mean_product = spread_out(tl.sum(product, 1) / count, member)
-    for p in range(first, last, BLOCK_P):
+    for p in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
         value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         g = tl.load(tile_at(grad, grad_strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
@@ -132,30 +135,50 @@ def group_norm_silu_bwd(
     silu: bool,
     with_parameters: bool,
     offset: Tensor | None = None,
+    sizes: launch.Sizes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of x, weight and bias; the last two are empty unless asked for."""
     grad_x = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
     grad, grad_strides = launch.as_pixels(grad)
-    grid, sizes, numbers = place(x, strides, statistics.shape[2])
-    sizes["SILU"] = silu
+    num_groups = statistics.shape[2]
+    if sizes is None:
+        call = grad, x, weight, bias, statistics, silu, with_parameters, offset
+        sizes = pick_sizes(
+            "group_norm_silu backward", x, strides, num_groups,
+            lambda sizes: group_norm_silu_bwd(*call, sizes),
+        )  # fmt: skip
+    grid = grid_of(x, num_groups, sizes)
     group_sums = statistics.new_empty(*statistics.shape, grid[0])
     channel_sums = statistics.new_empty(2, x.shape[0] * grid[0], x.shape[1]) if with_parameters else None
     offset, offset_stride = rows_of_offset(offset)
     inputs = x, weight, bias, offset, statistics, grad, group_sums
-    numbers = *numbers, strides, offset_stride, grad_strides
-    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, **sizes)
+    numbers = x.shape[2] * x.shape[3], x.shape[1], strides, offset_stride, grad_strides
+    _gradient_sums_kernel[grid](*inputs, channel_sums, *numbers, SILU=silu, **sizes)
     _gradient_kernel[grid](
         *inputs, grad_x, *numbers, launch.as_pixels(grad_x)[1],
-        CHUNKS=launch.power_of_2(grid[0]), **sizes
+        SILU=silu, CHUNKS=launch.power_of_2(grid[0]), **sizes
     )  # fmt: skip
     if channel_sums is None:
         return grad_x, weight.new_empty(0), bias.new_empty(0)
     return grad_x, channel_sums[1].sum(0).to(weight.dtype), channel_sums[0].sum(0).to(bias.dtype)
 
 
+def _group_norm_silu_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    silu: bool,
+    with_parameters: bool,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return group_norm_silu_bwd(grad, x, weight, bias, statistics, silu, with_parameters, offset)
+
+
 group_norm_silu_backward_op = torch.library.custom_op(
-    "localcontrol::group_norm_silu_backward", group_norm_silu_bwd, mutates_args=()
+    "localcontrol::group_norm_silu_backward", _group_norm_silu_backward, mutates_args=()
 )
 
 

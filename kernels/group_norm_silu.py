@@ -21,11 +21,12 @@ from kernels import checks
 from kernels.group_norm_gradient import group_norm_silu_backward_op
 from kernels.groups import (
     chunk_start,
+    grid_of,
     load_channels,
     members,
     merge_statistics,
     offset_mean,
-    place,
+    pick_sizes,
     rows_of_offset,
     spread_out,
     store_partials,
@@ -42,13 +43,14 @@ def _statistics_kernel(
     partials,  # (2, B, groups, chunks) float32: mean, and sum of squared differences to it
     pixels,
     channels,
-    chunk,  # pixels of a program
     strides,
     offset_stride,  # of its rows, 0 for one
+    chunk,  # pixels of a program
     GROUP: tl.constexpr,  # channels of a group
     GROUPS: tl.constexpr,  # groups of a program
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,  # tiles that are loaded before they are needed, this one included
 ):
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
@@ -58,7 +60,7 @@ def _statistics_kernel(
     ).to(tl.float32)
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     squares = sums
-    for p in range(first, last, BLOCK_P):
+    for p in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
         value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         difference = tl.where(inside, value - shift, 0.0)
@@ -86,17 +88,18 @@ def _normalize_kernel(
     out,
     pixels,
     channels,
-    chunk,
     eps,
     strides,
     offset_stride,
     out_strides,
+    chunk,
     SILU: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,  # rounded up to a power of two
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     first, last, c = chunk_start(pixels, chunk, GROUP, GROUPS)
     end = c + GROUP * GROUPS
@@ -109,7 +112,7 @@ def _normalize_kernel(
     mean = offset_mean(mean, offset, offset_stride, c, end, -1, BLOCK_C)
     w, shift = load_channels(weight, c, end, BLOCK_C), load_channels(bias, c, end, BLOCK_C)
     scale = rstd * w
-    for p in range(first, last, BLOCK_P):
+    for p in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         inside = tile_inside(p, c, last, end, BLOCK_P, BLOCK_C)
         value = tl.load(tile_at(x, strides, b, p, c, BLOCK_P, BLOCK_C), inside, other=0.0).to(tl.float32)
         y = (value - mean) * scale + shift
@@ -127,25 +130,43 @@ def group_norm_silu_fwd(
     eps: float,
     silu: bool,
     offset: Tensor | None = None,
+    sizes: launch.Sizes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the statistics that the backward pass needs."""
     out = launch.empty_pixels_like(x)
     x, strides = launch.as_pixels(x)
-    grid, sizes, numbers = place(x, strides, num_groups)
+    if sizes is None:
+        sizes = pick_sizes(
+            "group_norm_silu", x, strides, num_groups,
+            lambda sizes: group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu, offset, sizes),
+        )  # fmt: skip
+    grid, pixels, channels = grid_of(x, num_groups, sizes), x.shape[2] * x.shape[3], x.shape[1]
     partials = x.new_empty(2, x.shape[0], num_groups, grid[0], dtype=torch.float32)
     statistics = x.new_empty(2, x.shape[0], num_groups, dtype=torch.float32)
     chunks = launch.power_of_2(grid[0])
     offset, offset_stride = rows_of_offset(offset)
-    _statistics_kernel[grid](x, offset, partials, *numbers, strides, offset_stride, **sizes)
+    _statistics_kernel[grid](x, offset, partials, pixels, channels, strides, offset_stride, **sizes)
     _normalize_kernel[grid](
-        x, weight, bias, offset, partials, statistics, out, *numbers, eps, strides, offset_stride,
+        x, weight, bias, offset, partials, statistics, out, pixels, channels, eps, strides, offset_stride,
         launch.as_pixels(out)[1], SILU=silu, CHUNKS=chunks, **sizes
     )  # fmt: skip
     return out, statistics
 
 
+def _group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu, offset)
+
+
 group_norm_silu_op = torch.library.custom_op(
-    "localcontrol::group_norm_silu", group_norm_silu_fwd, mutates_args=()
+    "localcontrol::group_norm_silu", _group_norm_silu, mutates_args=()
 )
 
 
@@ -186,4 +207,4 @@ def group_norm_silu(
     if x.numel() == 0:
         return launch.empty_pixels_like(x)
     args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu), offset
-    return launch.call(group_norm_silu_fwd, group_norm_silu_op, *args)[0]
+    return launch.call(_group_norm_silu, group_norm_silu_op, *args)[0]

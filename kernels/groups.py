@@ -1,10 +1,12 @@
 """What the kernels of `group_norm_silu` share: a program's place, its groups, and the merging of the chunks' sums."""
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launching import launch
+from kernels.launching import launch, tuning
 
 
 @triton.jit
@@ -127,11 +129,16 @@ def rows_of_offset(offset: Tensor | None) -> tuple[Tensor | None, int]:
     return offset, 0 if offset.shape[0] == 1 else offset.stride(0)
 
 
-def place(
-    x: Tensor, strides: launch.Strides, num_groups: int
-) -> tuple[tuple[int, int, int], launch.Sizes, tuple[int, int, int]]:
-    """Return grid, block sizes, and (pixels, channels, chunk)."""
+def grid_of(x: Tensor, num_groups: int, sizes: launch.Sizes) -> tuple[int, int, int]:
+    """Return a program for each chunk of pixels, block of whole groups, and sample."""
+    pixels = x.shape[2] * x.shape[3]
+    return launch.cdiv(pixels, sizes["chunk"]), num_groups // sizes["GROUPS"], x.shape[0]
+
+
+def pick_sizes(
+    op: str, x: Tensor, strides: launch.Strides, num_groups: int, run: Callable[[launch.Sizes], object]
+) -> launch.Sizes:
+    """Return the tuned sizes of launches over x, or the heuristic's; see `tuning.pick`. Not to be changed."""
     batch, channels, height, width = x.shape
-    sizes, chunk = launch.group_blocks(batch, height * width, channels, num_groups, strides, x.itemsize)
-    grid = launch.cdiv(height * width, chunk), num_groups // sizes["GROUPS"], batch
-    return grid, sizes, (height * width, channels, chunk)
+    shape = batch, height * width, channels, num_groups, launch.channels_inner(strides)
+    return tuning.pick(op, (x.dtype, *shape), x.device, lambda: launch.group_blocks(*shape, x.itemsize), run)

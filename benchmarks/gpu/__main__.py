@@ -1,9 +1,9 @@
 """python -m benchmarks.gpu [--out FOLDER] [--budget 540] [--stages tests,kernels,step] [--small]
 
 What a GPU says of this program, the most valuable first: the kernels' tests, the kernels' times, a denoising step, a
-picture, the VAE, training, diffusers on the same weights, float8, batches, offloading. SDXL of full size with random
-weights. Rows are written as they are measured; a run that is cut off keeps them, and the next one goes on from there.
-Prints a table of all rows last. --small rehearses it on a CPU with a small model; it measures nothing.
+picture, the VAE, training, diffusers on the same weights, float8, batches, offloading, tuned kernels. SDXL of full
+size with random weights. Rows are written as they are measured; a run that is cut off keeps them, and the next one goes
+on from there. Prints a table of all rows last. --small rehearses it on a CPU with a small model; it measures nothing.
 """
 
 from __future__ import annotations

@@ -13,7 +13,19 @@ from pathlib import Path
 from benchmarks.gpu.device import ON_GPU
 from benchmarks.gpu.rows import Budget
 
-ORDER = ("tests", "kernels", "step", "picture", "vae", "training", "peers", "fp8", "batch", "offload")
+ORDER = (
+    "tests",
+    "kernels",
+    "step",
+    "picture",
+    "vae",
+    "training",
+    "peers",
+    "fp8",
+    "batch",
+    "offload",
+    "tuning",
+)
 TESTS = (
     "tests/kernels/test_real_sizes.py",
     "tests/kernels",
@@ -39,6 +51,7 @@ GROUPS = (
     Group(("peers",), 0.4),
     Group(("fp8",), 0.4),
     Group(("offload",), 0.3),
+    Group(("tuning",), 0.5),
 )
 
 
@@ -48,11 +61,14 @@ def run_group(stages: list[str], folder: Path, seconds: float, small: bool) -> N
     if stages == ["tests"]:
         run_tests(folder, seconds, small)
         return
-    if stages == ["kernels"]:
+    if stages[0] in ("kernels", "tuning"):
         from benchmarks import kernels
 
         dtype, batches, size = ("fp32", [1], 32) if small else ("bf16", [1, 4], 1024)
-        kernels.run(folder, budget, dtype, batches, size)
+        if stages == ["tuning"]:
+            kernels.run_tuned(folder, budget, dtype, batches[:1], size)
+        else:
+            kernels.run(folder, budget, dtype, batches, size)
         return
     from benchmarks.gpu import memory, ours, peers, trainer
 

@@ -136,18 +136,11 @@ GROUP_PROGRAMS = 512  # enough to fill any GPU several times over
 MOST_CHUNKS = 64  # each program of the second launch reads all chunks' sums
 
 
-def group_blocks(
-    batch: int, pixels: int, channels: int, num_groups: int, strides: Strides, itemsize: int
-) -> tuple[Sizes, int]:
-    """Return a group norm's block of whole groups by pixels, and the pixels of a program's chunk."""
-    sizes, chunk = _group_blocks(batch, pixels, channels, num_groups, channels_inner(strides), itemsize)
-    return dict(sizes), chunk
-
-
 @lru_cache(maxsize=1024)
-def _group_blocks(
+def group_blocks(
     batch: int, pixels: int, channels: int, num_groups: int, inner: bool, itemsize: int
-) -> tuple[Sizes, int]:
+) -> Sizes:
+    """Return a group norm's block of whole groups by pixels, and the pixels of a program's chunk. Not to be changed."""
     group, groups = channels // num_groups, 1
     if inner:  # neighbouring groups until rows are long and begin where a vector may
         while num_groups % (2 * groups) == 0 and not _well_aligned(group * groups * itemsize):
@@ -158,7 +151,7 @@ def _group_blocks(
     chunk = cdiv(pixels, min(chunks, MOST_CHUNKS, cdiv(pixels, block_p)))
     chunk = cdiv(chunk, block_p) * block_p
     sizes = {"GROUP": group, "GROUPS": groups, "BLOCK_P": block_p, "BLOCK_C": block_c}
-    return sizes | {"num_warps": warps(block_p * block_c, itemsize)}, chunk
+    return sizes | {"num_warps": warps(block_p * block_c, itemsize), "chunk": chunk, "STAGES": 1}
 
 
 def _well_aligned(row_bytes: int) -> bool:

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -74,14 +75,23 @@ def _find(
 
 
 def candidates(default: Sizes) -> list[Sizes]:
-    """Return the default first, then a half, two and four times its first block size with 2, 4 and 8 warps."""
+    """Return the default first, then a half, two and four times its first block size with 2, 4 and 8 warps.
+
+    Where a program walks a chunk of pixels, what it has in flight counts more: the default's block or twice that, 4 or
+    8 warps, the whole chunk or half, and tiles loaded as they are needed or two before that.
+    """
     block = next(name for name in default if name.startswith("BLOCK"))
+    walks = "chunk" in default
+    varied = {block: (1, 2) if walks else (0.5, 1, 2, 4), "chunk": (1, 0.5) if walks else ()}
+    varied = {
+        name: [max(1, int(default[name] * f)) for f in factors] for name, factors in varied.items() if factors
+    }
+    varied |= {"num_warps": (4, 8), "STAGES": (1, 3)} if walks else {"num_warps": (2, 4, 8)}
     found = [default]
-    for factor in (0.5, 1, 2, 4):
-        for num_warps in (2, 4, 8):
-            sizes = default | {block: max(1, int(default[block] * factor)), "num_warps": num_warps}
-            if sizes not in found:
-                found.append(sizes)
+    for values in product(*varied.values()):
+        sizes = default | dict(zip(varied, values, strict=True))
+        if sizes not in found:
+            found.append(sizes)
     return found
 
 

@@ -1,10 +1,15 @@
 """benchmarks.kernels: a provider is timed where it is right, and a row says so where it is not."""
 
+import os
+
 import torch
 
 from benchmarks import kernels
 from benchmarks.gpu.rows import Budget, Table
-from benchmarks.kernel_cases import PLAIN, geglu_case, plain_geglu
+from benchmarks.kernel_cases import PLAIN, geglu_case, guidance_case, plain_geglu
+from kernels.launching import tuning
+
+CPU = torch.device("cpu")
 
 
 def table(tmp_path):
@@ -12,7 +17,7 @@ def table(tmp_path):
 
 
 def case():
-    return geglu_case(torch.device("cpu"), torch.float32, 4, 8)
+    return geglu_case(CPU, torch.float32, 4, 8)
 
 
 def test_a_provider_has_a_row_for_each_direction(tmp_path):
@@ -36,6 +41,15 @@ def test_all_cases_are_made(monkeypatch):
     found = list(kernels.all_cases(torch.bfloat16, [1, 4], 1024))
     assert {case.op for case in found} == set(PLAIN)
     assert max(case.bytes_moved for case in found) > 2**28  # what no cache holds
+
+
+def test_tuned_sizes_are_measured_apart_and_kept_beside_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(kernels, "all_cases", lambda *_: [case(), guidance_case(CPU, torch.float32, 1, 4)])
+    kernels.run_tuned(tmp_path, Budget(60), "fp32", [1], 32)
+    rows = table(tmp_path).rows.values()
+    assert {(row["op"], row["provider"]) for row in rows} == {("geglu", "ours, tuned")}
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path) and os.environ[tuning.VARIABLE] == "1"
 
 
 def test_without_a_gpu_it_is_refused(tmp_path, capsys):

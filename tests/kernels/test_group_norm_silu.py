@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels import group_norm_gradient as gradient
 from kernels import group_norm_silu as kernel
 from kernels import ops, reference
-from kernels.launching import launch
+from kernels.launching import launch, tuning
 from tests.support.kernel_cases import (
     CUTS,
     NCHW,
@@ -20,6 +21,7 @@ from tests.support.kernel_cases import (
     poisoned,
     random,
 )
+from tests.support.tolerances import assert_close
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -79,9 +81,23 @@ def test_cases_have_the_chunks_they_are_for(name, chunks):
     case = CASES[name]
     x = case.make()[0]
     batch, channels, height, width = case.shape
-    strides = launch.as_pixels(x)[1]
-    _, chunk = launch.group_blocks(batch, height * width, channels, case.groups, strides, x.itemsize)
-    assert -(-height * width // chunk) == chunks
+    inner = launch.channels_inner(launch.as_pixels(x)[1])
+    sizes = launch.group_blocks(batch, height * width, channels, case.groups, inner, x.itemsize)
+    assert -(-height * width // sizes["chunk"]) == chunks
+
+
+def test_every_size_that_tuning_tries_is_right():
+    x, weight, bias, groups, eps, silu = Case((1, 40, 23, 7), 4).make("")
+    default = launch.group_blocks(1, 23 * 7, 40, groups, True, x.itemsize)
+    grad, found = random(1, 40, 23, 7, seed=9), []
+    for sizes in tuning.candidates(default):
+        out, statistics = kernel.group_norm_silu_fwd(x, weight, bias, groups, eps, silu, None, sizes)
+        back = grad, x, weight, bias, statistics, silu, True, None
+        found.append((out, *gradient.group_norm_silu_bwd(*back, sizes)))
+    assert len(found) == 16
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert_close("another size", same, one)
 
 
 @pytest.mark.parametrize("gradients", ["x", "weight", "bias", "weight bias"])

@@ -49,7 +49,7 @@ def test_calls_on_a_cpu_are_timed_once():
 @pytest.mark.skipif(ON_GPU, reason="of a CPU")
 @pytest.mark.parametrize(
     "stages",
-    [list(group.stages) for group in GROUPS if group.stages[0] not in ("tests", "kernels")],
+    [list(group.stages) for group in GROUPS if group.stages[0] not in ("tests", "kernels", "tuning")],
     ids=",".join,
 )
 def test_every_case_runs_with_a_small_model(stages, tmp_path):

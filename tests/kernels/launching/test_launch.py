@@ -75,7 +75,8 @@ def test_host_arithmetic_is_tritons():
 @pytest.mark.parametrize("width", [320, 640, 960, 1280, 1920, 2560])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_blocks_of_groups_begin_where_a_vector_may(width, itemsize):
-    sizes, chunk = launch.group_blocks(2, 4096, width, 32, (width * 4096, width, 1), itemsize)
+    sizes = launch.group_blocks(2, 4096, width, 32, True, itemsize)
+    chunk = sizes["chunk"]
     assert sizes["GROUP"] * sizes["GROUPS"] * itemsize % launch.VECTOR_BYTES == 0
     assert 32 % sizes["GROUPS"] == 0 and chunk % sizes["BLOCK_P"] == 0
     assert -(-4096 // chunk) <= launch.MOST_CHUNKS
@@ -83,8 +84,8 @@ def test_blocks_of_groups_begin_where_a_vector_may(width, itemsize):
 
 @pytest.mark.parametrize("size", [1, 17, 128 * 128, 1000 * 1000])
 def test_group_norm_fills_the_gpu_at_batch_1(size):
-    sizes, chunk = launch.group_blocks(1, size, 320, 32, (0, 320, 1), 2)
-    programs = -(-size // chunk) * (32 // sizes["GROUPS"])
+    sizes = launch.group_blocks(1, size, 320, 32, True, 2)
+    programs = -(-size // sizes["chunk"]) * (32 // sizes["GROUPS"])
     assert programs >= min(132, -(-size // sizes["BLOCK_P"]))
 
 

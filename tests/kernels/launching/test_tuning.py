@@ -57,6 +57,17 @@ def test_file_is_named_by_device_and_version(timed):
     assert tuning.table_path(GPU).name == f"nvidia-h200-test-triton-{triton.__version__}.json"
 
 
+def test_where_a_program_walks_what_it_has_in_flight_is_varied():
+    default = {"GROUP": 10, "BLOCK_P": 16, "BLOCK_C": 128, "num_warps": 4, "chunk": 256, "STAGES": 1}
+    found = tuning.candidates(default)
+    assert found[0] == default and len(found) == 16
+    assert {sizes["chunk"] for sizes in found} == {128, 256} and {sizes["STAGES"] for sizes in found} == {
+        1,
+        3,
+    }
+    assert all(sizes["GROUP"] == 10 and sizes["BLOCK_C"] == 128 for sizes in found)
+
+
 def test_two_processes_keep_each_others_sizes(timed, monkeypatch):
     monkeypatch.setenv(tuning.VARIABLE, "1")
     pick(timed)
