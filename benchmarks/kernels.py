@@ -65,7 +65,7 @@ def run_options(options: argparse.Namespace) -> None:
 
 
 def run_tuned(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int) -> None:
-    """Have sizes timed where kernels take tuned ones, and measure with the best: those stay in <folder>/localcontrol."""
+    """Have sizes timed where kernels take tuned ones, and measure with the best, kept in <folder>/localcontrol."""
     os.environ |= {tuning.VARIABLE: "1", "XDG_CACHE_HOME": str(folder.resolve())}
     table = Table(folder / "kernels.csv", FIELDS + STATE)
     for case in all_cases(DTYPES[dtype], batches, size):
