@@ -3,13 +3,15 @@
 What a GPU says of this program, the most valuable first: the kernels' tests, the kernels' times, a denoising step, a
 picture, the VAE, training, diffusers on the same weights, float8, batches, offloading, tuned kernels. SDXL of full
 size with random weights. Rows are written as they are measured; a run that is cut off keeps them, and the next one goes
-on from there. Prints a table of all rows last. --small rehearses it on a CPU with a small model; it measures nothing.
+on from there. Prints a table of all rows last, and draws them. --small rehearses it on a CPU with a small model; it
+measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.stages import ORDER, run_all, run_group
@@ -45,6 +47,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     failed = run_all(options)
     print_summary(options.out)
+    if find_spec("matplotlib") is not None:  # not every GPU image has it
+        from benchmarks.gpu.plots import draw
+
+        draw(options.out)
     return int(failed > 0)
 
 
