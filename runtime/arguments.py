@@ -41,6 +41,13 @@ def is_finite_number(value: Any) -> bool:
         return False
 
 
+def truth(value: Any, name: str) -> bool:
+    """Return True or False. Raises InputError for all else: text such as "no" is true to Python."""
+    if not _is_truth(value) or getattr(value, "ndim", 0):
+        raise InputError(f"{name} {_shown(value)}: expected True or False")
+    return bool(value)
+
+
 def fractions(value: Any, name: str) -> tuple[float, float]:
     """Return the part of the steps between two fractions. Raises InputError unless 0 <= start <= end <= 1."""
     try:

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from kernels import ops
+from runtime.arguments import truth
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
 from runtime.control.region import Region
@@ -101,6 +102,7 @@ class LocalControlPipeline:
         Raises InputError, naming what is missing or does not fit.
         """
         check_backend(backend)
+        allow_pickle, vae_tiling = truth(allow_pickle, "allow_pickle"), truth(vae_tiling, "vae_tiling")
         device = pick_device(device)
         dtype = pick_dtype(dtype, device)
         check_quantize(quantize, device, dtype)
@@ -170,6 +172,7 @@ class LocalControlPipeline:
         Raises InputError, naming what does not match between the folder, this machine and the model.
         """
         check_backend(backend)
+        allow_pickle = truth(allow_pickle, "allow_pickle")
         device = pick_device(device or engine_device(folder))
         options |= {"allow_pickle": allow_pickle}
         loaded, denoiser, own = load_engines(folder, device, source=model, loras=loras, **options)

@@ -22,6 +22,7 @@ from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, quick_imports
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError
+from runtime.machine.files import expand
 
 if TYPE_CHECKING:
     from runtime.batch.requests import Line
@@ -94,8 +95,8 @@ def run(options: argparse.Namespace) -> int:
     if options.rows < 0:
         raise InputError(f"--rows {options.rows}: expected 0 or more")
     check_ray(options)
-    if options.report and not options.report.parent.is_dir():
-        raise InputError(f"--report {options.report}: no such folder")
+    if options.report:
+        check_report(options)
     total, lines = read(options.requests)
     with quick_imports():
         from runtime.batch.results import opened
@@ -111,6 +112,19 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         report(options, counts, time.monotonic() - start)
     return 1 if counts["refused"] or counts["failed"] else 0
+
+
+def check_report(options: argparse.Namespace) -> None:
+    """Raise InputError where the report cannot be written, or would replace the requests."""
+    from runtime.control.images import check_writable
+
+    if options.report.suffix.lower() != ".json":
+        raise InputError(f"--report {options.report}: expected a name that ends in .json")
+    written = check_writable(options.report, "--report").resolve()
+    if written == expand(str(options.requests)).resolve():
+        raise InputError(
+            f"REQUESTS: {options.requests} would be overwritten by --report; expected another file"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from runtime.cli.interrupt import CANCELLED, shown, taken
@@ -21,9 +22,25 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class Parser(argparse.ArgumentParser):
+    """Refuses empty values: a variable that a script has not set would silently ask for the opposite.
+
+    An option whose value may be empty, as a prompt may, has `type=str`.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register("type", None, _given)
+        self.register("type", Path, lambda text: Path(_given(text)))
+
     def error(self, message: str) -> NoReturn:
         """Return one line, without the usage's page."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _given(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; expected a value, or no such option")
+    return text
 
 
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:

@@ -59,8 +59,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _add_picture(group) -> None:
-    group.add_argument("--prompt", required=True, help="what to draw")
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to keep away from")
+    group.add_argument("--prompt", required=True, type=str, help="what to draw")
+    group.add_argument(
+        "--negative-prompt", type=str, default="", metavar="TEXT", help="what to keep away from"
+    )
     group.add_argument("--image", metavar="FILE", help="start from this picture, at its own size by default")
     group.add_argument(
         "--strength",
@@ -150,7 +152,7 @@ def _add_region(group) -> None:
         "--control", metavar="NAME", help="the adapter that reads it (default: the first --adapter, or canny)"
     )
     group.add_argument(
-        "--region-prompt", metavar="TEXT", help="words that take the prompt's place inside the mask"
+        "--region-prompt", type=str, metavar="TEXT", help="words that take the prompt's place inside the mask"
     )
     group.add_argument("--scale", help="its strength (default 1), or keyframes of it, such as 0:1.0,0.5:0.3")
     group.add_argument("--start", help="the share of the steps after which it begins to act (default 0)")
@@ -319,6 +321,8 @@ def parse_region(text: str) -> dict[str, str]:
             )
         if key in fields:
             raise InputError(f"--region {text!r}: {key} is given twice; expected it once")
+        if not value.strip() and key != "prompt":
+            raise InputError(f"--region {text!r}: {key} is empty; expected a value, or no such key")
         fields[key] = value.strip()
     return fields
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.cli.options import adapter_sources
 from runtime.errors import InputError
+from runtime.machine.files import expand
 
 if TYPE_CHECKING:
     from runtime.capabilities import Capabilities
@@ -66,9 +67,9 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
     named = [
         (f"{region.label} {key}", path) for region in regions for key, path in region_paths(region).items()
     ]
-    named += [("--image", options.image)] if options.image else []
+    named += [("--image", options.image), ("--regions", options.regions)]
     for name, path in named:
-        if (written := outputs.get(Path(path).resolve())) is not None:
+        if path and (written := outputs.get(expand(path, name).resolve())) is not None:
             raise InputError(f"{name}: {path} would be overwritten by {written}; expected another file")
     return Request(
         options.prompt,

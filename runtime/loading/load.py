@@ -14,7 +14,9 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from runtime.arguments import truth
 from runtime.errors import InputError
+from runtime.loading.altered import unaltered
 from runtime.loading.folder import EXPECTED, MODELS, TOKENIZERS, check_configs, load_component, load_folder
 from runtime.loading.hub import cache_folder, fetch_files, fetch_pipeline, is_hub_id
 from runtime.loading.lora import LoraSource, find_lora, fuse_lora
@@ -22,6 +24,7 @@ from runtime.loading.quiet import quiet
 from runtime.loading.single_file import SDXL_CONFIGS, load_single_file, load_vae_file
 from runtime.loading.weights import check_finite_weights
 from runtime.machine.arithmetic import DTYPES
+from runtime.machine.files import expand
 from runtime.model.latent_rgb import LatentRGB, known_projection
 from runtime.model.unet import UNet
 
@@ -74,18 +77,25 @@ def load_model(
     """
     if dtype not in DTYPES.values():
         raise InputError(f"dtype {dtype}: expected float32, bfloat16 or float16")
+    allow_pickle = truth(allow_pickle, "allow_pickle")
+    if rescale_betas_zero_snr is not None:
+        rescale_betas_zero_snr = truth(rescale_betas_zero_snr, "rescale_betas_zero_snr")
     if isinstance(loras, (str, os.PathLike)):
         raise InputError(f"loras {str(loras)!r}: expected a list of files, or of (file, weight)")
     loras = [find_lora(lora, allow_pickle) for lora in loras]
     path = EMBEDDED if str(source) == "embedded" else _find(source, dtype, allow_pickle)
-    config = Path(config) if config else None
+    config = expand(config, "config") if config else None
+    tokenizer = expand(tokenizer, "tokenizer") if tokenizer else None
+    for option, folder in {"tokenizer": tokenizer, "config": config}.items():
+        if folder is not None and not path.is_file():
+            own = f"{source} is a folder, which has its own"
+            raise InputError(f"{option} {folder}: for a single file, and {own}; leave it out")
     with quiet():
         configs = (config or SDXL_CONFIGS) if path.is_file() else path
         new_vae, vae_folder = None, path / "vae"
         if vae is not None:
             new_vae, vae_folder = _load_vae(vae, configs / "vae", allow_pickle)
         if path.is_file():
-            tokenizer = Path(tokenizer) if tokenizer else None
             pipe = load_single_file(
                 path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle, tokenizer=tokenizer, config=config
             )
@@ -122,8 +132,11 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
     """Take the parts out of any diffusers SDXL pipeline. The weights are shared with it, not copied.
 
     Only a float16 VAE that overflows in float16 (force_upcast) is copied, in float32. Raises InputError where
-    the pipeline is not an SDXL text-to-image one, or has LoRA layers that are not fused.
+    the pipeline is not an SDXL text-to-image one, has LoRA layers that are not fused, or a UNet that does more than its
+    weights say.
     """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise InputError(f"from_diffusers: a {type(pipe).__name__}; expected a diffusers SDXL pipeline")
     name = name or getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
     absent = [part for part in (*MODELS, *TOKENIZERS, "scheduler") if getattr(pipe, part, None) is None]
     if absent:
@@ -143,12 +156,12 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
             raise InputError(
                 f"{name}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}"
             )
-    vae = pipe.vae
+    unet, vae = unaltered(pipe.unet, name), pipe.vae
     if vae.dtype == torch.float16 and vae.config.force_upcast:
         vae = copy.deepcopy(vae).float()
     return Model(
         name=name,
-        unet=UNet.from_diffusers(pipe.unet),
+        unet=UNet.from_diffusers(unet),
         vae=vae,
         tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
         text_encoders=text_encoders,
