@@ -181,7 +181,7 @@ def full_size_parts(options: argparse.Namespace, dtype: str, _: Path) -> World:
         SMALL if options.small else {}
     )
     with torch.no_grad():
-        unet = build(unet_config).to(DEVICE, DTYPES[dtype])
+        unet = build(unet_config, DTYPES[dtype], torch.device(DEVICE))
     vae = (
         AutoencoderKL.from_config(AutoencoderKL.load_config(SDXL_CONFIGS / "vae"))
         .to(DEVICE)

@@ -66,6 +66,10 @@ def shares_graphs(file):
     return re.search(r"\bengines\.(folder|copy_folder|graph)\(", file.read_text("utf-8")) is not None
 
 
+def pytest_configure():
+    torch.backends.cudnn.allow_tf32 = False  # float32 is compared as float32
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if torch.cuda.is_available():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.gpu.device import DEVICE, free_memory, limit_memory
-from benchmarks.gpu.ours import Recorder, picture_row
+from benchmarks.gpu.ours import Recorder, forward_flops, picture_row
 from benchmarks.gpu.world import DTYPE, diffusers_parts
 from runtime.loading.load import from_diffusers
 from runtime.optimize.offload import Offload
 from runtime.optimize.specialize import specialize
 from runtime.pipeline import LocalControlPipeline
+from runtime.sampling.denoiser import TorchDenoiser
 
 RESERVE_GB = 1.0  # of a card, for its context and what else runs
 CARDS = {8: "group", 12: "model", 24: None}  # GB as sold -> offload
@@ -22,6 +23,7 @@ def run(recorder: Recorder, small: bool) -> None:
     specialize(model, DEVICE, DTYPE, "auto")
     model.vae.enable_tiling()
     adapters = {"canny": adapter}
+    forward_flops(TorchDenoiser(model.unet.to(DEVICE)))  # counted once, where there is memory for it
     for gigabytes, how in sorted(CARDS.items(), reverse=True):
         free_memory()
         limit_memory(gigabytes - RESERVE_GB)

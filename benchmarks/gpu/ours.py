@@ -224,10 +224,18 @@ def fp8_stage(recorder: Recorder, small: bool) -> None:
 
 
 def profiled(recorder: Recorder, name: str, run: Callable[[], object]) -> None:
-    """Write where the device's time of one call goes, kernel by kernel, to <folder>/profile-<name>.txt."""
+    """Write where the device's time of one call goes, to <folder>/profile-<name>.txt; a failure ends no other row."""
+    try:
+        _profile(recorder.folder / f"profile-{name}.txt", run, records=name == "training")
+    except Exception as error:
+        print(f"profile {name}: {type(error).__name__}: {error}".partition("\n")[0][:200], flush=True)
+
+
+def _profile(path: Path, run: Callable[[], object], records: bool) -> None:
+    """Write it kernel by kernel. records: whether gradients are recorded."""
     run()
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * ON_GPU]
-    with profile(activities=kinds) as found, torch.no_grad() if name != "training" else nullcontext():
+    with profile(activities=kinds) as found, nullcontext() if records else torch.no_grad():
         run()
         if ON_GPU:
             torch.cuda.synchronize()
@@ -238,7 +246,7 @@ def profiled(recorder: Recorder, name: str, run: Callable[[], object]) -> None:
     lines = [f"{getattr(e, order) / 1e3:9.3f} ms {e.count:5} x  {e.key[:150]}" for e in kernels[:60]]
     total = sum(getattr(e, order) for e in kernels) / 1e3
     lines.insert(0, f"{total:9.3f} ms {sum(e.count for e in kernels):5} x  in all")
-    (recorder.folder / f"profile-{name}.txt").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def kernels_of() -> str:

@@ -16,21 +16,30 @@ SECONDS = 15
 def run(recorder: Recorder, small: bool) -> None:
     dtype = "bf16" if ON_GPU else "fp32"
     for batch in (4, 1) if ON_GPU else (1,):
+        sides = {"ours": our_step, "diffusers": diffusers_step, "ours, kernels off": plain_step}
+        left = {name: make for name, make in sides.items() if case_of(name, batch) not in recorder.table}
+        if not left or not recorder.budget.allows(SECONDS):
+            continue
         options = argparse.Namespace(batch=batch, small=small, full_size=not small)
         world = full_size_parts(options, dtype, None)
-        sides = {"ours": our_step, "diffusers": diffusers_step, "ours, kernels off": plain_step}
-        for name, make in sides.items():
-            case = f"training step, {name}, batch {batch}"
-            if case in recorder.table or not recorder.budget.allows(SECONDS):
-                continue
-            step = make(world)
-            recorder.measure(case, lambda step=step, name=name, n=batch: row(step, name, n), SECONDS)
-            if (name == "ours" and batch > 1) or not ON_GPU:
-                profiled(recorder, "training", step)
-            del step
+        for name, make in left.items():
+            steps = []
+
+            def measured(make=make, name=name, steps=steps, batch=batch, world=world):
+                steps.append(make(world))
+                return row(steps[0], name, batch)
+
+            done = recorder.measure(case_of(name, batch), measured, SECONDS)
+            if done and ((name == "ours" and batch > 1) or not ON_GPU):
+                profiled(recorder, "training", steps[0])
+            del steps, measured
             free_memory()
         del world
         free_memory()
+
+
+def case_of(name: str, batch: int) -> str:
+    return f"training step, {name}, batch {batch}"
 
 
 def plain_step(world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ import torch
 WARM_UP = (
     3  # calls before the recording, as PyTorch's documentation has it: libraries choose and allocate in them
 )
+_capturing = threading.Lock()
 
 
 def captured(call: Callable[[], None], device: torch.device, pool: tuple[int, int]) -> Callable[[], None]:
@@ -16,7 +18,9 @@ def captured(call: Callable[[], None], device: torch.device, pool: tuple[int, in
 
     pool: `torch.cuda.graph_pool_handle()`, the memory that graphs share of which one runs at a time.
     """
-    with torch.cuda.device(device):
+    # CUDA allows one capture at a time; other threads may wait for their own work meanwhile. Where a capture fails, the
+    # outer `stream` puts the caller's back.
+    with _capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -24,6 +28,6 @@ def captured(call: Callable[[], None], device: torch.device, pool: tuple[int, in
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             call()
     return graph.replay

@@ -88,5 +88,7 @@ def timed(timings: dict[str, float], stage: str, device: torch.device) -> Iterat
     start = time.perf_counter()
     yield
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(
+            device
+        ).synchronize()  # of the device: not while another thread captures a graph
     timings[stage] = time.perf_counter() - start

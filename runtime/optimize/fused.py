@@ -58,6 +58,16 @@ class FusedGEGLU(GEGLU):
         return ops.geglu(self.proj(x), float8=self.float8)
 
 
+class FusedLayerNorm(nn.LayerNorm):
+    """nn.LayerNorm of a sum, made on the way. Called as a layer: hooks that bring its weights see the call."""
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, float8: bool = False
+    ) -> tuple[Tensor, Tensor | Float8Rows]:
+        """Return x + residual and its norm."""
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps, float8=float8)
+
+
 class FusedTransformerBlock(TransformerBlock):
     """Each sum of the residual stream normalised as it is made."""
 
@@ -82,11 +92,10 @@ class FusedTransformer(Transformer):
 
 
 def _normalized(
-    layer: nn.LayerNorm, x: Tensor, residual: Tensor | None = None, *, into: nn.Module | None
+    layer: FusedLayerNorm, x: Tensor, residual: Tensor | None = None, *, into: nn.Module | None
 ) -> tuple[Tensor, Tensor | Float8Rows]:
     """Return x + residual and its norm, in float8 where `into`, which takes it, multiplies in that."""
-    float8 = isinstance(into, Fp8Linear)
-    return ops.add_layer_norm(x, residual, layer.weight, layer.bias, layer.eps, float8=float8)
+    return layer(x, residual, float8=isinstance(into, Fp8Linear))
 
 
 class ChannelsLastAttention(VaeAttention):
@@ -118,6 +127,8 @@ def fuse_encoder(encoder: Encoder) -> Encoder:
             exchange(module.net[0], FusedGEGLU)
             module.net[0].float8 = isinstance(module.net[2], Fp8Linear)
         elif isinstance(module, TransformerBlock):
+            for norm in (module.norm1, module.norm2, module.norm3):
+                exchange(norm, FusedLayerNorm)
             exchange(module, FusedTransformerBlock)
     return encoder
 

@@ -67,7 +67,9 @@ _asking = threading.Lock()  # `_known` is the process's
 
 
 def _ask(scheduler: SchedulerMixin, count: int) -> LinearSteps:
-    scheduler.timesteps = scheduler.timesteps.cpu()
+    for name, value in vars(scheduler).items():  # `add_noise` leaves some where the latents are
+        if isinstance(value, Tensor):
+            setattr(scheduler, name, value.cpu())
     scales, numbers, before = [], [], torch.zeros(4).double()
     for i, t in enumerate(scheduler.timesteps[-count:]):
         # Of four values, this step's sample and output are two, those of the step before the other two.

@@ -82,11 +82,11 @@ class Run:
         self.step, self.on_step, self.after_step, self.cancelled = step, on_step, after_step, cancelled
         self.count, self.index = len(timesteps), 0
         self.guided = guided_steps(guidance, guidance_range, self.count)
+        linear = linear_steps(scheduler, timesteps)
         if start is None:
             self.latents = noise.float() * scheduler.init_noise_sigma
         else:
             self.latents = noised(start, noise.float(), scheduler, timesteps)
-        linear = linear_steps(scheduler, timesteps)
         if linear is not None:
             self.stepper = LinearStepper(linear, guidance, self.latents.device, rescale)
         else:

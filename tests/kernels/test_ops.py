@@ -124,6 +124,7 @@ def test_triton_says_what_it_cannot_take(monkeypatch, dtype, scales, obstacle):
 @pytest.mark.usefixtures("_no_interpreter")
 def test_backend_is_restored(monkeypatch):
     monkeypatch.setattr(ops, "_of_auto", "triton")  # as set by the environment: refused where an op is called
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with ops.use_backend("torch"):
         inject()
         with (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.ops import current_backend
+from kernels.ops import current_backend, use_backend
 from runtime.model.attention import use_attention
 from runtime.model.blocks import Injection, Resnet, TransformerBlock
 from runtime.model.unet import UNet
@@ -84,5 +84,13 @@ def quick_attention(device: torch.device) -> Iterator[None]:
 
 
 def _recompute_contexts(device: torch.device):
-    """Around the forward pass and around computing it again, which happens outside of `FrozenUNet.__call__`."""
-    return nullcontext(), quick_attention(device)
+    """Around the forward pass and around computing it again, which happens outside of `FrozenUNet.__call__`, and on a
+    GPU in autograd's own thread, which does not know the backend.
+    """
+    return nullcontext(), _entered(current_backend(), device)
+
+
+@contextmanager
+def _entered(backend: str, device: torch.device) -> Iterator[None]:
+    with use_backend(backend), quick_attention(device):
+        yield

@@ -44,6 +44,17 @@ def test_a_unet(backend):
 
 
 @torch.inference_mode()
+def test_layers_whose_weights_hooks_bring_are_called():
+    """Offloading layer by layer brings a weight when its layer is called: one that is read beside that stays away."""
+    unet, called = fuse_unet(fuse_qkv(from_diffusers(make_pipeline()).unet)), set()
+    norms = [m for m in unet.modules() if isinstance(m, (nn.LayerNorm, nn.GroupNorm))]
+    for module in norms:
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
+    run(unet)
+    assert len(norms) > 20 and called == set(norms)
+
+
+@torch.inference_mode()
 @pytest.mark.skipif(not multiplies_here(torch.device("cpu")), reason="no float8 product on a CPU")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_goes_into_a_float8_product_is_made_in_float8(backend):

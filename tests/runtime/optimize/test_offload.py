@@ -33,7 +33,10 @@ def test_the_same_picture_twice(device, how):
         made = pipe("a star", [REGION], steps=3, seed=0)
         assert relative_rms(made.latents.cpu(), expected()) < 1e-4 and len(made.images) == 1
     for part in (*model.text_encoders, model.vae, model.unet):
-        assert {p.device.type for p in part.parameters()} == {"cpu"}
+        names = {name.rpartition(".")[0] for name, p in part.named_parameters() if p.device.type != "cpu"}
+        assert names <= (
+            {"time_embedding.linear_1"} if how == "group" else set()
+        )  # fetched for the next step
 
 
 def test_parts_are_elsewhere_only_while_they_work(monkeypatch):

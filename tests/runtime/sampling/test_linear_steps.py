@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from kernels import ops
 from runtime.sampling import linear_steps as linear_sampler
 from runtime.sampling.linear_steps import linear_steps
-from runtime.sampling.loop import denoise
+from runtime.sampling.loop import Run, denoise
 from runtime.sampling.schedulers import SCHEDULERS, make_scheduler, set_timesteps
 from tests.support.tolerances import relative_rms
 
@@ -91,6 +91,14 @@ def test_others_step_for_themselves(scheduler):
     noise = torch.randn(1, 4, 5, 3)
     made = denoise(lambda sample, i: sample / 2, scheduler, noise, 1.0, [torch.Generator().manual_seed(0)])
     assert made.isfinite().all()
+
+
+def test_asking_works_wherever_the_latents_are():
+    """DDIM's `add_noise` leaves its schedule there; "meta" stands in for a GPU."""
+    scheduler = make_scheduler("ddim", default())
+    set_timesteps(scheduler, 7, CPU)
+    noise = torch.zeros(1, 4, 2, 2, device="meta")
+    Run(lambda x, i: x, scheduler, noise, 1.0, [torch.Generator()], start=noise)
 
 
 def test_asking_leaves_the_scheduler_as_it_was_and_is_done_once(monkeypatch):

@@ -1,6 +1,7 @@
 """training.loop.frozen: with fused layers the prediction and the gradients of the control are those of PyTorch's."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -61,6 +62,25 @@ def test_a_fused_step_is_the_plain_one(backend, checkpointing):
     for i, (made, wanted) in enumerate(zip(step(unet, backend), expected, strict=True)):
         assert wanted.abs().max() > 0
         assert_close(f"output {i}", made, wanted, "unet")
+
+
+def test_what_is_computed_again_runs_on_the_same_backend(monkeypatch):
+    """On a GPU autograd computes it again in a thread of its own, to which no context comes."""
+    unet, seen = frozen("torch"), []
+    unet.checkpointing = True
+    chosen = ops._implementation
+    monkeypatch.setattr(
+        ops, "_implementation", lambda *args: seen.append(ops.current_backend()) or chosen(*args)
+    )
+    start = torch.autograd.grad
+
+    def elsewhere(*args):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(start, *args).result()
+
+    monkeypatch.setattr(torch.autograd, "grad", elsewhere)
+    step(unet, "torch")
+    assert len(seen) > 20 and set(seen) == {"torch"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
