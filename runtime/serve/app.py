@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -47,6 +48,7 @@ from runtime.serve.service import Service, shown
 from runtime.serve.store import Job
 from runtime.serve.work import Work
 
+log = logging.getLogger("runtime.serve")
 PNG = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
 PICTURE = {
     200: {
@@ -83,11 +85,13 @@ def make_app(service: Service, access: Access | None = None, log_prompts: bool =
         app.state.conditions, app.state.apart = anyio.CapacityLimiter(1), 0
         with heard():
             service.start()
-            async with anyio.create_task_group() as group:
-                group.start_soon(keep_clean, service)
-                yield
-                group.cancel_scope.cancel()
-            await anyio.to_thread.run_sync(service.close)
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(keep_clean, service)
+                    yield
+                    group.cancel_scope.cancel()
+            finally:
+                await anyio.to_thread.run_sync(service.close)
 
     app = FastAPI(
         title="localcontrol",
@@ -119,7 +123,10 @@ async def keep_clean(service: Service) -> None:
     """Remove what is too old, now and then, also where nothing new comes."""
     while True:
         await anyio.sleep(CLEAN)
-        await anyio.to_thread.run_sync(service.clean)
+        try:
+            await anyio.to_thread.run_sync(service.clean)
+        except Exception as error:  # a full disk, a locked table: the next time may do
+            log.error("cleaning", exc_info=error)
 
 
 def _refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:

@@ -7,11 +7,15 @@ import select
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
+import anyio
 import pytest
 from PIL import Image
 
+from runtime.serve import app as app_module
 from runtime.serve.guard import Access
+from runtime.serve.limits import Limits
 from tests.support.server import SMALL, events, pipe, png, running, wait_until
 
 MASK = png(Image.new("L", (64, 64), 255))
@@ -321,3 +325,30 @@ def test_the_page_and_its_files(client):
     name = json.loads(client.post("/v1/files", MASK)[2])["id"]
     assert client.get(f"/v1/files/{name}")[2] == MASK
     client.error(422, "/v1/files/x", method="GET")
+
+
+def test_cleaning_that_fails_is_logged_and_tried_again(monkeypatch, caplog):
+    """The server's life goes on, and ends with the service closed, also where something else breaks it."""
+    monkeypatch.setattr(app_module, "CLEAN", 0.001)
+    cleaned, closed = [], []
+
+    def clean():
+        cleaned.append(len(cleaned))
+        if len(cleaned) == 1:
+            raise sqlite3.OperationalError("database is locked")
+
+    service = SimpleNamespace(limits=Limits(), metrics=None, start=lambda: None, clean=clean)
+    service.close = lambda: closed.append(True)
+    app = app_module.make_app(service)
+
+    async def live():
+        async with app.router.lifespan_context(app):
+            with anyio.fail_after(10):
+                while len(cleaned) < 3:
+                    await anyio.sleep(0.001)
+            assert not closed
+            raise RuntimeError("broken")
+
+    with pytest.raises(BaseException, match="unhandled errors"):
+        anyio.run(live)
+    assert closed == [True] and "database is locked" in caplog.text
