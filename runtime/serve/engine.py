@@ -245,6 +245,7 @@ class Engine:
     def _step(self, group: list[Active]) -> dict[Run, Exception]:
         """Take a step of each; what fails together is tried one by one, so that it is one request's fault alone."""
         pipe, runs = self.pipe, [active.run for active in group]
+        at = [run.index for run in runs]
         with pipe.at_work("denoise"), use_attention(pipe.attention):
             try:
                 return self._batch.tick(runs)
@@ -255,7 +256,9 @@ class Engine:
                     )
                 self._batch = Batch(pipe.denoiser)
                 failed = {}
-                for run in runs:
+                for run, before in zip(runs, at, strict=True):
+                    if run.index != before:  # of another size, whose step was taken before this one failed
+                        continue
                     try:
                         failed |= self._batch.tick([run])
                     except Exception as error:

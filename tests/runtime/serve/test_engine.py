@@ -301,3 +301,25 @@ def test_ages_are_looked_at_while_others_run(started):
     assert long not in notes.states
     long.stop("cancelled", "")
     engine.wake()
+
+
+def test_a_size_that_fails_leaves_the_others_at_their_step(started, monkeypatch):
+    """Sizes are stepped one after the other: where a later one fails, none takes a step beyond its last."""
+    engine, notes = started(open_gate=False)
+    good, bad = work(side=64, steps=4), work(side=96, steps=8)
+    joint = type(pipe().denoiser.joint())
+    call = joint.__call__
+
+    def broken(self, parts):
+        size, at = parts[0].sample.shape[-1], {active.work: active.run for active in engine._active}
+        if good in at and at[good].done and size != at[good].latents.shape[-1]:
+            raise RuntimeError("out of memory")
+        return call(self, parts)
+
+    monkeypatch.setattr(joint, "__call__", broken)
+    engine.submit(good)
+    engine.submit(bad)
+    notes.gate.set()
+    wait_until(lambda: {good, bad} == {*notes.drawn_works, *notes.states})
+    assert notes.states.keys() == {bad}
+    assert torch.equal(latents(notes, good), pipe().draw(good.order.request).latents)
