@@ -186,7 +186,7 @@ def add_drawing(app: FastAPI) -> None:
 def add_jobs(app: FastAPI) -> None:
     async def _job(request: Request, id: str) -> Job:
         service, (owner, _) = service_of(request), owner_of(request)
-        return await at_store(request, service.store.get, id, owner)
+        return await at_store(request, service.job, id, owner)
 
     @app.post("/v1/jobs", status_code=202, openapi_extra=takes(Generate))
     async def submit(

@@ -31,7 +31,7 @@ from runtime.serve.orders import Order, Orders
 from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
-from runtime.serve.store import Job, Store
+from runtime.serve.store import OPEN, Job, Store
 from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
@@ -129,7 +129,7 @@ class Service:
                 self._jobs[work.id] = work
         try:
             self.engine.submit(work, keyed)
-        except Refusal:
+        except BaseException:
             self._close(work)
             raise
 
@@ -147,9 +147,30 @@ class Service:
             job, is_new = self.store.add(kept, owner, key)
             if is_new:
                 return self._queue(job, order, keyed)
+            job = self._sound(job)
             if job.state != "interrupted":
                 return job
             return self._queue(self.store.reopen(job.id), order, keyed, before=job)
+
+    def job(self, name: str, owner: str) -> Job:
+        """Return a job. Raises Refusal where its owner has none of that name."""
+        job = self.store.get(name, owner)
+        if not self._is_lost(job):
+            return job
+        with self._adding:  # it may be about to be queued
+            return self._sound(job)
+
+    def _sound(self, job: Job) -> Job:
+        """Return a job as it is; interrupted where it is lost, so that it can be sent again or removed."""
+        if not self._is_lost(job):
+            return job
+        self.store.end(job.id, "interrupted")
+        return self.store.get(job.id, job.owner)
+
+    def _is_lost(self, job: Job) -> bool:
+        """Return whether a job is open and nobody draws it: the disk did not take its end."""
+        with self._lock:
+            return job.state in OPEN and job.id not in self._jobs
 
     def again(self, job: Job, keyed: bool) -> Job:
         """Queue a job again that has ended without its pictures. Raises Refusal."""
@@ -162,7 +183,7 @@ class Service:
         work = Work(order, job.owner, order.body.session, order.body.previews, job=True, id=job.id)
         try:
             self._submit(work, keyed)
-        except Refusal:
+        except BaseException:  # whatever it is, nobody would draw it
             self.store.put_back(before) if before else self.store.remove(job.id)
             raise
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ from runtime.machine.files import replacing
 from runtime.serve.limits import MIB, Limits
 from runtime.serve.refusals import Refusal
 
+log = logging.getLogger("runtime.serve")
 FORMAT = 1  # of the table; a store of another one is begun anew
 OPEN, ENDED = ("queued", "running"), ("done", "failed", "cancelled", "interrupted")
 TABLE = """
@@ -101,7 +103,7 @@ class Store:
                 "INSERT INTO jobs (id, owner, key, state, body, created) VALUES (?, ?, ?, 'queued', ?, ?)",
                 *(name, owner, key, text, time.time()),
             )
-            self.clean()
+            self._clean_after()
             return self.get(name, owner), True
 
     def reopen(self, name: str) -> Job:
@@ -171,7 +173,7 @@ class Store:
             )
             if done.rowcount == 0 and not self._is_done(name):
                 shutil.rmtree(folder, ignore_errors=True)
-            self.clean()
+            self._clean_after()
             return done.rowcount > 0
 
     def end(self, name: str, state: str, error: dict | None = None) -> None:
@@ -205,6 +207,13 @@ class Store:
                     break
                 self.remove(row["id"])
                 count, total = count - 1, total - row["bytes"]
+
+    def _clean_after(self) -> None:
+        """Clean after a change that is kept already, and that therefore does not fail with it."""
+        try:
+            self.clean()
+        except (OSError, sqlite3.Error) as error:
+            log.error("cleaning", exc_info=error)
 
     def close(self) -> None:
         with self._lock, suppress(sqlite3.Error):

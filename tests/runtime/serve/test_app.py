@@ -307,6 +307,47 @@ def test_a_disk_that_takes_nothing_is_told(client, monkeypatch):
     wait_until(lambda: client.service.unfinished == 0)
 
 
+@pytest.mark.parametrize("then", ["retry", "delete", "the same key"])
+def test_a_job_whose_end_could_not_be_kept_is_interrupted(client, monkeypatch, then):
+    """Neither its pictures nor that it failed: nobody draws it, so it can be sent again or removed."""
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "finish", full)
+        patch.setattr(client.service.store, "end", full)
+        id = json.loads(client.post("/v1/jobs", SMALL, Idempotency_Key=then)[2])["id"]
+        wait_until(lambda: client.service.unfinished == 0)
+    if then == "delete":
+        assert json.loads(client.ask("DELETE", f"/v1/jobs/{id}")[2])["removed"] is True
+        client.error(404, f"/v1/jobs/{id}", method="GET")
+        return
+    if then == "retry":
+        assert client.job(id)["state"] == "interrupted" and client.post(f"/v1/jobs/{id}/retry")[0] == 202
+    else:
+        assert json.loads(client.post("/v1/jobs", SMALL, Idempotency_Key=then)[2])["id"] == id
+    assert client.job(id)["state"] == "done"
+
+
+def test_a_job_is_kept_and_queued_or_neither(client, monkeypatch):
+    """Cleaning that fails takes no job with it; one that could not be queued is not there."""
+
+    def broken(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "clean", broken)
+        status, _, data = client.post("/v1/jobs", SMALL)
+        assert status == 202 and client.job(json.loads(data)["id"])["state"] == "done"
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.engine, "submit", broken)
+        client.error(500, "/v1/jobs", SMALL, Idempotency_Key="neither")
+    wait_until(lambda: client.service.unfinished == 0)
+    id = json.loads(client.post("/v1/jobs", SMALL, Idempotency_Key="neither")[2])["id"]
+    assert client.job(id)["state"] == "done"
+
+
 def test_what_is_deleted_says_what_became_of_it(client):
     job = json.loads(client.post("/v1/jobs", {**SMALL, "steps": 100})[2])
     client.job(job["id"], until=("running",))
