@@ -195,7 +195,8 @@ def add_jobs(app: FastAPI) -> None:
         """Keep a job, which is drawn whether or not anybody waits. An Idempotency-Key makes it one job, sent twice."""
         service = ready(request)
         body = await body_of(request, Generate)
-        job = await off_loop(request, service.submit_job, body, *owner_of(request), idempotency_key)
+        key = idempotency_key or None  # an empty header is none
+        job = await off_loop(request, service.submit_job, body, *owner_of(request), key)
         request.state.said |= {"job": job.id}
         return JSONResponse(shown(job), 202, {"Location": f"/v1/jobs/{job.id}"})
 

@@ -92,8 +92,8 @@ class Store:
         """
         text = json.dumps(body, sort_keys=True)
         with self._lock:
-            found = key and self._run("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner, key).fetchone()
-            if found:
+            found = self._run("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner, key).fetchone()
+            if key is not None and found:
                 if found["body"] != text:
                     message = f"Idempotency-Key {key[:40]!r}: used for another request; expected a new key"
                     raise Refusal(422, message, "Idempotency-Key")

@@ -104,6 +104,12 @@ def test_a_job(client):
     assert client.error(404, f"/v1/jobs/{job['id']}", method="GET")["param"] == "id"
 
 
+def test_an_empty_idempotency_key_is_none(client):
+    first, second = (client.post("/v1/jobs", SMALL, Idempotency_Key="") for _ in range(2))
+    assert first[0] == second[0] == 202
+    assert json.loads(first[2])["id"] != json.loads(second[2])["id"]
+
+
 def test_a_job_is_cancelled_and_sent_again(client):
     job = json.loads(client.post("/v1/jobs", {**SMALL, "steps": 100})[2])
     client.job(job["id"], until=("running",))

@@ -48,6 +48,7 @@ def test_a_key_is_one_job_of_its_owner(tmp_path):
     first, _ = kept.add(BODY, "me", "k")
     assert kept.add(BODY, "me", "k") == (first, False)
     assert kept.add(BODY, "you", "k")[0].id != first.id
+    assert kept.add(BODY, "me", "")[0] == kept.add(BODY, "me", "")[0]
     with pytest.raises(Refusal, match="used for another request"):
         kept.add({"prompt": "b"}, "me", "k")
 
