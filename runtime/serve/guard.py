@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,18 +66,32 @@ class Access:
                 400, f"Host {host[:80]!r}: expected {', '.join(self.hosts)}; see --allow-host", "Host"
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
+        if origin is not None and _site(origin) != host and origin not in self.origins:
             raise Refusal(403, f"Origin {origin[:80]!r}: another site; see --allow-origin", "Origin")
         of_page = path in PAGE or path.startswith("/js/")
         if not self.keys or of_page or (method == "OPTIONS" and origin in self.origins):
             return NOBODY
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        same = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
+        same = [_is_key(given.strip(" \t"), key) for key in self.keys]
         if scheme.lower() != "bearer" or not any(same):
             raise Refusal(
                 401, "Authorization: expected 'Bearer' and an API key of this server", "Authorization"
             )
         return hashlib.sha256(self.keys[same.index(True)].encode()).hexdigest()[:16]
+
+
+def _site(origin: str) -> str | None:
+    """Return an Origin header's host and port; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _is_key(given: str, key: str) -> bool:
+    """Return whether a header's text, which was read as Latin-1, is a key, sent as UTF-8 or as Latin-1."""
+    sent = given.encode("latin-1"), given.encode()
+    return any(hmac.compare_digest(each, key.encode()) for each in sent)
 
 
 def _name(host: str) -> str:
@@ -130,6 +145,8 @@ class Exchange:
         except Refusal as error:
             if self.status == 0:
                 await refused(error)(self.scope, self._receive, self.send)
+        except ClientDisconnect:
+            pass  # within its body: nobody is there to be answered, and nothing of ours is wrong
         except Exception as error:
             logging.getLogger("runtime.serve").error("%s %s", self.id, self.scope["path"], exc_info=error)
             if self.status == 0:

@@ -45,7 +45,9 @@ def test_other_names_and_sites_by_option():
     assert check(Access(keys=("k",), hosts=()), host="any", authorization="Bearer k")
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://", "http://["]
+)
 def test_pages_of_other_sites_are_refused(origin):
     with pytest.raises(Refusal) as caught:
         check(Access(), host="127.0.0.1:8000", origin=origin)
@@ -54,8 +56,10 @@ def test_pages_of_other_sites_are_refused(origin):
 
 
 def test_keys_are_owners():
-    access = Access(keys=("one", "zwölf"), hosts=())
-    first, second = (check(access, authorization=f"Bearer {key}") for key in access.keys)
+    access = Access(keys=("one", "zwölf", "là"), hosts=())
+    first, second, third = (check(access, authorization=f"Bearer {key}") for key in access.keys)
+    for key, owner in (("zwölf", second), ("là", third)):  # sent as UTF-8, which a server reads as Latin-1
+        assert check(access, authorization=f"Bearer {key.encode().decode('latin-1')}") == owner
     assert first != second and "one" not in first
     for given in ("", "one", "Bearer", "Bearer  ", "Basic one", "Bearer one two", "Bearer ONE"):
         with pytest.raises(Refusal) as caught:
@@ -87,6 +91,16 @@ def test_a_body_that_does_not_come_is_not_waited_for(client):
     opened.sendall("\r\n".join([*head, "", "{"]).encode())
     assert opened.recv(2000).startswith(b"HTTP/1.1 408 ")
     opened.close()
+
+
+def test_a_client_that_goes_within_its_body_is_no_error_of_ours(client, caplog):
+    with caplog.at_level(logging.INFO, "runtime.serve"):
+        head = ("POST /v1/files HTTP/1.1", "Host: localhost", "Content-Length: 50")
+        opened = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+        opened.sendall("\r\n".join([*head, "", "x"]).encode())
+        opened.close()
+        wait_until(lambda: '"status": 499' in caplog.text)
+    assert "ClientDisconnect" not in caplog.text and '"status": 500' not in caplog.text
 
 
 HEADS = [b"GET / HTTP/1.1", b"GET /docs HTTP/1.1\r\nHost: evil", b"nonsense", b"\x16\x03\x01\x02\x00"]
