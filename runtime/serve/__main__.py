@@ -137,10 +137,11 @@ def access_of(options: argparse.Namespace):
         raise InputError(
             f"--host {options.host}: others can reach it; expected keys in {KEYS}, or --host 127.0.0.1"
         )
-    hosts = options.allow_host
+    hosts = [name.lower() for name in options.allow_host]
+    origins = [site.rstrip("/").lower() for site in options.allow_origin]  # as browsers say them
     if _is_loopback(options.host):
         hosts = list(dict.fromkeys([*LOOPBACK, options.host, *hosts]))
-    return Access(keys, hosts, options.allow_origin)
+    return Access(keys, hosts, origins)
 
 
 def _is_loopback(host: str) -> bool:

@@ -45,6 +45,8 @@ class Limits:
         from runtime.errors import InputError
 
         for each in fields(self):
-            value, least = getattr(self, each.name), 0 if each.name == "rows" else 1e-3
+            value, least = getattr(self, each.name), 1 if isinstance(each.default, int) else 1e-3
+            least = 0 if each.name == "rows" else least
             if not least <= value < float("inf"):
-                raise InputError(f"--{each.name.replace('_', '-')} {value:g}: expected a number above 0")
+                name = f"--{each.name.replace('_', '-')}"
+                raise InputError(f"{name} {value:g}: expected a number of {least:g} or more")

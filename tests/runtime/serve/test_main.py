@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
+from starlette.datastructures import Headers
 
-from runtime.serve.__main__ import main
+from runtime.serve.__main__ import access_of, main, make_parser
 from tests.support import saved_model
 from tests.support.server import Client
 
@@ -135,7 +136,8 @@ def test_a_port_in_use(server, tmp_path, capsys):
             "--host 0.0.0.0: others can reach it; expected keys in LOCALCONTROL_API_KEYS",
         ),
         (["--port", "70000"], "--port 70000: expected 0 to 65535"),
-        (["--queue", "0"], "--queue 0: expected a number above 0"),
+        (["--queue", "0"], "--queue 0: expected a number of 1 or more"),
+        (["--kept-hours", "0.0008"], "--kept-hours 0.0008: expected a number of 0.001 or more"),
         (["--model", "nothing/here.safetensors", "--port", "0"], "nothing/here.safetensors"),
     ],
 )
@@ -144,6 +146,15 @@ def test_bad_options_are_one_line(arguments, message, tmp_path, capsys, monkeypa
     assert main(["--data", str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1] and said[-1].startswith("error: ")
+
+
+def test_names_and_sites_are_taken_as_browsers_say_them(monkeypatch):
+    monkeypatch.setenv("LOCALCONTROL_API_KEYS", "one")
+    given = ["--host", "0.0.0.0", "--allow-host", "Pictures.Example"]
+    given += ["--allow-origin", "https://Shop.example/"]
+    access = access_of(make_parser().parse_args(given))
+    headers = {"host": "pictures.example", "origin": "https://shop.example", "authorization": "Bearer one"}
+    assert access.check("/v1/generate", Headers(headers))
 
 
 def test_keys_come_from_the_environment(server):
