@@ -31,7 +31,7 @@ IDLE = 0.5  # seconds after which a thread that waits looks at its requests' age
 
 
 class Watcher(Protocol):
-    """What is told of the engine's doings, on its thread: it must not take long."""
+    """What is told of the engine's doings, on its thread, or of an end where one submits: it must not take long."""
 
     def started(self, work: Work) -> None: ...
     def stepped(self, work: Work, progress: Progress) -> None: ...
@@ -91,9 +91,18 @@ class Engine:
         with self._changed:
             self._check_room(work, keyed)
             replace_older(self._works(), work)
+            gone = self._take_stopped()  # at once: a step may be long, and each holds its pictures
             work.events.publish("queued", position=len(self._queue))
             self._queue.append(work)
             self._changed.notify_all()
+        for other in gone:
+            self._end_as_asked(other)
+
+    def _take_stopped(self) -> list[Work]:
+        """Take from the queue those that were stopped, for the caller to end; under the lock."""
+        gone = [work for work in self._queue if work.stopped]
+        self._queue = [work for work in self._queue if work not in gone]
+        return gone
 
     def _check_room(self, work: Work, keyed: bool) -> None:
         if self.draining or not self.alive:
@@ -174,18 +183,15 @@ class Engine:
         """End what is to be stopped, or has taken too long."""
         now = time.monotonic()
         with self._changed:
-            waiting = list(self._queue)
-        for work in waiting:
-            if now - work.created > self.limits.queued_seconds:
-                work.stop("failed", f"queue: it waited for more than {self.limits.queued_seconds:g} s")
+            for work in self._queue:
+                if now - work.created > self.limits.queued_seconds:
+                    work.stop("failed", f"queue: it waited for more than {self.limits.queued_seconds:g} s")
+            gone = self._take_stopped()
         for active in self._active:
             if now - active.work.started > self.limits.running_seconds:
                 active.work.stop("failed", f"work: it took more than {self.limits.running_seconds:g} s")
-        for work in waiting:
-            if work.stopped:
-                with self._changed:
-                    self._queue.remove(work)
-                self._end_as_asked(work)
+        for work in gone:
+            self._end_as_asked(work)
         for active in list(self._active):
             if active.work.stopped:
                 self._leave(active)

@@ -28,7 +28,7 @@ log = logging.getLogger("runtime.serve")
 
 
 class Hearer(Protocol):
-    """Who is told what becomes of works, on the engine's thread or an encoder's: it must not take long."""
+    """Who is told what becomes of works, on the engine's thread, an encoder's or a submitter's: it must be quick."""
 
     def started(self, work: Work) -> None: ...
     def stepped(self, work: Work, step: int, steps: int) -> None: ...

@@ -323,3 +323,19 @@ def test_a_size_that_fails_leaves_the_others_at_their_step(started, monkeypatch)
     wait_until(lambda: {good, bad} == {*notes.drawn_works, *notes.states})
     assert notes.states.keys() == {bad}
     assert torch.equal(latents(notes, good), pipe().draw(good.order.request).latents)
+
+
+def test_what_was_replaced_holds_no_memory_during_a_long_step(started):
+    engine, notes = started(rows=2, open_gate=False)
+    engine.submit(work())
+    wait_until(lambda: notes.order)
+    waiting = [work(session="s") for _ in range(5)]
+    for each in waiting:
+        engine.submit(each)
+    assert engine.depth == 1 and notes.states.keys() == {*waiting[:-1]}
+    waiting[-1].stop("cancelled", "no more")
+    engine.submit(work())
+    assert engine.depth == 1 and notes.states[waiting[-1]][0] == "cancelled"
+    notes.gate.set()
+    wait_until(lambda: len(notes.drawn_works) == 2)
+    assert len(notes.states) == 5
