@@ -68,8 +68,9 @@ export function unique() {
 export async function claim() {
   const all = (await run("paintings", "readonly", (store) => store.getAll())).sort((a, b) => b.when - a.when);
   const held = new Set((await navigator.locks?.query())?.held?.map((lock) => lock.name));
-  for (const old of all.slice(TABS)) if (!held.has(lockOf(old.tab))) forgetTab(old.tab);
-  const own = sessionStorage.getItem(TAB), found = all.find((each) => each.tab === own) ?? all[0] ?? null;
+  const own = sessionStorage.getItem(TAB); // after a crash its lock is not held, and others may be newer
+  for (const old of all.slice(TABS)) if (old.tab !== own && !held.has(lockOf(old.tab))) forgetTab(old.tab);
+  const found = all.find((each) => each.tab === own) ?? all[0] ?? null;
   // only pages at https and localhost have locks; elsewhere a new tab begins with a copy
   const mine = found !== null && (navigator.locks ? await hold(found.tab) : found.tab === own), tab = mine ? found.tab : unique();
   if (!mine && navigator.locks) await hold(tab);
@@ -87,6 +88,7 @@ function lockOf(tab) {
 function forgetTab(tab) {
   run("paintings", "readwrite", (store) => store.delete(tab));
   run("bitmaps", "readwrite", (store) => store.delete(IDBKeyRange.bound(`${tab} `, `${tab} ~`)));
+  settled(tab);
 }
 
 /** Hold a tab's name for as long as the page is open. @param {string} tab @returns {Promise<boolean>} whether it was free */

@@ -92,6 +92,38 @@ def test_a_closed_tab_is_found_again_and_two_tabs_keep_their_own(chromium, serve
     assert not first.wrong and not second.wrong
 
 
+def test_a_crashed_tab_finds_its_painting_behind_newer_ones(page):
+    """Nine tabs were saved since: one of them is forgotten, with what is drawn for it, but not the tab's own."""
+    paint(page)
+    before = painted(page)
+    page.get("page.save()")
+    page.page.evaluate(
+        """async () => {
+            window.localcontrol.save = async () => {}; // a crash saves nothing
+            const opened = indexedDB.open("localcontrol");
+            await new Promise((done) => (opened.onsuccess = done));
+            const change = opened.result.transaction(["paintings", "pending"], "readwrite");
+            const paintings = change.objectStore("paintings"), own = sessionStorage.getItem("localcontrol.tab");
+            paintings.get(own).onsuccess = ({ target }) => {
+                const when = Date.now() + 1e6;
+                for (let i = 0; i < 9; i++) paintings.put({ ...target.result, tab: `other${i}`, when: when - i });
+            };
+            for (const tab of ["other0", "other8"]) change.objectStore("pending").put({ tab, key: "k", sent: null });
+            await new Promise((done) => (change.oncomplete = done));
+            opened.result.close();
+        }"""
+    )
+    page.page.reload()
+    page.page.wait_for_selector("#regions li")
+    assert painted(page) == before
+    page.until(
+        """new Promise((resolve) => (indexedDB.open("localcontrol").onsuccess = ({ target }) => {
+            const read = target.result.transaction("pending").objectStore("pending").getAllKeys();
+            read.onsuccess = () => (target.result.close(), resolve(read.result.join() === "other0"));
+        }))"""
+    )
+
+
 @contextmanager
 def process(port, data):
     """A server as somebody starts it, to be killed."""
