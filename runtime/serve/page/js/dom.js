@@ -37,7 +37,15 @@ export function say(text, wrong = false) {
 export function show(id, value) {
   const field = input(id);
   if (typeof value === "boolean") field.checked = value;
-  else if (field.value !== String(value) && !(field === document.activeElement && !field.validity.valid)) field.value = String(value);
+  else if (field.value !== String(value) && !(field === document.activeElement && isTyped(field, value))) field.value = String(value);
+}
+
+/**
+ * Whether what is in a field is on its way to be a number, or is this one in other signs: -0, from which -0.5 is to come.
+ * @param {HTMLInputElement} field @param {string | number} value
+ */
+function isTyped(field, value) {
+  return !field.validity.valid || (field.type === "number" && field.value !== "" && Number(field.value) === value);
 }
 
 /**

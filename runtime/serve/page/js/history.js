@@ -16,6 +16,11 @@ export class History {
     /** @type {Step[]} */ this.undone = [];
   }
 
+  /** The newest step. @returns {Step | null} */
+  get last() {
+    return this.done[this.done.length - 1] ?? null;
+  }
+
   /** @param {Step} step */
   add(step) {
     this.done.push(step);

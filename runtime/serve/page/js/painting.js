@@ -79,7 +79,7 @@ export class Painting {
       this.state = copied(state);
       this.open = null;
     };
-    const last = this.history.done[this.history.done.length - 1];
+    const { last } = this.history;
     if (name && name === this.open && last && !this.history.undone.length) last.redo = () => put(after);
     else this.history.add({ label, bytes: 1000 + lost(before, after), undo: () => put(before), redo: () => put(after) });
     this.open = name ?? null;
@@ -161,6 +161,13 @@ export class Painting {
   /** @returns {string | null} what was done again */
   redo() {
     return this.told(this.history.redo());
+  }
+
+  /** Take back the newest step as if it had never been: it cannot be done again. */
+  withdraw() {
+    const label = this.history.undo();
+    this.history.undone = [];
+    this.told(label);
   }
 
   /** @param {string | null} label */

@@ -70,7 +70,7 @@ export function listen(painting, adapters) {
   get("r-adapter").append(...adapters.map((name) => new Option(name, name)));
   get("levels").append(...LEVELS.map((name, i) =>
     make("label", {}, name, make("input", { type: "number", id: `r-level-${i}`, min: -2, max: 2, step: 0.1 }))));
-  hear("r-name", (name) => painting.change({ name: name || "Region" }, "Name"), () => showPanel(painting));
+  hear("r-name", (name) => name && painting.change({ name }, "Name"), () => showPanel(painting));
   hear("r-words", (words) => painting.change({ words }, "Words"));
   hear("r-control", (control) => painting.change({ control }, "Control"));
   hear("r-adapter", (adapter) => painting.change({ adapter }, "Adapter"));

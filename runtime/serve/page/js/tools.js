@@ -22,6 +22,7 @@ export class Hands {
     this.sizes = { mask: 16, ink: 2 }; // the brush's diameter, pixels of the picture: a condition is thin lines
     this.colour = [255, 255, 255]; // of a condition's ink
     /** @type {Recording | null} */ this.recording = null;
+    /** @type {import("./history.js").Step | null} */ this.added = null; // the region that was made for the stroke at hand
     /** @type {Point[]} */ this.path = [];
     /** @type {Point | null} */ this.lastEnd = null; // of the last stroke, for shift-click
     this.radius = 8;
@@ -79,7 +80,10 @@ export class Hands {
 
   /** @param {PointerEvent} event @param {Point} at */
   begin(event, at) {
-    if (!this.painting.target) this.page.wanted();
+    if (!this.painting.target) {
+      this.page.wanted();
+      this.added = this.painting.history.last;
+    }
     const bitmap = this.painting.target;
     if (!bitmap) return;
     this.erases = this.tool === "eraser" || event.button === 5; // 5: a pen's other end
@@ -176,20 +180,21 @@ export class Hands {
 
   end() {
     const recording = this.recording;
-    this.pointer = this.recording = this.mode = null;
+    this.pointer = this.recording = this.mode = this.added = null;
     this.drawing = "";
     this.scene.outline = [];
     if (recording) this.painting.commit(recording, this.tool);
     this.scene.draw();
   }
 
-  /** Take back a stroke that was none. */
+  /** Take back a stroke that was none, and the region that was made for it. */
   abandon() {
-    const recording = this.recording;
-    this.pointer = this.recording = this.mode = null;
+    const { recording, added } = this;
+    this.pointer = this.recording = this.mode = this.added = null;
     this.drawing = "";
     this.scene.outline = [];
     recording?.step("", (rect) => this.painting.touch(recording.bitmap, rect))?.undo();
+    if (added && added === this.painting.history.last) this.painting.withdraw();
   }
 
   /** @param {number} id @param {Point} at */

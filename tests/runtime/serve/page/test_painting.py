@@ -66,6 +66,34 @@ def test_a_finger_paints_and_two_zoom(page):
     assert (page.bitmap() == mask).all()  # what the first finger began is no stroke
 
 
+def test_two_fingers_on_a_painting_without_regions_make_none(page):
+    page.clean()
+    page.get("page.painting.remove(page.painting.state.regions[0])")
+    before = page.get("page.painting.history.done.length")
+    page.touch("touchStart", (50, 64))
+    assert page.get("page.painting.state.regions.length") == 1
+    page.touch("touchStart", (50, 64), (70, 64))
+    page.touch("touchMove", (40, 64), (80, 64))
+    page.touch("touchEnd")
+    assert page.get("page.painting.state.regions.length") == 0
+    assert page.get("page.painting.history.done.length") == before
+    assert page.page.locator("#redo").is_disabled() and page.page.locator("#panel").is_hidden()
+
+
+def test_a_level_and_a_name_are_typed_letter_by_letter(page):
+    page.clean()
+    page.unfold("Strength of each level")
+    page.page.fill("#r-level-0", "")
+    page.page.keyboard.type("-0.5")
+    assert page.get("page.painting.chosen.levels[0]") == -0.5
+    page.page.fill("#r-name", "")
+    page.page.keyboard.type("Cat")
+    assert page.get("page.painting.chosen.name") == "Cat"
+    page.page.fill("#r-name", "")
+    page.page.keyboard.press("Tab")  # a region has a name: its last one is shown again
+    assert page.page.input_value("#r-name") == page.get("page.painting.chosen.name") == "Cat"
+
+
 def test_a_finger_paints_in_the_first_second_of_the_page(page):
     page.clean()
     page.page.evaluate("performance.now = () => 5")
