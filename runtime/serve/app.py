@@ -38,7 +38,7 @@ from runtime.serve.answers import (
     takes,
     wait_for,
 )
-from runtime.serve.events import Event
+from runtime.serve.events import LAST, Event
 from runtime.serve.guard import Access, Guard, refused
 from runtime.serve.orders import heard
 from runtime.serve.pictures import base64_of
@@ -50,6 +50,7 @@ from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
 PNG = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
+EVENTS = {200: {"content": {"text/event-stream": {}}}, 204: {"description": "it has ended, and all was sent"}}
 PICTURE = {
     200: {
         "content": {"image/png": {}, "application/json": {}, "text/event-stream": {}},
@@ -217,17 +218,23 @@ def add_jobs(app: FastAPI) -> None:
         service, job = ready(request), await _job(request, id)
         return JSONResponse(shown(await off_loop(request, service.again, job, owner_of(request)[1])), 202)
 
-    @app.get("/v1/jobs/{id}/events")
+    @app.get("/v1/jobs/{id}/events", responses=EVENTS)
     async def events(
         request: Request, id: JobId, last_event_id: Annotated[str | None, Header(max_length=20)] = None
     ) -> Response:
-        """Return a job's events, server-sent, from after Last-Event-ID on."""
+        """Return a job's events, server-sent, from after Last-Event-ID on; its end alone, if it was long since.
+
+        204 where no other will come: a browser's EventSource then asks no more.
+        """
         service, job = service_of(request), await _job(request, id)
         found = service.events_of(job)
         if found is None:  # of before this process, or ended long since
             data = job.result if job.state == "done" else {"error": job.error}
             return Response(sse(job.state, data or {}), media_type="text/event-stream")
         after = int(last_event_id) if (last_event_id or "").isdecimal() else 0
+        last = found.last
+        if last is not None and last.kind in LAST and after >= last.number:
+            return Response(status_code=204)
 
         async def show(event: Event) -> AsyncIterator[str]:
             yield sse(event.kind, event.data, event.number)

@@ -35,7 +35,7 @@ from runtime.serve.store import OPEN, Job, Store
 from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
-REMEMBERED = 256  # jobs whose events can be read again
+REMEMBERED = 256  # jobs, and all that are open, whose events can be read again
 STAGES = ("encode", "text", "adapter", "reference", "denoise", "decode", "save")
 
 
@@ -186,12 +186,17 @@ class Service:
         except BaseException:  # whatever it is, nobody would draw it
             self.store.put_back(before) if before else self.store.remove(job.id)
             raise
-        with self._lock:
-            self._events[job.id] = work.events
-            self._events.move_to_end(job.id)
-            while len(self._events) > REMEMBERED:
-                self._events.popitem(last=False)
+        self._remember(job.id, work.events)
         return job
+
+    def _remember(self, id: str, events: Events) -> None:
+        """Keep a job's events; of many, those of the jobs that have ended go, the oldest first."""
+        with self._lock:
+            self._events[id] = events
+            self._events.move_to_end(id)
+            ended = [each for each in self._events if each not in self._jobs]
+            for each in ended[: max(0, len(self._events) - REMEMBERED)]:
+                del self._events[each]
 
     def events_of(self, job: Job) -> Events | None:
         """Return a job's events, where this process has them still."""

@@ -7,6 +7,7 @@ import select
 import sqlite3
 import threading
 import time
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import anyio
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 from runtime.serve import app as app_module
+from runtime.serve import service as service_module
+from runtime.serve.events import Events
 from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
 from tests.support.server import SMALL, events, pipe, png, running, wait_until
@@ -100,6 +103,8 @@ def test_a_job(client):
     assert found[0][0] == "queued" and found[-1][0] == "done"
     later = events(client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID="4")[2])
     assert len(later) == len(found) - 4
+    status, _, data = client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID=str(len(found)))
+    assert (status, data) == (204, b"")
     assert client.ask("DELETE", f"/v1/jobs/{job['id']}")[0] == 200
     assert client.error(404, f"/v1/jobs/{job['id']}", method="GET")["param"] == "id"
 
@@ -311,6 +316,15 @@ def test_a_disk_that_takes_nothing_is_told(client, monkeypatch):
         job = json.loads(client.post("/v1/jobs", SMALL)[2])
         assert client.job(job["id"])["state"] == "done"
     wait_until(lambda: client.service.unfinished == 0)
+
+
+def test_events_of_a_job_that_runs_are_not_forgotten_for_newer_ones(client, monkeypatch):
+    monkeypatch.setattr(service_module, "REMEMBERED", 2)
+    monkeypatch.setattr(client.service, "_jobs", {"runs": None})
+    monkeypatch.setattr(client.service, "_events", OrderedDict())
+    for id in ("runs", "first", "second", "third"):
+        client.service._remember(id, Events())
+    assert list(client.service._events) == ["runs", "third"]
 
 
 @pytest.mark.parametrize("then", ["retry", "delete", "the same key"])
