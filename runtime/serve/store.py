@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -194,19 +195,20 @@ class Store:
             raise Refusal(404, f"image {index}: expected 0 to {job.result['images'] - 1}", "image") from None
 
     def clean(self) -> None:
-        """Remove ended jobs that are too old, and the oldest of those that are too many or too large."""
+        """Remove ended jobs that are too old, and where they are too many or too large the oldest of who has most."""
         with self._lock:
             rows = self._run(
-                "SELECT id, state, created, bytes FROM jobs WHERE state NOT IN ('queued', 'running') ORDER BY created"
+                "SELECT id, owner, bytes, coalesce(ended, created) AS at FROM jobs "
+                "WHERE state NOT IN ('queued', 'running') ORDER BY at"
             ).fetchall()
-            count = self._run("SELECT count(*) FROM jobs").fetchone()[0]
-            total, oldest = sum(row["bytes"] for row in rows), time.time() - self.limits.kept_hours * 3600
-            for row in rows:
-                many = count > self.limits.jobs or total > self.limits.kept_mib * MIB
-                if not many and row["created"] >= oldest:
-                    break
+            oldest = time.time() - self.limits.kept_hours * 3600
+            count = self._run("SELECT count(*) FROM jobs").fetchone()[0] - self.limits.jobs
+            size = sum(row["bytes"] for row in rows) - self.limits.kept_mib * MIB
+            while rows and (rows[0]["at"] < oldest or count > 0 or size > 0):
+                row = rows[0] if rows[0]["at"] < oldest else _to_go(rows, by_number=count > 0)
                 self.remove(row["id"])
-                count, total = count - 1, total - row["bytes"]
+                rows.remove(row)
+                count, size = count - 1, size - row["bytes"]
 
     def _clean_after(self) -> None:
         """Clean after a change that is kept already, and that therefore does not fail with it."""
@@ -224,6 +226,15 @@ class Store:
 
     def _run(self, command: str, *values: Any) -> sqlite3.Cursor:
         return self._table.execute(command, values)
+
+
+def _to_go(rows: Sequence[sqlite3.Row], by_number: bool) -> sqlite3.Row:
+    """Return the first job of the owner who has most, jobs or bytes: nobody pushes out what others keep."""
+    has: Counter[str] = Counter()
+    for row in rows:
+        has[row["owner"]] += 1 if by_number else row["bytes"]
+    most = has.most_common(1)[0][0]
+    return next(row for row in rows if row["owner"] == most and (by_number or row["bytes"]))
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -106,9 +106,21 @@ def test_bounded_by_bytes_and_age(tmp_path):
     assert {path.name for path in kept.pictures.iterdir()} == set(ids[2:])
     kept.close()
     again = store(tmp_path, kept_hours=1e-3)
-    again._run("UPDATE jobs SET created = created - 10")
+    again._run("UPDATE jobs SET created = created - 10")  # of when they are sent: they ended just now
+    again.clean()
+    assert len(list(again.pictures.iterdir())) == 2
+    again._run("UPDATE jobs SET ended = ended - 10")
     again.clean()
     assert list(again.pictures.iterdir()) == []
+
+
+@pytest.mark.parametrize("bound", [{"jobs": 4}, {"kept_mib": 1}])
+def test_one_owners_jobs_do_not_push_out_anothers(tmp_path, bound):
+    kept = store(tmp_path, **bound)
+    first = done(kept, "one", size=200_000)
+    many = [done(kept, "two", size=250_000) for _ in range(6)]
+    assert kept.get(first, "one").state == "done"
+    assert {path.name for path in kept.pictures.iterdir()} == {first, *many[-3:]}
 
 
 def test_another_format_is_begun_anew(tmp_path):
