@@ -21,11 +21,12 @@ from export.graphs import Component, make_components
 from export.onnx_export import export_onnx
 from export.progress import stage
 from export.sizes import make_profile
-from export.stages import Stages
+from export.stages import LOCK, Stages
 from export.targets.compile import MEMORY, compile_engine
 from export.targets.options import CompileOptions
 from runtime.control.adapters import check_adapter
 from runtime.control.levels import SIZE_MULTIPLE
+from runtime.engines import verified
 from runtime.engines.base import package_version
 from runtime.engines.manifest import (
     MODEL_FILES,
@@ -45,7 +46,7 @@ from runtime.loading.adapter import embedded_adapters, load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.loading.weights import weights_digest
 from runtime.machine.arithmetic import DTYPES
-from runtime.machine.files import size_of
+from runtime.machine.files import read_json, size_of
 from runtime.machine.report import versions
 from runtime.model.vae import vae_factor
 from runtime.sampling.progress import projection_of
@@ -130,11 +131,29 @@ def check_folder(folder: Path, overwrite: bool) -> None:
                 raise InputError(
                     f"--out {folder}: no folder of engines (no {NAME}), so it is not overwritten"
                 )
+            _check_ours(folder)
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot make {parent}: {error.strerror}") from error
     if not os.access(parent, os.W_OK):
         raise InputError(f"--out {folder}: {parent} is not writable")
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise InputError, naming it, where a file in the folder is neither the build's nor a comparison's."""
+    try:
+        listed = set(read_json(folder / NAME)["files"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"--out {folder}: its {NAME} lists no files, so it is not overwritten") from error
+    ours = listed | {NAME, verified.FILE, LOCK}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if name not in ours and not (path.name.startswith(".") and path.suffix == ".part"):
+            raise InputError(
+                f"--out {folder}: has {name}, which is no part of the engines; move it, so that it is not deleted"
+            )
 
 
 @dataclass(frozen=True)

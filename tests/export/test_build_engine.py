@@ -293,6 +293,23 @@ def test_overwrite_replaces(capsys):
     assert list(assert_whole().engines) == ["text_encoder_2"]
 
 
+def test_overwrite_deletes_no_file_of_somebody_else(capsys):
+    assert run("--components", "text_encoder") == 0
+    (OUT / "verified.json").write_text("{}")  # a comparison's
+    (OUT / "engines").mkdir(exist_ok=True)
+    notes = OUT / "engines" / "my-notes.txt"
+    notes.write_text("mine")
+    said(capsys)
+    assert run("--components", "text_encoder", "--overwrite") == 2
+    assert said(capsys) == [
+        "error: --out engines: has engines/my-notes.txt, which is no part of the engines; move it, so that it is not "
+        "deleted"
+    ]
+    assert notes.read_text() == "mine"
+    notes.unlink()
+    assert run("--components", "text_encoder", "--overwrite") == 0
+
+
 def test_what_is_to_be_replaced_stays_until_the_new_one_is_whole(monkeypatch):
     assert run("--components", "text_encoder") == 0
     assert interrupted(monkeypatch, "compile_engine", "text_encoder_2", "--overwrite") == 130
