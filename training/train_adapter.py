@@ -35,12 +35,14 @@ from runtime.machine.files import clear_partials, expand, size_of
 from runtime.machine.lock import locked
 from training.config import PRESETS, TrainConfig, with_preset
 from training.data.prepare import prepare
+from training.data.sample import Source
 from training.data.sources import open_source
 from training.data.stores import Stores
 from training.loop import checkpoint
 from training.loop.controls import new_control
 from training.loop.trainer import NotFinite, Stopped, Trainer
 
+WEIGHTS_OF_OTHERS = ("diffusion_pytorch_model*", "config.json", "model_index.json")
 GROUPS = {  # the first option of each
     "data": "what is trained, on what",
     "caption_key": "data",
@@ -73,18 +75,19 @@ def train(config: TrainConfig) -> None:
         raise InputError(
             f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
-    out = make_out(config)
+    out = check_out(config)
+    source = open_source(config)  # first: a mistyped --data leaves no folder
+    make_out(out)
     if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
-        return train_in(out, config)
+        return train_in(out, source, config)
     with locked(out / ".lock", f"out {out}: in use"):
         clear_partials(out, checkpoint.checkpoints(out))
-        return train_in(out, config)
+        return train_in(out, source, config)
 
 
-def train_in(out: Path, config: TrainConfig) -> None:
+def train_in(out: Path, source: Source, config: TrainConfig) -> None:
     """Check, load, prepare, train."""
     config = with_dtype(config)
-    source = open_source(config)
     # accelerate's word is for its gradient scaler; the arithmetic's dtype is our own
     mixed = "fp16" if config.dtype == "fp16" else "no"
     accelerator = Accelerator(
@@ -159,18 +162,31 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
     return config, model, adapter
 
 
-def make_out(config: TrainConfig) -> Path:
-    """Return the output folder, made and found to be writable."""
+def check_out(config: TrainConfig) -> Path:
+    """Return the output folder. Raises InputError where the finished adapter would replace what no run wrote."""
     if not config.out:
         raise InputError("out: not given; expected the folder of the adapter to be")
     out = expand(config.out)
+    try:
+        start = expand(config.adapter).resolve()
+        if config.adapter != "new" and out.resolve() in (start, start.parent):
+            raise InputError(f"out {out}: the start, --adapter, is in it; expected another folder")
+        foreign = any(found for name in WEIGHTS_OF_OTHERS for found in out.glob(name))
+        if foreign and not (out / checkpoint.RUN).exists() and not checkpoint.newest(out):
+            raise InputError(f"out {out}: has weights that no run of this wrote; expected another folder")
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"out {out}: cannot be read: {error}; expected another folder") from error
+    return out
+
+
+def make_out(out: Path) -> None:
+    """Make the output folder; InputError where it cannot be written."""
     try:
         checkpoint.checkpoints(out).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=out, prefix="."):  # of each process its own
             pass
     except OSError as error:
         raise InputError(f"out {out}: cannot be written: {error.strerror or error}") from error
-    return out
 
 
 def check_disk(out: Path, adapter: nn.Module) -> None:

@@ -231,6 +231,23 @@ def test_folder_that_cannot_be_written_is_refused(scenes, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_weights_that_no_run_wrote_are_not_replaced(scenes, tmp_path, capsys):
+    make_adapter().save_pretrained(tmp_path / "other")
+    before = (tmp_path / "other" / WEIGHTS).read_bytes()
+    assert train(scenes, tmp_path / "other") == 2
+    assert "has weights that no run of this wrote; expected another folder" in capsys.readouterr().err
+    for start in (tmp_path / "other", tmp_path / "other" / WEIGHTS):
+        assert train(scenes, tmp_path / "other", f"--adapter={start}") == 2
+        assert "the start, --adapter, is in it" in capsys.readouterr().err
+    assert (tmp_path / "other" / WEIGHTS).read_bytes() == before
+    assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_missing_data_leaves_no_folder(tmp_path):
+    assert train(tmp_path / "nowhere", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_changed_settings_are_named_and_can_be_forced(scenes, finished, tmp_path, capsys):
     import shutil
 
