@@ -19,6 +19,7 @@ from runtime.control.masks import RESIZES
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
 from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
+from runtime.sampling.unused import warn_of_unused
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -112,6 +113,7 @@ class Request:
                 if not any((part.text or "").strip() for part in parse(region.prompt, self.prompt_syntax)):
                     raise InputError(f"{region.label}: prompt {region.prompt!r}; expected words")
         self._check_outside()
+        warn_of_unused(self)
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
 
     def _check_start(self) -> None:
