@@ -12,6 +12,7 @@ from runtime.machine.files import expand
 
 if TYPE_CHECKING:
     from runtime.capabilities import Capabilities
+    from runtime.engines.manifest import Manifest
     from runtime.sampling.request import Request
 
 Fields = list[tuple[str, dict[str, Any], Path | None]]  # see `options.region_fields`
@@ -129,4 +130,17 @@ def of_engine(options: argparse.Namespace) -> Capabilities:
             raise InputError(
                 f"--{name.replace('_', '-')} with --engine: it is fixed when the engines are built; leave it out"
             )
-    return of_manifest(read_manifest(options.engine), adapter_sources(options.adapter))
+    manifest = read_manifest(options.engine)
+    for name in ("tokenizer", "config"):
+        if getattr(options, name) and not loads_model(options, manifest):
+            raise InputError(
+                f"--{name} with --engine: the engines have their own; leave it out, or give the --model that it is of"
+            )
+    return of_manifest(manifest, adapter_sources(options.adapter))
+
+
+def loads_model(options: argparse.Namespace, manifest: Manifest) -> bool:
+    """Return whether the model, too, is loaded beside its engines."""
+    from runtime.engines.parts import PARTS  # it imports diffusers
+
+    return bool(options.model or options.lora) or not all(part in manifest.engines for part in PARTS)
