@@ -26,6 +26,7 @@ from runtime.machine.files import expand
 
 if TYPE_CHECKING:
     from export.build import BuildSettings
+    from export.targets.options import CompileOptions
 
 SMALL = 2**28  # bytes of engines that are compared at every size
 MOST_WORDS = 16  # regions with words of their own
@@ -106,7 +107,7 @@ def _add_target(group) -> None:
         help="GPUs to build for, such as 8.9 12.0 (default: this machine's)",
     )
     group.add_argument(
-        "--level", type=int, default=3, choices=range(6), help="TensorRT's optimisation level (default 3)"
+        "--level", type=int, choices=range(6), help="TensorRT's optimisation level (default 3)"
     )
     group.add_argument(
         "--workspace", type=float, metavar="GIB", help="scratch memory that TensorRT may plan with"
@@ -142,18 +143,13 @@ def build(options: argparse.Namespace, command: str) -> int:
     adapters, loras = adapter_sources(options.adapter), lora_sources(options.lora)
     _check_packages()
     from export.build import BuildSettings, build_folder
-    from export.targets.compile import GIB, check_target
-    from export.targets.options import CompileOptions
+    from export.targets.compile import check_target
 
     wanted = tuple(options.compute_capability)
     capabilities = check_target(options.target, options.precision, wanted, options.refit)
     for name in adapters:
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise InputError(f"--adapter {name}: expected a name that a file can have")
-    cache = expand(options.timing_cache, "--timing-cache") if options.timing_cache else None
-    if options.workspace is not None and not 0 < options.workspace < 2**20:
-        raise InputError(f"--workspace {options.workspace}: expected GiB, a number above 0")
-    workspace = int(options.workspace * GIB) if options.workspace else None
     settings = BuildSettings(
         model=options.model,
         adapters=adapters,
@@ -167,7 +163,7 @@ def build(options: argparse.Namespace, command: str) -> int:
         guidance=options.guidance,
         words=words,
         precision=options.precision,
-        compiler=CompileOptions(options.target, capabilities, options.level, workspace, cache, options.refit),
+        compiler=compile_options(options, capabilities),
         keep_onnx=not options.drop_onnx,
     )
     folder = expand(options.out, "--out")
@@ -181,6 +177,26 @@ def build(options: argparse.Namespace, command: str) -> int:
         say=say,
     )
     return 0 if options.no_verify else int(not compare(settings, folder))
+
+
+def compile_options(options: argparse.Namespace, capabilities: tuple[str, ...]) -> CompileOptions:
+    """Return what the compiler is told. Raises InputError for what the target does not take."""
+    from export.targets.compile import GIB
+    from export.targets.options import CompileOptions
+
+    for name in ("level", "workspace", "timing_cache"):
+        if getattr(options, name) is not None and not TARGETS[options.target].gpu:
+            raise InputError(f"--{name.replace('_', '-')}: target {options.target} takes none")
+    if options.workspace is not None and not 0 < options.workspace < 2**20:
+        raise InputError(f"--workspace {options.workspace}: expected GiB, a number above 0")
+    return CompileOptions(
+        options.target,
+        capabilities,
+        3 if options.level is None else options.level,
+        int(options.workspace * GIB) if options.workspace else None,
+        expand(options.timing_cache, "--timing-cache") if options.timing_cache else None,
+        options.refit,
+    )
 
 
 def compare(settings: BuildSettings, folder: Path) -> bool:

@@ -8,6 +8,8 @@ from runtime.control.levels import picture_side
 from runtime.engines.ports import Profile, Range
 from runtime.errors import InputError
 
+MOST_IMAGES = 1024  # of a call
+
 
 def make_profile(values: Mapping[str, str | None], guidance: str, default: int) -> Profile:
     """Return a profile from "1024" or "512:1024:1536" for each of batch, height and width; None is `default` pixels.
@@ -19,7 +21,10 @@ def make_profile(values: Mapping[str, str | None], guidance: str, default: int) 
         ranges[name] = parse_range(f"--{name}", values[name] or str(default))
         for size in ranges[name]:
             picture_side(size, name)
-    return Profile(parse_range("--batch", values["batch"]), **ranges, guidance=guidance)
+    batch = parse_range("--batch", values["batch"])
+    if batch[2] > MOST_IMAGES:
+        raise InputError(f"--batch {values['batch']}: expected at most {MOST_IMAGES} images")
+    return Profile(batch, **ranges, guidance=guidance)
 
 
 def parse_range(option: str, value: str) -> Range:

@@ -338,6 +338,17 @@ BAD = {
     "unknown precision": (["--precision", "int8"], "argument --precision: invalid choice: 'int8'"),
     "unknown option": (["--nonsense"], "unrecognized arguments: --nonsense"),
     "a level that is none": (["--level", "6"], "argument --level: invalid choice"),
+    "level of another target": (["--level", "3"], "--level: target onnxruntime takes none"),
+    "workspace of another target": (["--workspace", "1"], "--workspace: target onnxruntime takes none"),
+    "timing cache of another target": (
+        ["--timing-cache", "c"],
+        "--timing-cache: target onnxruntime takes none",
+    ),
+    "adapter named as a folder": (
+        ["--adapter", "..=nowhere"],
+        "--adapter ..: expected a name that a file can have",
+    ),
+    "batch without end": (["--batch", "99999999999"], "--batch 99999999999: expected at most 1024 images"),
     "unknown guidance": (["--guidance", "some"], "argument --guidance: invalid choice: 'some'"),
     "unknown component": (
         ["--components", "nonsense"],
