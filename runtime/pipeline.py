@@ -22,7 +22,7 @@ from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.adapter import embedded_adapters
 from runtime.loading.controlnet import check_controlnet
-from runtime.loading.controls import KINDS, AdapterSource, load_controls
+from runtime.loading.controls import KINDS, AdapterSource, load_controls, named
 from runtime.loading.load import Model
 from runtime.loading.lora import LoraSource
 from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
@@ -109,7 +109,7 @@ class LocalControlPipeline:
         check_offload(offload, device)
         check_attention(attention, device, dtype)
         if str(model) == "embedded":
-            adapters = {**embedded_adapters(), **(adapters or {})}
+            adapters = {**embedded_adapters(), **named(adapters or {})}
         # The model last: it takes the longest, and what is wrong with an adapter is known before.
         home = device if offload is None else "cpu"
         nets_home = home if offload == "model" else device

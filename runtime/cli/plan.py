@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path
     ]
     named += [("--image", options.image), ("--regions", options.regions)]
     for name, path in named:
-        if path and (written := outputs.get(expand(path, name).resolve())) is not None:
+        # realpath: a link to itself is for the reader to refuse
+        if path and (written := outputs.get(Path(os.path.realpath(expand(path, name))))) is not None:
             raise InputError(f"{name}: {path} would be overwritten by {written}; expected another file")
     return Request(
         options.prompt,

@@ -274,6 +274,9 @@ def _from_array(source, name: str) -> Tensor:
     """Return (1, C, H, W) float32 in [0, 1], C = 1, 3 or 4; arrays have their channels last, tensors first."""
     if isinstance(source, Tensor):
         expected = "a tensor (H, W), (C, H, W) or (1, C, H, W) with C = 1, 3 or 4"
+        if source.layout != torch.strided or source.is_meta or source.is_quantized:
+            kind = "meta" if source.is_meta else str(source.layout).removeprefix("torch.")
+            raise InputError(f"{name}: a tensor of kind {kind}; expected a dense one, with values")
         tensor = source.detach().cpu()
         tensor = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
     elif isinstance(source, np.ndarray):

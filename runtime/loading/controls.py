@@ -21,6 +21,13 @@ LISTED = ", ".join(kind.__name__ for kind in KINDS)
 Controls = tuple[dict[str, T2IAdapter], dict[str, ControlNet]]
 
 
+def named(sources: Mapping[str, AdapterSource]) -> Mapping[str, AdapterSource]:
+    """Return the sources. Raises InputError where they are no mapping."""
+    if not isinstance(sources, Mapping):
+        raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
+    return sources
+
+
 def load_controls(
     sources: Mapping[str, AdapterSource],
     device: torch.device,
@@ -33,13 +40,11 @@ def load_controls(
     A source that several names share is read once. controlnet_home: the device that ControlNets wait on, `device` by
     default. Raises InputError: see `adapter.load_adapter` and `controlnet.load_controlnet`.
     """
-    if not isinstance(sources, Mapping):
-        raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
     adapters: dict[str, T2IAdapter] = {}
     controlnets: dict[str, ControlNet] = {}
     home = controlnet_home or device
     known: dict[object, ControlNet] = {}
-    for name, source in sources.items():
+    for name, source in named(sources).items():
         if not isinstance(name, str) or not name:
             raise InputError(f"adapters: the name {name!r}; expected a text, such as 'canny'")
         if not isinstance(source, (str, os.PathLike, *KINDS)):

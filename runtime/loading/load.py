@@ -80,7 +80,7 @@ def load_model(
     allow_pickle = truth(allow_pickle, "allow_pickle")
     if rescale_betas_zero_snr is not None:
         rescale_betas_zero_snr = truth(rescale_betas_zero_snr, "rescale_betas_zero_snr")
-    if isinstance(loras, (str, os.PathLike)):
+    if isinstance(loras, (str, os.PathLike)) or not isinstance(loras, Iterable):
         raise InputError(f"loras {str(loras)!r}: expected a list of files, or of (file, weight)")
     loras = [find_lora(lora, allow_pickle) for lora in loras]
     path = EMBEDDED if str(source) == "embedded" else _find(source, dtype, allow_pickle)
@@ -196,6 +196,8 @@ def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:
 
 def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> tuple[AutoencoderKL, Path | None]:
     """Load a VAE, in float32; return its folder too. config: the folder of the config of a single file's."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"vae {source!r}: expected a folder, a .safetensors file or a hub id")
     path = Path(source)
     if not path.exists() and is_hub_id(str(source)):
         patterns = ["config.json", "diffusion_pytorch_model*.safetensors"]

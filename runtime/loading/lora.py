@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from runtime.arguments import is_finite_number
+from runtime.arguments import is_finite_number, real_number
 from runtime.errors import InputError, first_line
 from runtime.loading.lora_layers import new_weight
 from runtime.loading.lora_names import PARTS, Layers, split_name
@@ -63,10 +63,8 @@ def find_lora(source: LoraSource, allow_pickle: bool = False) -> Lora:
     source: a path, or (path, weight); a path is a file, PEFT's folder, or a folder with one .safetensors file. Raises
     InputError where the file is missing, truncated or has a tensor that is not a LoRA's, or the weight is not finite.
     """
-    source, weight = (source, 1.0) if isinstance(source, (str, os.PathLike)) else source
-    path, configs = Path(source), {}
-    if not math.isfinite(weight):
-        raise InputError(f"LoRA {path}: weight {weight}, expected a finite number")
+    path, weight = _path_and_weight(source)
+    configs = {}
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
@@ -87,7 +85,14 @@ def find_lora(source: LoraSource, allow_pickle: bool = False) -> Lora:
             raise InputError(f"{path}: not a LoRA that can be read: {error}") from error
     if not layers:
         raise InputError(f"{path}: not a LoRA: no tensors in it")
-    return Lora(path, float(weight), len(layers), configs)
+    return Lora(path, weight, len(layers), configs)
+
+
+def _path_and_weight(source: LoraSource) -> tuple[Path, float]:
+    pair = (source, 1.0) if isinstance(source, (str, os.PathLike)) else source
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], (str, os.PathLike)):
+        raise InputError(f"LoRA {source!r}: expected a file, or (file, weight)")
+    return Path(pair[0]), real_number(pair[1], f"LoRA {pair[0]}: weight")
 
 
 def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:

@@ -45,6 +45,7 @@ def files(tmp_path, monkeypatch) -> Path:
     mask[:, :32] = 255
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(np.zeros((64, 64), np.uint8)).save("black.png")
+    os.symlink("loop.png", "loop.png")
     return tmp_path
 
 
@@ -61,7 +62,7 @@ def run(files, adapter):
 
 
 def written(files: Path) -> set[str]:
-    return {p.name for p in files.iterdir()} - {"picture.png", "mask.png", "black.png"}
+    return {p.name for p in files.iterdir()} - {"picture.png", "mask.png", "black.png", "loop.png"}
 
 
 def test_writes_picture_sheet_and_report(run, files, capsys):
@@ -237,6 +238,7 @@ BAD = {
     "deep JSON": (["--regions", "deep.json"], "regions: deep.json is not JSON"),
     "a user's model": (["--model", "~nosuchuser/x"], "model ~nosuchuser/x: no such file or folder"),
     "a user's adapter": (["--adapter", "x=~nosuchuser/x"], "~nosuchuser/x: no such user"),
+    "a link to itself": (["--condition", "loop.png"], "loop.png cannot be read: "),
     "a user's engine": (["--engine", "~nosuchuser/x"], "~nosuchuser/x: no such user"),
     "guidance rescale": (["--guidance-rescale", "2"], "guidance_rescale 2: expected a number from 0 to 1"),
     "backend": (["--backend", "triton"], "triton"),

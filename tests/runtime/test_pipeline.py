@@ -370,3 +370,20 @@ def test_a_compiled_unet_takes_prompts_of_any_length():
     for prompt in (PROMPT, LONG, PROMPT):
         expected = pipe()(prompt, steps=2, seed=1).latents
         assert relative_rms(own(prompt, steps=2, seed=1).latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loras": 5}, "loras '5': expected a list of files"),
+        ({"loras": [("x",)]}, r"LoRA \('x',\): expected a file, or \(file, weight\)"),
+        ({"loras": [(5, 1.0)]}, r"LoRA \(5, 1.0\): expected a file, or \(file, weight\)"),
+        ({"loras": [("x", "strong")]}, "LoRA x: weight 'strong': expected a finite number"),
+        ({"vae": 5}, r"vae 5: expected a folder, a \.safetensors file or a hub id"),
+        ({"adapters": 5}, "adapters 5: expected names and their files"),
+    ],
+    ids=str,
+)
+def test_from_pretrained_refuses_what_names_no_file(options, message):
+    with pytest.raises(InputError, match=message):
+        LocalControlPipeline.from_pretrained(**options)

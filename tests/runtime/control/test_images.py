@@ -215,6 +215,8 @@ def test_a_bomb_in_the_header_alone_is_refused_before_decoding(tmp_path):
         (torch.zeros(2, 3, 4, 4), "shape (2, 3, 4, 4); expected a tensor (H, W), (C, H, W) or (1, C, H, W)"),
         (torch.zeros(3, 0, 4), "shape (3, 0, 4)"),
         (np.zeros(4), "shape (4,)"),
+        (torch.zeros(4, 4).to_sparse(), "a tensor of kind sparse_coo; expected a dense one, with values"),
+        (torch.zeros(4, 4, device="meta"), "a tensor of kind meta; expected a dense one, with values"),
         (None, "a NoneType is not an image; expected a path, a PIL image, an array or a tensor"),
         (b"bytes", "a bytes is not an image"),
         (Image.new("L", (0, 4)), "is 0 x 4 px"),

@@ -138,7 +138,7 @@ def test_what_is_no_lora(tmp_path):
         find_lora(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"nowhere\.safetensors: weight file missing"):
         find_lora(tmp_path / "nowhere.safetensors")
-    with pytest.raises(InputError, match="weight nan, expected a finite number"):
+    with pytest.raises(InputError, match="weight nan: expected a finite number"):
         find_lora((tmp_path / "x.safetensors", float("nan")))
     (tmp_path / "y.safetensors").touch()
     with pytest.raises(InputError, match=r"2 \.safetensors files in the folder, expected one"):
