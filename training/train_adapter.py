@@ -38,8 +38,10 @@ from training.data.prepare import prepare
 from training.data.sample import Source
 from training.data.sources import open_source
 from training.data.stores import Stores
+from training.heeded import check_heeded
 from training.loop import checkpoint
 from training.loop.controls import new_control
+from training.loop.optimize import check_optimizer
 from training.loop.trainer import NotFinite, Stopped, Trainer
 
 WEIGHTS_OF_OTHERS = ("diffusion_pytorch_model*", "config.json", "model_index.json")
@@ -75,9 +77,14 @@ def train(config: TrainConfig) -> None:
         raise InputError(
             f"tracker {config.tracker}: its package is not installed; pip install {config.tracker}, or --tracker none"
         )
+    check_heeded(config)
+    check_optimizer(config)
     out = check_out(config)
+    checkpoint.check_resume(config)
     source = open_source(config)  # first: a mistyped --data leaves no folder
-    make_out(out)
+    make_folder(checkpoint.checkpoints(out), "out", out)
+    if config.cache and not config.require_cache:  # a whole one may be read-only
+        make_folder(expand(config.cache), "cache", expand(config.cache))
     if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
         return train_in(out, source, config)
     with locked(out / ".lock", f"out {out}: in use"):
@@ -100,7 +107,7 @@ def train_in(out: Path, source: Source, config: TrainConfig) -> None:
     torch.manual_seed(config.seed)  # a new adapter's weights
     config, model, adapter = load(config, accelerator)
     check_disk(out, adapter)
-    folder = Path(config.cache) if config.cache else out / "cache"
+    folder = expand(config.cache) if config.cache else out / "cache"
     stores = Stores.open(folder, config, model)
     for store in stores.all():
         if store.discarded:
@@ -179,14 +186,14 @@ def check_out(config: TrainConfig) -> Path:
     return out
 
 
-def make_out(out: Path) -> None:
-    """Make the output folder; InputError where it cannot be written."""
+def make_folder(folder: Path, name: str, named: Path) -> None:
+    """Make a folder in, or as, the one that an option names; InputError where that one cannot be written."""
     try:
-        checkpoint.checkpoints(out).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix="."):  # of each process its own
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=named, prefix="."):  # of each process its own
             pass
     except OSError as error:
-        raise InputError(f"out {out}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{name} {named}: cannot be written: {error.strerror or error}") from error
 
 
 def check_disk(out: Path, adapter: nn.Module) -> None:

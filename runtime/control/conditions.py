@@ -20,6 +20,7 @@ from PIL import Image
 from runtime.control.images import load_image
 from runtime.errors import InputError, first_line
 
+COLOURED = ("color", "colour", "none")  # those that can have colours; all others are grey
 DEPTH_MODEL_VARIABLE = "LOCALCONTROL_DEPTH_MODEL"
 
 _REGISTRY: dict[str, Callable[..., Image.Image]] = {}

@@ -204,7 +204,7 @@ def test_two_processes_of_which_one_is_killed_go_on_where_they_were(scenes, tmp_
         (["--condition=nope"], "condition 'nope': expected one of"),
         (["--dtype=fp16"], "dtype fp16: a CPU trains in fp32 or bf16"),
         (["--model=nowhere"], "model nowhere: no such file or folder"),
-        (["--adapter=nowhere"], "adapter nowhere: not found"),
+        (["--adapter=nowhere", "--adapter-blocks=2"], "adapter nowhere: not found"),
         (["--flip"], "flip: mirrors every second crop"),
         (["--mask-from=nowhere"], "nowhere: no such folder"),
         (["--validation-samples=14"], "validation_samples 14: there are only 14 samples"),
@@ -221,7 +221,8 @@ def test_bad_input_is_one_line(options, said, scenes, tmp_path, capsys):
 
 def test_adapter_of_other_channels_is_refused(scenes, tmp_path, capsys):
     make_adapter().save_pretrained(tmp_path / "other")
-    assert train(scenes, tmp_path / "out", f"--adapter={tmp_path / 'other'}") == 2
+    start = f"--adapter={tmp_path / 'other'}"
+    assert train(scenes, tmp_path / "out", start, "--adapter-blocks=2") == 2
     assert "the UNet expects (64, 96, 112, 112)" in capsys.readouterr().err
 
 
@@ -237,10 +238,29 @@ def test_weights_that_no_run_wrote_are_not_replaced(scenes, tmp_path, capsys):
     assert train(scenes, tmp_path / "other") == 2
     assert "has weights that no run of this wrote; expected another folder" in capsys.readouterr().err
     for start in (tmp_path / "other", tmp_path / "other" / WEIGHTS):
-        assert train(scenes, tmp_path / "other", f"--adapter={start}") == 2
+        assert train(scenes, tmp_path / "other", f"--adapter={start}", "--adapter-blocks=2") == 2
         assert "the start, --adapter, is in it" in capsys.readouterr().err
     assert (tmp_path / "other" / WEIGHTS).read_bytes() == before
     assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--resume=nowhere"], "checkpoint nowhere: cannot be read: no training.json in it"),
+        (["--optimizer=adamw8bit"], "needs the package bitsandbytes"),
+        (["--cache={file}/cache"], "cache {file}/cache: cannot be written"),
+        (["--noise-weight=0", "--z0-loss=off"], "noise_weight 0 without a z0 loss"),
+    ],
+)
+def test_what_can_be_known_at_once_is_said_before_the_model_loads(
+    options, said, scenes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("training.train_adapter.load_model", None)
+    (tmp_path / "file").write_text("in the way")
+    options = [option.format(file=tmp_path / "file") for option in options]
+    assert train(scenes, tmp_path / "out", *options) == 2
+    assert said.format(file=tmp_path / "file") in capsys.readouterr().err
 
 
 def test_missing_data_leaves_no_folder(tmp_path):

@@ -121,14 +121,21 @@ def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State
 
     Raises InputError where that one cannot be read, or where settings have changed and `force_resume` is not given.
     """
+    check_resume(config)
     if config.resume == "never":
-        if newest(config.out):
-            raise InputError(f"out {config.out}: has checkpoints; expected another folder, or --resume auto")
         return None
     found = _newest_readable(config, say) if config.resume == "auto" else _read(Path(config.resume))
     if found is not None:
         _check_same(*found, config, samples, data, say)
     return found
+
+
+def check_resume(config: TrainConfig) -> None:
+    """Raise InputError for what can be known to be amiss before the samples are there, see `find`."""
+    if config.resume == "never" and newest(config.out):
+        raise InputError(f"out {config.out}: has checkpoints; expected another folder, or --resume auto")
+    if config.resume not in ("auto", "never") and not (Path(config.resume) / RUN).is_file():
+        raise Unreadable(f"checkpoint {config.resume}: cannot be read: no {RUN} in it")
 
 
 def _newest_readable(config: TrainConfig, say) -> tuple[Path, State] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -17,13 +18,16 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
     options = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise InputError(
-            "optimizer adamw8bit: needs the package bitsandbytes; pip install bitsandbytes"
-        ) from error
+    check_optimizer(config)
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(parameters, **options)
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise InputError where the optimizer's package is missing."""
+    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("optimizer adamw8bit: needs the package bitsandbytes; pip install bitsandbytes")
 
 
 def learning_rate(step: int, config: TrainConfig, samples: int) -> float:
