@@ -141,7 +141,11 @@ class Drawing:
                 pixels = held.compose(self._decode(latents), self.reference.pixels, self.inside, factor)
             else:
                 pixels = self._decode(latents)
-            return OUTPUT[self.request.output_type](pixels)
+            images = OUTPUT[self.request.output_type](pixels)
+        if self.request.output_type == "pil" and self.request.profile:
+            for image in images:  # which a PNG is saved with
+                image.info["icc_profile"] = self.request.profile
+        return images
 
     def _schedule(self) -> tuple[SchedulerMixin, Tensor]:
         """Return a fresh scheduler, which remembers its run, and the timesteps of this one."""

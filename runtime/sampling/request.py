@@ -16,6 +16,7 @@ from runtime.arguments import fractions, real_number, whole_number
 from runtime.control.images import load_pixels
 from runtime.control.levels import SIZE_MULTIPLE, picture_side
 from runtime.control.masks import RESIZES
+from runtime.control.profile import rgb_profile, warn_of_transparency
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
 from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
@@ -118,14 +119,17 @@ class Request:
 
     def _check_start(self) -> None:
         """Read the picture to start from, and take its size where none is asked for."""
-        self.strength = real_number(self.strength, "strength")
+        self.strength, self.profile = real_number(self.strength, "strength"), None
         if not 0 < self.strength <= 1:
             raise InputError(f"strength {self.strength:g}: expected a number above 0, up to 1")
         if self.image is None:
             if self.strength != 1:
                 raise InputError(f"strength {self.strength:g} without an image to start from; expected 1")
             return
-        self.image = load_pixels(self.image, "image")  # (1, 1 | 3, H, W)
+        given, self.image = self.image, load_pixels(self.image, "image")  # (1, 1 | 3, H, W)
+        if self.outside == "held":  # whose pixels keep their meaning
+            self.profile = rgb_profile(given)
+            warn_of_transparency(given, "image")
         if self.left == 0:
             needed = 1 / self.steps
             raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from kernels import ops
 from runtime import LocalControlPipeline, generate
@@ -429,3 +429,19 @@ def test_words_of_a_region_take_the_prompts_place_inside_its_mask(run, capsys):
     assert "prompt ''; expected words" in capsys.readouterr().err
     assert run("--region-prompt", "a star", "--control", "canny") == 2
     assert "--control canny without a condition" in capsys.readouterr().err
+
+
+def test_a_held_picture_keeps_its_profile_and_says_what_becomes_of_transparency(run, files, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.open("picture.png").convert("RGBA")
+    image.putalpha(200)
+    image.save("photo.png", icc_profile=profile)
+    region = ["--condition", "picture.png", "--mask", "mask.png", "--strength", "0.5", "--image", "photo.png"]
+    assert run(*region, "--outside", "held") == 0
+    assert Image.open("out.png").info["icc_profile"] == profile
+    said = [line for line in capsys.readouterr().err.splitlines() if "transparency" in line]
+    assert said == [
+        "warning: outside held: image has transparency, which is laid on one colour; the picture made has none"
+    ]
+    assert run(*region) == 0  # its colours are the model's
+    assert "icc_profile" not in Image.open("out.png").info
