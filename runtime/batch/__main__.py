@@ -52,8 +52,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m runtime.batch",
         usage="%(prog)s REQUESTS OUT [--model MODEL] [options]",
         description="Draw every request of a file. A picture is OUT/ab/<id>.png, where the id is a hash of its "
-        "request, the model and the adapters; OUT/results (parquet) has a row for each: id, file, seed, seconds, "
-        "error, source. Run again, it draws what is missing; a bad request is a row with its error.",
+        "request, the model and the adapters; OUT/results (parquet) has a row for each picture: id, file, seed, "
+        "seconds, error, source (of equal requests the first). "
+        "Run again, it draws what is missing; a bad request is a row with its error.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from runtime.machine.lock import owned
 TABLE = "results"  # the folder of the rows
 TEXT = ("id", "file", "error", "source")
 SCHEMA = pa.schema([(name, pa.string()) for name in TEXT] + [("seed", pa.int64()), ("seconds", pa.float64())])
+START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # of every PNG
 ROWS, SECONDS = 200, 5.0  # a file of the table has at most so many rows, or those of so many seconds
 
 
@@ -68,8 +70,8 @@ class Results:
         return self.folder / id[:2] / f"{id}.png"
 
     def has(self, id: str, source: str) -> bool:
-        """Return whether a picture is there; one whose row was lost gets it again."""
-        if not self.path(id).is_file():
+        """Return whether a picture is there, whole; one whose row was lost gets it again."""
+        if not _is_whole(self.path(id)):
             return False
         if self.known.get(id, "lost") is not None:
             try:
@@ -128,6 +130,17 @@ def opened(folder: Path) -> Iterator[Results]:
             yield results
         finally:
             results.flush()
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file begins and ends as a PNG does. A disk that was full, or a copy, may have cut it short."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(START))
+            file.seek(-min(len(END), file.seek(0, os.SEEK_END)), os.SEEK_END)
+            return (start, file.read()) == (START, END)
+    except OSError:
+        return False
 
 
 def _plain(value):

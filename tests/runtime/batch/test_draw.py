@@ -55,6 +55,16 @@ def test_a_picture_whose_row_was_lost_gets_it_again(tmp_path):
     assert counts == {"there": 1} and row == {**before, "seconds": None}
 
 
+@pytest.mark.parametrize("left", [0, 2, 100, -1])
+def test_a_picture_that_was_cut_short_is_drawn_again(tmp_path, left):
+    _, rows = run([SMALL], tmp_path)
+    (row,) = rows.values()
+    path = tmp_path / row["file"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    assert run([SMALL], tmp_path)[0] == {"drawn": 1} and path.read_bytes() == whole
+
+
 def test_a_bad_request_is_a_row_and_not_the_end(tmp_path):
     bad = [
         {"prompt": "a", "steps": 0},
