@@ -330,7 +330,7 @@ def parse_region(text: str) -> dict[str, str]:
 def read_regions(path: str) -> list:
     """Return the list of a --regions file."""
     try:
-        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8"))
+        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError

@@ -63,8 +63,11 @@ def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
 def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path, str]) -> Request:
     """Return the options' request, its pictures read. Raises InputError where an output would overwrite a picture."""
     from runtime.control.region import Region
-    from runtime.sampling.request import Request
+    from runtime.sampling.request import MAX_SEED, Request
 
+    if options.seed is not None and options.seed <= MAX_SEED < options.seed + options.images - 1:
+        last = MAX_SEED - options.images + 1
+        raise InputError(f"--seed {options.seed}: of {options.images} images; expected at most {last}")
     regions = [Region.from_dict(given, name, folder) for name, given, folder in fields]
     named = [
         (f"{region.label} {key}", path) for region in regions for key, path in region_paths(region).items()

@@ -238,6 +238,10 @@ BAD = {
     "deep JSON": (["--regions", "deep.json"], "regions: deep.json is not JSON"),
     "a user's model": (["--model", "~nosuchuser/x"], "model ~nosuchuser/x: no such file or folder"),
     "a user's adapter": (["--adapter", "x=~nosuchuser/x"], "~nosuchuser/x: no such user"),
+    "a seed whose next is none": (
+        ["--seed", "9223372036854775807", "--images", "2"],
+        "--seed 9223372036854775807: of 2 images; expected at most 9223372036854775806",
+    ),
     "a link to itself": (["--condition", "loop.png"], "loop.png cannot be read: "),
     "a user's engine": (["--engine", "~nosuchuser/x"], "~nosuchuser/x: no such user"),
     "guidance rescale": (["--guidance-rescale", "2"], "guidance_rescale 2: expected a number from 0 to 1"),

@@ -120,3 +120,9 @@ def test_wrong_options_are_one_line_and_exit_code_2(arguments, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
+
+
+def test_a_regions_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "regions.json"
+    path.write_text('[{"prompt": "a star"}]', "utf-8-sig")
+    assert read_regions(str(path)) == [{"prompt": "a star"}]
