@@ -204,7 +204,7 @@ def test_two_processes_of_which_one_is_killed_go_on_where_they_were(scenes, tmp_
         (["--condition=nope"], "condition 'nope': expected one of"),
         (["--dtype=fp16"], "dtype fp16: a CPU trains in fp32 or bf16"),
         (["--model=nowhere"], "model nowhere: no such file or folder"),
-        (["--adapter=nowhere", "--adapter-blocks=2"], "adapter nowhere: not found"),
+        (["--adapter=nowhere"], "adapter nowhere: not found"),
         (["--flip"], "flip: mirrors every second crop"),
         (["--mask-from=nowhere"], "nowhere: no such folder"),
         (["--validation-samples=14"], "validation_samples 14: there are only 14 samples"),
@@ -221,8 +221,7 @@ def test_bad_input_is_one_line(options, said, scenes, tmp_path, capsys):
 
 def test_adapter_of_other_channels_is_refused(scenes, tmp_path, capsys):
     make_adapter().save_pretrained(tmp_path / "other")
-    start = f"--adapter={tmp_path / 'other'}"
-    assert train(scenes, tmp_path / "out", start, "--adapter-blocks=2") == 2
+    assert train(scenes, tmp_path / "out", f"--adapter={tmp_path / 'other'}") == 2
     assert "the UNet expects (64, 96, 112, 112)" in capsys.readouterr().err
 
 
@@ -238,7 +237,7 @@ def test_weights_that_no_run_wrote_are_not_replaced(scenes, tmp_path, capsys):
     assert train(scenes, tmp_path / "other") == 2
     assert "has weights that no run of this wrote; expected another folder" in capsys.readouterr().err
     for start in (tmp_path / "other", tmp_path / "other" / WEIGHTS):
-        assert train(scenes, tmp_path / "other", f"--adapter={start}", "--adapter-blocks=2") == 2
+        assert train(scenes, tmp_path / "other", f"--adapter={start}") == 2
         assert "the start, --adapter, is in it" in capsys.readouterr().err
     assert (tmp_path / "other" / WEIGHTS).read_bytes() == before
     assert not (tmp_path / "other" / "checkpoints").exists()
