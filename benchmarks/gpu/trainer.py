@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache, partial
 
 from benchmarks.gpu.device import ON_GPU, free_memory, peak_gib, time_calls
 from benchmarks.gpu.ours import Recorder, profiled
@@ -23,16 +24,12 @@ def run(recorder: Recorder, small: bool) -> None:
         options = argparse.Namespace(batch=batch, small=small, full_size=not small)
         world = full_size_parts(options, dtype, None)
         for name, make in left.items():
-            steps = []
-
-            def measured(make=make, name=name, steps=steps, batch=batch, world=world):
-                steps.append(make(world))
-                return row(steps[0], name, batch)
-
+            step = cache(partial(make, world))  # made within its row, which notes a failure
+            measured = partial(row, step, name, batch)
             done = recorder.measure(case_of(name, batch), measured, SECONDS)
             if done and ((name == "ours" and batch > 1) or not ON_GPU):
-                profiled(recorder, "training", steps[0])
-            del steps, measured
+                profiled(recorder, "training", step())
+            del step, measured
             free_memory()
         del world
         free_memory()
@@ -53,7 +50,8 @@ def plain_step(world):
     return plain
 
 
-def row(step, name: str, batch: int) -> dict[str, object]:
+def row(made, name: str, batch: int) -> dict[str, object]:
+    step = made()
     peak = peak_gib(step)
     times = time_calls(step, 2.0, least=3)
     rate = round(batch * 1e3 / times["p50_ms"], 2)

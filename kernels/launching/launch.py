@@ -132,7 +132,7 @@ def whole_rows(channels: int, itemsize: int) -> Sizes:
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps(block_p * block_c, itemsize)}
 
 
-GROUP_PROGRAMS = 512  # enough to fill any GPU several times over
+GROUP_PROGRAMS = 512  # some four for each multiprocessor of a large GPU; tuning tries more
 MOST_CHUNKS = 64  # each program of the second launch reads all chunks' sums
 
 

@@ -81,12 +81,15 @@ def candidates(default: Sizes) -> list[Sizes]:
     8 warps, the whole chunk or half, and tiles loaded as they are needed or two before that.
     """
     block = next(name for name in default if name.startswith("BLOCK"))
-    walks = "chunk" in default
-    varied = {block: (1, 2) if walks else (0.5, 1, 2, 4), "chunk": (1, 0.5) if walks else ()}
-    varied = {
-        name: [max(1, int(default[name] * f)) for f in factors] for name, factors in varied.items() if factors
-    }
-    varied |= {"num_warps": (4, 8), "STAGES": (1, 3)} if walks else {"num_warps": (2, 4, 8)}
+
+    def scaled(name: str, *factors: float) -> list[int]:
+        return [max(1, int(default[name] * factor)) for factor in factors]
+
+    if "chunk" in default:
+        varied = {block: scaled(block, 1, 2), "chunk": scaled("chunk", 1, 0.5)}
+        varied |= {"num_warps": [4, 8], "STAGES": [1, 3]}
+    else:
+        varied = {block: scaled(block, 0.5, 1, 2, 4), "num_warps": [2, 4, 8]}
     found = [default]
     for values in product(*varied.values()):
         sizes = default | dict(zip(varied, values, strict=True))

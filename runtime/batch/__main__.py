@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, quick_imports
 from runtime.cli.options import add_model, add_speed
+from runtime.cli.plan import check_output
 from runtime.errors import InputError
 from runtime.machine.files import expand
 
@@ -117,11 +118,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check_report(options: argparse.Namespace) -> None:
     """Raise InputError where the report cannot be written, or would replace the requests."""
-    from runtime.control.images import check_writable
-
-    if options.report.suffix.lower() != ".json":
-        raise InputError(f"--report {options.report}: expected a name that ends in .json")
-    written = check_writable(options.report, "--report").resolve()
+    written = check_output(options.report, "--report", ".json")
     if written == expand(str(options.requests)).resolve():
         raise InputError(
             f"REQUESTS: {options.requests} would be overwritten by --report; expected another file"

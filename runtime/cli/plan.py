@@ -42,7 +42,6 @@ def picture_paths(options: argparse.Namespace) -> list[Path]:
 def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
     """Return every file to be written, found to be writable: its resolved path, and the option that names it."""
     from runtime.arguments import whole_number
-    from runtime.control.images import check_writable
     from runtime.sampling.request import MAX_IMAGES
 
     whole_number(options.images, "--images", most=MAX_IMAGES)
@@ -51,13 +50,20 @@ def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
     named += [("--report", options.report, ".json")] * bool(options.report)
     outputs: dict[Path, str] = {}
     for name, path, suffix in named:
-        if Path(path).suffix.lower() != suffix:
-            raise InputError(f"{name} {path}: expected a name that ends in {suffix}")
-        resolved = check_writable(path, name).resolve()
+        resolved = check_output(path, name, suffix)
         if resolved in outputs:
             raise InputError(f"{name} {path} is also {outputs[resolved]}; expected another file")
         outputs[resolved] = name
     return outputs
+
+
+def check_output(path: str | Path, name: str, suffix: str) -> Path:
+    """Return the resolved path of a file to be written. Raises InputError where it cannot be, or ends otherwise."""
+    from runtime.control.images import check_writable
+
+    if Path(path).suffix.lower() != suffix:
+        raise InputError(f"{name} {path}: expected a name that ends in {suffix}")
+    return check_writable(path, name).resolve()
 
 
 def make_request(options: argparse.Namespace, fields: Fields, outputs: dict[Path, str]) -> Request:
