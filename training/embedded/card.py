@@ -138,7 +138,7 @@ On held-out scenes, each with a (shape, colour) pair that no training scene show
 - Pictures that show every colour asked for and the background asked for: {m["prompts_shown"]:.1%} of {m["prompts"]} prompts.
 - Edge error against the condition (blurred edges, mean squared difference, lower is better), {m["edge_error_scenes"]} scenes; the mask
   is the left half. Outside it, a control that is local leaves the error at the level of no control; what the gate
-  cannot hold back, the UNet carries across ("How local it is" in the repository's README):
+  cannot hold back, the UNet carries across (benchmarks/quality/README.md in the repository):
 
 | | inside | outside |
 |---|---|---|
