@@ -14,15 +14,17 @@ from runtime.control.adapters import Adapter, check_adapter, fit_channels, same_
 from runtime.control.keyframes import over_steps
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
+from runtime.control.rows import channels_last, in_halves, per_picture
 from runtime.model.blocks import Injection
 
 
 class Control:
     """What a picture's regions add to the UNet, at each level and step.
 
-    features: for each level, R tensors (1, C_l, h_l, w_l). masks: for each level, R tensors (1, 1, h_l, w_l) float32,
-    each or all of them None for "everywhere". strengths: (steps, levels, R) float32 on the CPU; kept on `device`.
-    unguided: likewise, of the rows before the last `images` ones, which are guidance's unguided half.
+    features: for each level, R tensors (B, C_l, h_l, w_l). masks: for each level, R tensors (B, 1, h_l, w_l) float32,
+    each or all of them None for "everywhere". B is 1 where they are the same for all pictures, else `images`.
+    strengths: (steps, levels, R) float32 on the CPU; kept on `device`. unguided: likewise, of the rows before the last
+    `images` ones, which are guidance's unguided half.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class Control:
             )
             maps = next(found, None)
             if maps is None:
-                maps = [_channels_last(f) for f in adapter(condition.to(device, dtype))]
+                maps = [per_picture(f, images) for f in _run(adapter, condition.to(device, dtype))]
                 shown.append((adapter, condition, maps))
             features.append(maps)
-            masks.append(_masks(item.mask, [tuple(f.shape[2:]) for f in maps], device, mode))
+            mask = None if item.mask is None else per_picture(item.mask, images)
+            masks.append(_masks(mask, [tuple(f.shape[2:]) for f in maps], device, mode))
         by_level = (list(zip(*regional, strict=True)) for regional in (features, masks))
         regions = [item.region for item in packed]
         both = strengths(regions, steps), strengths(regions, steps, unguided=True)
@@ -89,11 +92,11 @@ class Control:
         return list(map(Injection, self.features, self.masks, self.strengths[step]))
 
     def gated(self, step: int, rows: int = 1) -> list[Tensor]:
-        """Return G_l = sum_r s_r * m_r^l * F_r^l of one step, (1, C_l, h_l, w_l) for each level.
+        """Return G_l = sum_r s_r * m_r^l * F_r^l of one step, (B, C_l, h_l, w_l) for each level.
 
         In the features' dtype; summed in float32, once for all steps of a segment: a step then reads one map a level
         for any number of regions, the fewest bytes there can be. rows: of the guidance batch; where its unguided half
-        has another strength, there are as many maps.
+        has another strength, there are as many maps. Otherwise row i of them is given map i % B.
         """
         halves = self.unguided is not None and rows > self.images
         if self._gated[0] != (self.segments[step], halves):
@@ -105,19 +108,16 @@ class Control:
         return self._gated[1]
 
 
+def _run(adapter: Adapter, condition: Tensor) -> list[Tensor]:
+    """Return an adapter's features (N, C_l, h_l, w_l) of conditions (N, C, H, W), run one by one: as of each alone."""
+    found = [adapter(one) for one in condition.split(1)]
+    return [channels_last(torch.cat(level)) for level in zip(*found, strict=True)]
+
+
 def _sum(features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor) -> Tensor:
-    zeros = torch.zeros_like(features[0], dtype=torch.float32, memory_format=torch.channels_last)
+    rows = max(len(x) for x in (*features, *masks) if x is not None)
+    zeros = channels_last(torch.zeros(rows, *features[0].shape[1:], device=features[0].device))
     return ops.inject(zeros, features, masks, scales, inplace=True).to(features[0].dtype)
-
-
-def in_halves(unguided: Tensor, guided: Tensor, images: int) -> Tensor:
-    """Return the rows of a guidance batch, the unguided ones first, of what is the same for all pictures, (1, ...)."""
-    rows = [x.expand(images, *x.shape[1:]) for x in (unguided, guided)]
-    return _channels_last(torch.cat(rows))
-
-
-def _channels_last(feature: Tensor) -> Tensor:
-    return feature.contiguous(memory_format=torch.channels_last)
 
 
 def _masks(

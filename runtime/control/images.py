@@ -34,10 +34,18 @@ def formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def unbatched(source) -> list | None:
+    """Return the pictures of a list, or of an array (N, H, W, C) or tensor (N, C, H, W); None of a single picture."""
+    if isinstance(source, (list, tuple)):
+        return list(source)
+    array = isinstance(source, np.ndarray) or (isinstance(source, Tensor) and source.layout == torch.strided)
+    return list(source) if array and source.ndim == 4 and len(source) != 1 else None
+
+
 def load_image(source, name: str = "image", background: str = "auto") -> Image.Image:
     """Read `source` as an 8-bit picture, mode "L" (grey) or "RGB", upright and without transparency.
 
-    `source` is a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (H, W), (C, H, W) or
+    `source` is a PIL image, a path, an array (H, W), (H, W, C) or (1, H, W, C), or a tensor (H, W), (C, H, W) or
     (1, C, H, W), with C = 1, 3 or 4; values are uint8, uint16, bool, or float in [0, 1]. EXIF orientation is
     applied, transparency is laid on `background` ("white", "black", or "auto": black under what is drawn in a light
     colour, white otherwise), 16-bit and float pictures are scaled
@@ -280,11 +288,12 @@ def _from_array(source, name: str) -> Tensor:
         tensor = source.detach().cpu()
         tensor = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
     elif isinstance(source, np.ndarray):
-        expected = "an array (H, W) or (H, W, C) with C = 1, 3 or 4"
+        expected = "an array (H, W), (H, W, C) or (1, H, W, C) with C = 1, 3 or 4"
         if source.dtype.kind not in "biuf":
             raise InputError(f"{name}: values of type {source.dtype}; expected uint8, or float in [0, 1]")
         native = np.float32 if source.dtype.kind == "f" else source.dtype.newbyteorder("=")
         tensor = torch.from_numpy(source.astype(native))
+        tensor = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
         tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
     else:
         kind = type(source).__name__

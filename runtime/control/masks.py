@@ -171,7 +171,7 @@ def strokes(height: int, width: int, points: Sequence[tuple[float, float]], thic
 
 
 def feather(mask: Tensor, radius: float) -> Tensor:
-    """Soften the edge of a mask (1, 1, H, W) over `radius` px, inwards only.
+    """Soften the edge of masks (B, 1, H, W) over `radius` px, inwards only.
 
     The mask is multiplied by a ramp that rises from 0 at the region's edge to 1 at `radius` px inside. So the
     region never grows, pixels outside it stay exactly 0, and values stay in [0, 1]; what is thinner than
@@ -180,8 +180,12 @@ def feather(mask: Tensor, radius: float) -> Tensor:
     (radius,) = _finite((radius,), 1, "feather radius")
     if radius < 0:
         raise InputError(f"mask feather radius {radius:g}; expected 0 or more")
+    return torch.cat([_feather(one, radius) for one in mask.split(1)]) if radius else mask
+
+
+def _feather(mask: Tensor, radius: float) -> Tensor:
     inside = (mask[0, 0] > 0).to(torch.uint8).cpu().numpy()
-    if radius == 0 or inside.all():
+    if inside.all():
         return mask
     # To the nearest pixel outside, centre to centre: the edge itself is half a pixel nearer.
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

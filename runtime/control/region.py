@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.control import conditions, images, masks
+from runtime.control.adapters import fit_channels
 from runtime.control.fields import check
 from runtime.control.keyframes import Keyframes
+from runtime.control.rows import per_picture
 from runtime.errors import InputError
 
 
@@ -27,7 +29,8 @@ class Region:
 
     Attributes:
         condition: what the adapter sees (edges, a sketch, ...): PIL image, path, array or tensor. None: words alone.
-        mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere.
+        mask: where it acts, white = control: PIL image, path, array or tensor. None: everywhere. Either may be a list,
+            or an array (N, H, W, C) or tensor (N, C, H, W): one for each picture of the call, or for each prompt.
         adapter: name of the adapter that reads the condition.
         scale: strength; any finite number; 0 adds nothing. Or keyframes, between which it is interpolated: pairs of
             (fraction of the denoising steps, value), or a text such as "0:1.0,0.5:0.3".
@@ -97,6 +100,8 @@ class Region:
         if "adapter" in given and "condition" not in given:
             raise InputError(f"{name}: adapter {given['adapter']!r} without a condition; expected a picture")
         for key in given.keys() & {"condition", "mask"}:
+            if isinstance(given[key], (list, tuple)):
+                raise InputError(f"{name}: {key} is a list; expected one picture")
             given[key] = _resolve(given[key], base)
         return cls(**given, label=name)
 
@@ -113,16 +118,31 @@ class Region:
             conditions.check_preprocess(self.preprocess)
         except InputError as error:
             raise InputError(f"{self.label}: {error}") from error
-        condition = self.condition
-        if condition is not None:
-            condition = _read(condition, f"{self.label} condition", images.load_image, opened)
-        mask = None if self.mask is None else _read(self.mask, f"{self.label} mask", masks.read_mask, opened)
-        return dataclasses.replace(self, condition=condition, mask=mask)
+        found = {}
+        for field, reads in (("condition", images.load_image), ("mask", masks.read_mask)):
+            read = [_read(source, name, reads, opened) for name, source in self.pictures(field)]
+            found[field] = read if images.unbatched(getattr(self, field)) else next(iter(read), None)
+        return dataclasses.replace(self, **found)
+
+    def pictures(self, field: str) -> list[tuple[str, Any]]:
+        """Return the pictures of `condition` or `mask`, each with what messages call it; none where it has none."""
+        source, name = getattr(self, field), f"{self.label} {field}"
+        if source is None:
+            return []
+        several = images.unbatched(source)
+        if several is None:
+            return [(name, source)]
+        if not several:
+            raise InputError(f"{name}: an empty list; expected a picture, or one for each that is drawn")
+        return [(f"{name} {i}" if len(several) > 1 else name, one) for i, one in enumerate(several, 1)]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRegion:
-    """A region's pictures, float32 in [0, 1]: condition (1, 1 | 3, H, W), mask (1, 1, H, W); each may be None."""
+    """A region's pictures, float32 in [0, 1]: condition (N, 1 | 3, H, W), mask (N, 1, H, W); each may be None.
+
+    N is 1, or as long as the region's list, see `per_picture`.
+    """
 
     condition: Tensor | None
     mask: Tensor | None
@@ -140,11 +160,12 @@ def pack(regions: Sequence[Region], height: int, width: int) -> list[PackedRegio
     return [_pack(region, height, width) for region in labelled(regions)]
 
 
-def union(packed: Sequence[PackedRegion], height: int, width: int) -> Tensor:
-    """Return (1, 1, H, W) float32: the largest of the regions' masks at each pixel; 0 without regions."""
+def union(packed: Sequence[PackedRegion], height: int, width: int, pictures: int = 1) -> Tensor:
+    """Return the largest of the regions' masks at each pixel, (1 | pictures, 1, H, W) float32; 0 without regions."""
     found = torch.zeros(1, 1, height, width)
     for item in packed:
-        found = torch.ones_like(found) if item.mask is None else torch.maximum(found, item.mask)
+        mask = torch.ones_like(found) if item.mask is None else per_picture(item.mask, pictures)
+        found = torch.maximum(found, mask)
     return found
 
 
@@ -177,40 +198,66 @@ def labelled(regions: Sequence[Region]) -> list[Region]:
 
 
 def _pack(region: Region, height: int, width: int) -> PackedRegion:
-    name = region.label
-    painted = None if region.mask is None else masks.read_mask(region.mask, f"{name} mask")
-    mask = None if painted is None else images.fit(painted, height, width, f"{name} mask", mode="area")
-    if mask is not None and not mask.any():
-        lost = "words" if region.condition is None else "control"
-        warnings.warn(f"{name} mask: all zero (black), so the region has no {lost}", stacklevel=2)
-    if region.condition is None:
+    painted = [(name, masks.read_mask(source, name)) for name, source in region.pictures("mask")]
+    mask = _fitted_masks(region, painted, height, width)
+    shown = [
+        (name, _load_condition(region, source, name, height, width))
+        for name, source in region.pictures("condition")
+    ]
+    if not shown:
         return PackedRegion(None, mask, region)
-    if region.preprocess == "none":
-        condition = images.load_pixels(region.condition, f"{name} condition")
-    else:
-        condition = images.to_tensor(_preprocess(region, height, width))
-    _hint(region, condition)
-    if mask is None or not region.mask_condition:
-        condition = images.fit(condition, height, width, f"{name} condition")
-    else:
+    hides = region.mask_condition and mask is not None
+    if hides:
         # At the condition's own size first: resizing mixes pixels across the mask's edge.
-        condition = condition * (F.interpolate(painted, condition.shape[-2:], mode="area") > 0)
-        condition = images.fit(condition, height, width, f"{name} condition")
-        condition = condition * (mask > 0)
+        shown = [(name, _blanked(pixels, own)) for (name, pixels), (_, own) in _pairs(shown, painted)]
+    fitted = [images.fit(pixels, height, width, name) for name, pixels in shown]
+    colours = max(pixels.shape[1] for pixels in fitted)
+    condition = torch.cat([fit_channels(pixels, colours) for pixels in fitted])
+    if hides:
+        condition = condition * (per_picture(mask, len(condition)) > 0)
     return PackedRegion(condition, mask, region)
 
 
-def _hint(region: Region, condition: Tensor) -> None:
+def _fitted_masks(region: Region, painted: Sequence[tuple[str, Tensor]], height: int, width: int):
+    """Return a region's masks at a size, (N, 1, height, width); None without any."""
+    fitted = [images.fit(mask, height, width, name, mode="area") for name, mask in painted]
+    for (name, _), mask in zip(painted, fitted, strict=True):
+        if not mask.any():
+            lost = "words" if region.condition is None else "control"
+            warnings.warn(f"{name}: all zero (black), so the region has no {lost}", stacklevel=2)
+    return torch.cat(fitted) if fitted else None
+
+
+def _load_condition(region: Region, source, name: str, height: int, width: int) -> Tensor:
+    """Return a condition at its own size; one that is computed of a picture at height x width."""
+    if region.preprocess != "none":
+        return images.to_tensor(_preprocess(region, source, name, height, width))
+    condition = images.load_pixels(source, name)
+    _hint(region, condition, name)
+    return condition
+
+
+def _pairs(left: Sequence, right: Sequence) -> list[tuple]:
+    """Return what belongs together of two lists of pictures: the shorter one's are those of each prompt."""
+    count = max(len(left), len(right))
+    return [(left[i * len(left) // count], right[i * len(right) // count]) for i in range(count)]
+
+
+def _blanked(condition: Tensor, mask: Tensor) -> Tensor:
+    return condition * (F.interpolate(mask, condition.shape[-2:], mode="area") > 0)
+
+
+def _hint(region: Region, condition: Tensor, name: str) -> None:
     """Warn where an adapter of lines, which are white on black, is shown a drawing in black on white."""
     lines = any(word in region.adapter.lower() for word in ("canny", "sketch", "line", "edge", "scribble"))
-    if not lines or region.preprocess != "none":
+    if not lines:
         return
     mean = sum(s.sum(dtype=torch.float64) for s in images.strips(condition)) / condition.numel()
     if mean > images.LIGHT and min(s.min() for s in images.strips(condition)) < 0.5:
         warnings.warn(
-            f"{region.label} condition: dark lines on white; {region.adapter!r} knows white lines on black, and "
-            "preprocess sketch draws them so",
-            stacklevel=4,
+            f"{name}: dark lines on white; {region.adapter!r} knows white lines on black, and preprocess sketch "
+            "draws them so",
+            stacklevel=5,
         )
 
 
@@ -239,10 +286,9 @@ def _read(source, name: str, reads: Callable, opened: dict[tuple, Any]):
     return opened[key]
 
 
-def _preprocess(region: Region, height: int, width: int) -> Image.Image:
-    """Return a region's condition, computed at height x width."""
-    name = f"{region.label} condition"
-    fitted = images.fit(images.load_pixels(region.condition, name), height, width, name)
+def _preprocess(region: Region, source, name: str, height: int, width: int) -> Image.Image:
+    """Return the condition of a picture, computed at height x width."""
+    fitted = images.fit(images.load_pixels(source, name), height, width, name)
     try:
         return conditions.preprocess(region.preprocess, images.load_image(fitted))
     except InputError as error:

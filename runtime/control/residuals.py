@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from runtime.control.adapters import fit_channels, same_condition
-from runtime.control.features import first_alike, in_halves, strengths
+from runtime.control.features import first_alike, strengths
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion, Region
+from runtime.control.rows import in_halves, over_rows, per_picture
 from runtime.model.blocks import Injection
 from runtime.model.controlnet import ControlNet
 
@@ -22,7 +23,8 @@ from runtime.model.controlnet import ControlNet
 class Run:
     """One ControlNet that is shown one condition, and the regions that it acts in.
 
-    condition: what the net makes of it, (1, C, h, w). masks: of the regions, (1, 1, H, W) float32, None for everywhere.
+    condition: what the net makes of it, (B, C, h, w). masks: of the regions, (B, 1, H, W) float32, None for everywhere.
+    B is 1 where they are the same for all pictures.
     """
 
     def __init__(self, net: ControlNet, condition: Tensor, shown: Tensor):
@@ -33,12 +35,12 @@ class Run:
         self._sized: dict[tuple[int, int], list[Tensor | None]] = {}  # masks, by size
 
     def gate(self, scales: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-        """Return sum_r s_r * m_r at one size, (1, 1, h, w); scales: (R,)."""
+        """Return sum_r s_r * m_r at one size, (B, 1, h, w); scales: (R,)."""
         if size not in self._sized:
             self._sized[size] = [None if m is None else mask_pyramid(m, [size], mode)[0] for m in self.masks]
         gate = torch.zeros(1, 1, *size)
         for scale, mask in zip(scales.tolist(), self._sized[size], strict=True):
-            gate += scale if mask is None else scale * mask
+            gate = gate + (scale if mask is None else scale * mask)
         return gate
 
 
@@ -83,10 +85,10 @@ class Residuals:
             shown = fit_channels(item.condition, net.config.conditioning_channels)
             run = next((run for run in runs if run.net is net and same_condition(run.shown, shown)), None)
             if run is None:
-                run = Run(net, net.embed_condition(shown.to(device)), shown)
+                run = Run(net, per_picture(net.embed_condition(shown.to(device)), images), shown)
                 runs.append(run)
             run.regions.append(region)
-            run.masks.append(item.mask)
+            run.masks.append(None if item.mask is None else per_picture(item.mask, images))
         return cls(runs, steps, device, mode, images) if runs else None
 
     def acting(self, step: int) -> list[int]:
@@ -119,10 +121,12 @@ class Residuals:
         block = (*run.net.config.skip_blocks, -1)[place]  # the mid block's level is the last
         guided, unguided = (scales[number][step, block] for scales in (self.scales, self.unguided))
         halves = len(residual) > self.images and not torch.equal(guided, unguided)
-        key = number, block, size, halves
+        key = number, block, size, len(residual)
         if key not in known:
             gate = run.gate(guided, size, self.mode)
             if halves:
                 gate = in_halves(run.gate(unguided, size, self.mode), gate, self.images)
+            elif len(gate) > 1:
+                gate = over_rows(gate, len(residual))
             known[key] = gate.to(self.device)
         return known[key]

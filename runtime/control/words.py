@@ -19,14 +19,15 @@ from runtime.control.features import activity, first_alike
 from runtime.control.keyframes import over_steps
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import PackedRegion
+from runtime.control.rows import over_rows, per_picture
 
 
 class Words:
     """The words of a picture's regions, and where they take the prompt's place.
 
-    states: the text encoders', R of (S_r, D). masks: R of (1, 1, H, W) float32, None for everywhere. weights:
-    (steps, R), 0 where a region does not act. images: how many pictures are drawn; of a guidance batch they are the
-    last rows. mode: how masks are resized, see `masks.mask_pyramid`.
+    states: the text encoders', R of (S_r, D). masks: R of (B, 1, H, W) float32, None for everywhere; B is 1 where they
+    are the same for all pictures. weights: (steps, R), 0 where a region does not act. images: how many pictures are
+    drawn; of a guidance batch they are the last rows. mode: how masks are resized, see `masks.mask_pyramid`.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Words:
         self.states, self.masks, self.weights, self.images, self.mode = states, masks, weights, images, mode
         self.texts = 1 + len(masks)  # the prompt and the regions' words
         self.segments = first_alike(weights)
-        self._sized: dict[tuple[int, int], list[Tensor]] = {}  # masks, by size
+        self._sized: dict[tuple[int, int], Tensor] = {}  # masks (B, R, h, w), by size
         self._shares: tuple[int, dict[tuple, Tensor]] = (-1, {})  # of one segment, by size and rows
 
     @classmethod
@@ -69,7 +70,7 @@ class Words:
         ]
         if not acting:
             return None
-        masks = [spoken[i].mask for i in acting]
+        masks = [m if (m := spoken[i].mask) is None else per_picture(m, images) for i in acting]
         return cls([states[i] for i in acting], masks, weights[:, acting], images, mode)
 
     @classmethod
@@ -100,23 +101,22 @@ class Words:
             self._shares = self.segments[step], known
         key = height, width, rows
         if key not in known:
-            found = self._mix(step, height, width)
-            free = torch.zeros_like(found)
-            free[0] = 1
-            both = torch.stack([free] * (rows - self.images) + [found] * self.images)
-            known[key] = both.to(device, dtype)
+            found = over_rows(self._mix(step, height, width), self.images)
+            free = found.new_zeros(rows - self.images, *found.shape[1:])
+            free[:, 0] = 1
+            known[key] = torch.cat([free, found]).to(device, dtype)
         return known[key]
 
     def _mix(self, step: int, height: int, width: int) -> Tensor:
-        """Return the shares of a picture's texts, (1 + R, height, width)."""
+        """Return the shares of a picture's texts, (B, 1 + R, height, width)."""
         if not self.masks:
-            return torch.ones(1, height, width)
+            return torch.ones(1, 1, height, width)
         if (height, width) not in self._sized:
             ones = torch.ones(1, 1, height, width)
             sized = [
                 ones if m is None else mask_pyramid(m, [(height, width)], self.mode)[0] for m in self.masks
             ]
-            self._sized[height, width] = [m[0, 0] for m in sized]
-        wanted = torch.stack(self._sized[height, width]) * self.weights[step][:, None, None]
-        own = wanted / wanted.sum(0).clamp_min(1)
-        return torch.cat([(1 - own.sum(0, keepdim=True)).clamp_min(0), own])
+            self._sized[height, width] = torch.cat(torch.broadcast_tensors(*sized), dim=1)
+        wanted = self._sized[height, width] * self.weights[step][:, None, None]
+        own = wanted / wanted.sum(1, keepdim=True).clamp_min(1)
+        return torch.cat([(1 - own.sum(1, keepdim=True)).clamp_min(0), own], dim=1)

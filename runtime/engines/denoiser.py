@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.ops import inject
 from runtime.control.features import Control
 from runtime.control.residuals import Residuals
+from runtime.control.rows import over_rows
 from runtime.control.words import Words
 from runtime.engines.base import Binding, Engine
 from runtime.engines.ports import (
@@ -102,7 +103,7 @@ class EngineStep:
         if left != slot:
             levels = None if self.control is None else self.control.gated(index, rows)
             for i, name in enumerate(self.denoiser.levels):
-                inputs[name][place].copy_(NONE if levels is None else levels[i])
+                inputs[name][place].copy_(NONE if levels is None else over_rows(levels[i], rows))
             for name in (name for name in inputs if name.startswith(SHARES)):
                 fill_shares(inputs[name][place], self.words, index)
         inputs[SAMPLE][place].copy_(part.sample)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from runtime.control.residuals import Residuals
+from runtime.control.rows import over_rows
 from runtime.control.words import Words
 from runtime.model.blocks import Injection
 from runtime.sampling.rows import of_words, repeat_rows
@@ -48,5 +49,5 @@ class ControlNets:
             text = of_words(text, self.words, step, sample, self.levels[number])
             forward = run.net.forward_shallow if shallow else run.net
             time = [t[step, -rows:] for t in self.time[number]]
-            found[number] = forward(sample, time, text, run.condition)
+            found[number] = forward(sample, time, text, over_rows(run.condition, rows))
         return self.residuals.injections(step, found)

@@ -85,7 +85,7 @@ class Drawing:
         self.packed = request.pack(*self.picture_size)
         self.settings, self.reference, self.inside = "", None, None
         if self.held:
-            self.inside = union(self.packed, *self.picture_size)
+            self.inside = union(self.packed, *self.picture_size, request.images)
             self.settings = held.settings(request, self._schedule()[0], self.size, self.picture_size)
             given = request.reference
             fits = given is not None and given.fits(self.seed, self.settings, self.model)

@@ -120,7 +120,7 @@ class Held:
     """
 
     def __init__(self, inside: Tensor, size: tuple[int, int], reference: Reference):
-        """inside: the union of the masks, (1, 1, H, W). size: of the run in pixels, no smaller."""
+        """inside: the union of the masks, (B or 1, 1, H, W). size: of the run in pixels, no smaller."""
         latents = reference.trajectory[0]
         cell = size[0] / latents.shape[-2]
         (weights,) = mask_pyramid(pad(feather(inside, cell), *size), [tuple(latents.shape[-2:])])
@@ -143,7 +143,7 @@ def image_trajectory(latents: Tensor, noise: Tensor, levels: Sequence[tuple[floa
 def compose(pixels: Tensor, reference: Tensor, inside: Tensor, cell: float) -> Tensor:
     """Return the picture (B, 3, H, W) inside the masks and the reference outside: bit for bit where they are 0.
 
-    inside: the union of the masks, (1, 1, H, W). cell: pixels of a latent's side; over half of it, from the border
+    inside: the union of the masks, (B or 1, 1, H, W). cell: pixels of a latent's side; over half of it, from the border
     inwards, the reference turns into the picture, since a photograph is never quite what the VAE makes of it.
     """
     return torch.lerp(reference, pixels, feather(inside, cell / 2).to(pixels))

@@ -101,6 +101,8 @@ class Request:
         self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
+        for region in self.regions:
+            _check_lists(region, len(self.prompts), self.images)
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
             if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
@@ -218,6 +220,17 @@ def guided_steps(guidance: float, guidance_range: tuple[float, float], count: in
     """
     start, end = guidance_range
     return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
+
+
+def _check_lists(region: Region, prompts: int, images: int) -> None:
+    """Raise InputError where a region has another number of conditions or masks than there are pictures or prompts."""
+    for field in ("condition", "mask"):
+        count = len(region.pictures(field))
+        if count not in (0, 1, prompts, images):
+            expected = f"one for each of {images} pictures"
+            if prompts not in (1, images):
+                expected += f", or of {prompts} prompts"
+            raise InputError(f"{region.label} {field}: a list of {count}; expected {expected}")
 
 
 def _negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]:

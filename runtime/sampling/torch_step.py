@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.ops import inject
 from runtime.control.features import Control
+from runtime.control.rows import channels_last, over_rows
 from runtime.control.words import Words
 from runtime.model.blocks import Injection, KeyValue, SharedText
 from runtime.model.unet import UNet
@@ -204,6 +205,5 @@ def _residuals(parts: Sequence[Part], rows: Sequence[int]) -> list[Injection] | 
 
 
 def _rows(features: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """Return a map for every row, of maps (1 | rows, C, h, w) for each part."""
-    whole = torch.cat([f.expand(n, -1, -1, -1) for f, n in zip(features, rows, strict=True)])
-    return whole.contiguous(memory_format=torch.channels_last)
+    """Return a map for every row, of maps (B, C, h, w) for each part, whose row i has map i % B."""
+    return channels_last(torch.cat([over_rows(f, n) for f, n in zip(features, rows, strict=True)]))

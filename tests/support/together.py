@@ -37,6 +37,13 @@ REQUESTS = {
     "another share unguided": request(regions=[Region(SHOWN, LEFT, uncond_scale=0.3)]),
     "two pictures": request(regions=[Region(SHOWN, LEFT)], images_per_prompt=2, scheduler="euler_a"),
     "two prompts": request(["a", "b"], scheduler="heun"),
+    "a mask each": request(regions=[Region(SHOWN, [LEFT, 1 - LEFT])], images_per_prompt=2),
+    "words, a mask each": request(
+        ["a", "b"], [Region(mask=[LEFT, 1 - LEFT], prompt="a heart", prompt_weight="0:1,1:0")]
+    ),
+    "controlnet, a mask each": request(
+        regions=[Region([SHOWN, 1 - SHOWN], [LEFT, 1 - LEFT], "edges", uncond_scale=0.5)], images_per_prompt=2
+    ),
     "words": request(regions=[Region(mask=LEFT, prompt="a green heart")], steps=5),
     "two words": request(
         regions=[Region(mask=LEFT, prompt="a heart"), Region(mask=1 - LEFT, prompt="a circle", end=0.5)]
