@@ -63,7 +63,7 @@ class Capabilities:
         sides = zip(("height", "width"), request.size(self.side or 0), strict=True)
         self.profile.check({name: side for name, side in sides if side})
         for guided in set(request.guided_steps(request.run_steps)):
-            self.profile.check({"rows": request.images * (1 + guided)})
+            self.profile.check({"rows": request.rows(guided)})
 
 
 def of_manifest(manifest: Manifest, adapters: Collection[str] = ()) -> Capabilities:

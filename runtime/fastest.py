@@ -207,7 +207,7 @@ def choose(
 
 def has_long_prompt(engine: Path, request: Request) -> bool:
     """Return whether a prompt has more tokens than an engine takes, by the tokenizer that lies with it."""
-    texts = (*request.prompts, *request.negatives, *request.words)
+    texts = (*request.composition.texts, *request.negatives, *request.words)
     if all(len(text.encode()) <= 75 and "BREAK" not in text for text in texts):  # a token is a byte at least
         return False
     from transformers import CLIPTokenizer
@@ -222,7 +222,7 @@ def expect(times: Mapping[str, float], request: Request) -> float:
     """Return the milliseconds until a request's pictures are there: as measured, its work in proportion to steps,
     pixels and rows of the UNet."""
     height, width = request.size(times["pixels"] ** 0.5)
-    rows = request.images * (1 + (request.guidance > 1))
+    rows = request.rows(request.guidance > 1)
     steps = request.run_steps * (1 + request.draws_reference)
     work = height * width / times["pixels"] * rows / 2 * steps / STEPS
     return times["first_ms"] + (work - 1) * times["picture_ms"]

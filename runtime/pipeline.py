@@ -274,9 +274,10 @@ class LocalControlPipeline:
         the work (see `loop.denoise`). guidance_rescale: how far the guided prediction is brought to the spread of
         the prompt's own, 0 to 1, against overexposed pictures (arXiv 2305.08891). cache_interval: compute the UNet's
         deep features at every so many steps only (see `deep_cache.DeepCache`; lossy above 1).
-        prompt_syntax: "plain", or "a1111" for weights such as (word:1.3), see `prompts.parse`; long prompts are encoded
-        in chunks in either. clip_skip: how many more of the text encoders' last layers to leave out. generator: instead
-        of a seed, one for all images or one for each. output_type: "pil", "np", "pt", or "latent" to decode nothing.
+        prompt_syntax: "plain", or "a1111" for weights such as (word:1.3), see `prompts.parse`, and prompts joined by
+        AND, see `composition`; long prompts are encoded in chunks in either. clip_skip: how many more of the text
+        encoders' last layers to leave out. generator: instead of a seed, one for all images or one for each.
+        output_type: "pil", "np", "pt", or "latent" to decode nothing.
         image: a picture to start from (what `Region` takes), resized to height and width, by default its own rounded
         down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
         outside: "free", or "held": where no mask covers it, every pixel is that of a reference, which is `image` at its

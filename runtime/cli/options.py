@@ -82,7 +82,7 @@ def _add_picture(group) -> None:
         "--prompt-syntax",
         choices=("plain", "a1111"),
         default="plain",
-        help="a1111: (word:1.3), [word], BREAK are weights and chunks (default plain)",
+        help="a1111: (word:1.3), [word], BREAK are weights and chunks, AND joins prompts (default plain)",
     )
     group.add_argument(
         "--clip-skip",

@@ -24,7 +24,7 @@ class Control:
     features: for each level, R tensors (B, C_l, h_l, w_l). masks: for each level, R tensors (B, 1, h_l, w_l) float32,
     each or all of them None for "everywhere". B is 1 where they are the same for all pictures, else `images`.
     strengths: (steps, levels, R) float32 on the CPU; kept on `device`. unguided: likewise, of the rows before the last
-    `images` ones, which are guidance's unguided half.
+    `images` ones, which are not guided.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Control:
             sums = [_sum(*level) for level in self.at(step)]
             if halves:
                 free = map(_sum, self.features, self.masks, self.unguided[step])
-                sums = [in_halves(*pair, self.images) for pair in zip(free, sums, strict=True)]
+                sums = [in_halves(*pair, rows, self.images) for pair in zip(free, sums, strict=True)]
             self._gated = (self.segments[step], halves), sums
         return self._gated[1]
 

@@ -125,7 +125,7 @@ class Residuals:
         if key not in known:
             gate = run.gate(guided, size, self.mode)
             if halves:
-                gate = in_halves(run.gate(unguided, size, self.mode), gate, self.images)
+                gate = in_halves(run.gate(unguided, size, self.mode), gate, len(residual), self.images)
             elif len(gate) > 1:
                 gate = over_rows(gate, len(residual))
             known[key] = gate.to(self.device)

@@ -19,9 +19,9 @@ def over_rows(tensor: Tensor, rows: int) -> Tensor:
     return tensor if count == rows else tensor.repeat(rows // count, *[1] * (tensor.ndim - 1))
 
 
-def in_halves(unguided: Tensor, guided: Tensor, images: int) -> Tensor:
-    """Return the rows of a guidance batch, the unguided ones first, of what each picture has, or all have, (1, ...)."""
-    return channels_last(torch.cat([over_rows(x, images) for x in (unguided, guided)]))
+def in_halves(unguided: Tensor, guided: Tensor, rows: int, images: int) -> Tensor:
+    """Return the rows of a guidance batch, the last `images` of them guided, of what all have, (1, ...), or each."""
+    return channels_last(torch.cat([over_rows(unguided, rows - images), over_rows(guided, images)]))
 
 
 def channels_last(feature: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Drawing:
         """Return the latents of the run with control and words. states: of the words."""
         request, packed = self.request, pad_regions(self.packed, *self.size)
         control, residuals = self._make_control(packed)
-        words = Words.build(packed, states, self.steps, request.images, request.mask_resize)
+        words = Words.build(packed, states, self.steps, request.rows(False), request.mask_resize)
         hold = held.Held(self.inside, self.size, self.reference) if self.held else None
         with timed(self.timings, "denoise", self.device):
             return (yield from self._denoise(text, noise, start, control, words, hold, residuals))
@@ -176,7 +176,7 @@ class Drawing:
         request = self.request
         with timed(self.timings, "text", self.device), self.pipe.at_work("text"):
             text, pooled = encode_guidance(
-                self.model, request.prompts, request.negatives, request.guidance > 1, self.reading
+                self.model, request.composition.texts, request.negatives, request.guidance > 1, self.reading
             )
             words = encode_words(self.model, request.regions, self.reading)
             for states in (text, *words):
@@ -185,7 +185,7 @@ class Drawing:
 
     def _make_control(self, packed: Sequence[PackedRegion]) -> tuple[Control | None, Residuals | None]:
         """Return what T2I-Adapters and ControlNets make of the regions' conditions."""
-        nets, mode = self.pipe.controlnets, self.request.mask_resize
+        nets, mode, rows = self.pipe.controlnets, self.request.mask_resize, self.request.rows(False)
         shown = [item for item in packed if item.condition is not None]
         through_nets = [item for item in shown if item.region.adapter in nets]
         through_adapters = [item for item in shown if item.region.adapter not in nets]
@@ -198,11 +198,11 @@ class Drawing:
                 dtype=self.dtype,
                 channels=self.pipe.denoiser.control_channels,
                 mode=mode,
-                images=self.request.images,
+                images=rows,
             )
             with self.pipe.at_work("denoise") if through_nets else nullcontext():
                 residuals = Residuals.build(
-                    through_nets, nets, self.steps, device=self.device, mode=mode, images=self.request.images
+                    through_nets, nets, self.steps, device=self.device, mode=mode, images=rows
                 )
             made = [f for level in (control.features if control else ()) for f in level]
             for feature in (*made, *(run.condition for run in (residuals.runs if residuals else ()))):
@@ -279,6 +279,7 @@ class Drawing:
             start,
             after_step,
             self.cancelled,
+            None if request.composition.plain else request.composition,
         )
         yield run
         check_finite(run.latents, "denoise", self.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import ops, reference
 from runtime.errors import Cancelled, InputError
+from runtime.sampling.composition import Composer, Composition
 from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
 from runtime.sampling.request import guided_steps
@@ -68,6 +69,7 @@ class Run:
         start: Tensor | None = None,
         after_step: AfterStep | None = None,
         cancelled: threading.Event | None = None,
+        composition: Composition | None = None,
     ):
         """noise: (B, C, h, w) N(0, 1), with which it begins at the scheduler's first timestep.
 
@@ -77,11 +79,13 @@ class Run:
         batch. on_step: see `Note`. timesteps: the last ones of the scheduler's, all by default. start: latents
         (B, C, h, w) of a picture, from which the run starts, with the noise of the first timestep. after_step: what
         makes of the latents after a step those that the next one takes. cancelled: once it is set, no step is run.
+        composition: of pictures that have several prompts each, at which every step is guided.
         """
         timesteps = scheduler.timesteps if timesteps is None else timesteps
         self.step, self.on_step, self.after_step, self.cancelled = step, on_step, after_step, cancelled
         self.count, self.index = len(timesteps), 0
         self.guided = guided_steps(guidance, guidance_range, self.count)
+        self.composer = None if composition is None else Composer(composition, noise.device)
         linear = linear_steps(scheduler, timesteps)
         if start is None:
             self.latents = noise.float() * scheduler.init_noise_sigma
@@ -101,16 +105,22 @@ class Run:
     @property
     def rows(self) -> int:
         """Return how many rows of the model's batch the next step takes."""
+        if self.composer is not None:
+            return len(self.latents) + len(self.composer.owners)
         return len(self.latents) * (1 + self.guided[self.index])
 
     def sample(self) -> Tensor:
         """Return what the model is given at the next step, (rows, C, h, w). Raises Cancelled where it was."""
         self._check()
         sample = self.stepper.scale(self.latents, self.index)
+        if self.composer is not None:
+            return self.composer.rows(sample)
         return torch.cat([sample, sample]) if self.guided[self.index] else sample
 
     def advance(self, output: Tensor) -> None:
         """Take the step that the model's output (rows, C, h, w) is for."""
+        if self.composer is not None:
+            output = self.composer.combine(output)
         latents = self.stepper.advance(self.latents, output, self.index)
         self.latents = latents if self.after_step is None else self.after_step(latents, self.index)
         self.index += 1

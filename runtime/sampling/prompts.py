@@ -16,13 +16,14 @@ MOST_CHUNKS = 32
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:")
 BREAK = re.compile(r"\s*\bBREAK\b\s*", re.DOTALL)
 WEIGHTED = re.compile(r"\([^()]+:\s*[+-]?[.\d]+\s*\)|\bBREAK\b|\(\(|\[\[")
-UNREAD = {  # of a1111's syntax: what takes more than other numbers for the same words
-    re.compile(r"\bAND\b"): "pictures composed of several prompts",
-    re.compile(r"<\w+:[^<>]*>"): "extra networks; give --lora FILE=WEIGHT",
-}
+AND = re.compile(r"\bAND\b")
+SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")  # at a whole prompt's end
+NETWORK = re.compile(r"<\w+:[^<>]*>")
 CHANGING = re.compile(r"\[[^\[\]()]*[:|][^\[\]()]*\]")
 INNER = re.compile(r"\\.|\([^()\\]*\)")  # an escaped character, or a pair of brackets without others in it
 MOST_NESTED = 100
+MOST_JOINED = 16  # prompts, by AND: each is a row of the UNet
+MOST_WEIGHT = 10
 
 
 class Fragment(NamedTuple):
@@ -39,21 +40,44 @@ class Chunk(NamedTuple):
     weights: list[float]
 
 
-def check_prompt(text: str, syntax: str, name: str = "prompt") -> None:
-    """Raise InputError where a prompt has what its syntax does not; warn where it seems to be of the other one."""
+def check_prompt(text: str, syntax: str, name: str = "prompt", joins: bool = False) -> None:
+    """Raise InputError where a prompt has what its syntax does not; warn where it seems to be of the other one.
+
+    joins: whether AND may join several in it.
+    """
     if syntax == "a1111":
-        for pattern, what in UNREAD.items():
-            if found := pattern.search(text):
-                raise InputError(f"{name}: {found[0]!r} is not read: {what}")
+        if found := NETWORK.search(text):
+            raise InputError(f"{name}: {found[0]!r} is not read: extra networks; give --lora FILE=WEIGHT")
+        if joins:
+            _check_joined(text, name)
+        elif AND.search(text):
+            raise InputError(f"{name}: 'AND' is not read: only the picture's prompt may be of several")
         if found := CHANGING.search(_without_weights(text)):
             raise InputError(f"{name}: {found[0]!r} is not read: prompts that change from step to step")
         for fragment in parse(text, syntax, name):
-            if not -10 <= fragment.weight <= 10:
-                raise InputError(f"{name}: a weight of {fragment.weight:g}; expected -10 to 10")
+            _check_weight(fragment.weight, name)
     elif found := WEIGHTED.search(text):
         warnings.warn(
             f"{name}: {found[0]!r} is read as words; prompt syntax a1111 reads it as weights", stacklevel=4
         )
+
+
+def _check_joined(text: str, name: str) -> None:
+    parts = split(text, "a1111")
+    if len(parts) > MOST_JOINED:
+        raise InputError(f"{name}: {len(parts)} joined by AND; expected at most {MOST_JOINED}")
+    for part in parts:
+        _check_weight(part.weight, name)
+    if len(parts) == 1 and parts[0].weight != 1:
+        warnings.warn(
+            f"{name}: {text[len(parts[0].text) :].strip()!r} at its end is a weight, by which guidance is multiplied",
+            stacklevel=5,
+        )
+
+
+def _check_weight(weight: float, name: str) -> None:
+    if not -MOST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise InputError(f"{name}: a weight of {weight:g}; expected {-MOST_WEIGHT} to {MOST_WEIGHT}")
 
 
 def _without_weights(text: str) -> str:
@@ -64,6 +88,21 @@ def _without_weights(text: str) -> str:
             break
         text = shorter
     return text
+
+
+def split(text: str, syntax: str) -> list[Fragment]:
+    """Return the prompts that AND joins in one, each with its weight: `a cat AND a dog :0.7`, see `composition`.
+
+    In a1111's syntax, which reads the weight at the end of a single prompt too. The rules are those of
+    stable-diffusion-webui's `get_multicond_prompt_list`.
+    """
+    if syntax == "plain":
+        return [Fragment(text)]
+    found = []
+    for part in map(str.rstrip, AND.split(text)):
+        share = SHARE.search(part)
+        found.append(Fragment(part[: share.start()].rstrip(), float(share[1])) if share else Fragment(part))
+    return found
 
 
 def parse(text: str, syntax: str, name: str = "prompt") -> list[Fragment]:

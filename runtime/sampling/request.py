@@ -19,6 +19,7 @@ from runtime.control.masks import RESIZES
 from runtime.control.profile import rgb_profile, warn_of_transparency
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
+from runtime.sampling.composition import Composition
 from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
 from runtime.sampling.unused import warn_of_unused
 
@@ -74,7 +75,7 @@ class Request:
                 raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(known)}")
         for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
             for text in dict.fromkeys(texts):
-                check_prompt(text, self.prompt_syntax, name)
+                check_prompt(text, self.prompt_syntax, name, joins=name == "prompt")
         self.clip_skip = whole_number(self.clip_skip or 0, "clip_skip", 0)
         for name in ("images_per_prompt", "cache_interval"):
             most = MAX_IMAGES if name == "images_per_prompt" else None
@@ -97,12 +98,14 @@ class Request:
 
             check_scheduler(self.scheduler)
         self._check_start()
+        self.composition = Composition.of(self.prompts, self.prompt_syntax, self.images_per_prompt)
+        self._check_composition()
         self.latents = _noise(self.latents)
         self.generators = _generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         for region in self.regions:
-            _check_lists(region, len(self.prompts), self.images)
+            _check_lists(region, len(self.prompts), self.images, self.composition)
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
             if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
@@ -143,6 +146,14 @@ class Request:
             raise InputError(
                 f"image: {columns} x {rows} px, and the picture is {width} x {height}, of another aspect ratio; "
                 "crop it, or leave height and width out"
+            )
+
+    def _check_composition(self) -> None:
+        """Check that prompts which are composed have an unguided prediction to be composed with."""
+        if not self.composition.plain and not all(self.guided_steps(self.run_steps)):
+            raise InputError(
+                "prompt: AND, and the weight of a whole prompt, count in steps with guidance alone; expected guidance "
+                "above 1, and guidance_range 0 1"
             )
 
     def _check_outside(self) -> None:
@@ -201,6 +212,15 @@ class Request:
         """Return how many pictures are drawn."""
         return len(self.prompts) * self.images_per_prompt
 
+    def rows(self, guided: bool) -> int:
+        """Return how many rows of the UNet's batch a step takes, with guidance or without."""
+        return len(self.composition.owners) + guided * self.images
+
+    @property
+    def most_rows(self) -> int:
+        """Return how many rows the steps take at most."""
+        return max(map(self.rows, self.guided_steps(self.run_steps)))
+
     def pack(self, height: int, width: int) -> list[PackedRegion]:
         """Return the regions' pictures at a size, see `region.pack`; computed once."""
         if self._packed is None or self._packed[0] != (height, width):
@@ -222,10 +242,14 @@ def guided_steps(guidance: float, guidance_range: tuple[float, float], count: in
     return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
 
 
-def _check_lists(region: Region, prompts: int, images: int) -> None:
+def _check_lists(region: Region, prompts: int, images: int, composition: Composition) -> None:
     """Raise InputError where a region has another number of conditions or masks than there are pictures or prompts."""
     for field in ("condition", "mask"):
         count = len(region.pictures(field))
+        if count > 1 and not composition.plain:
+            raise InputError(
+                f"{region.label} {field}: a list beside prompts joined by AND; expected one picture"
+            )
         if count not in (0, 1, prompts, images):
             expected = f"one for each of {images} pictures"
             if prompts not in (1, images):

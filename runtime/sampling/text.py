@@ -90,7 +90,7 @@ def encode_guidance(
     encoded = encode_prompts(model, different, reading)
     text, pooled = (torch.stack([x[row] for row in rows]) for x in encoded)
     if zero and not any(negative):
-        return tuple(torch.cat([torch.zeros_like(x), x]) for x in (text, pooled))
+        return tuple(torch.cat([x.new_zeros(len(negative), *x.shape[1:]), x]) for x in (text, pooled))
     for row, prompt in enumerate(negative if zero else ()):
         if not prompt:
             text[row], pooled[row] = 0, 0

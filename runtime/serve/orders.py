@@ -233,15 +233,10 @@ class Orders:
             raise Refusal(422, message, field)
 
 
-def rows_of(request: Request) -> int:
-    """Return the most rows of the UNet that a step of a request takes."""
-    return request.images * (1 + any(request.guided_steps(request.run_steps)))
-
-
 def weight(request: Request, side: int) -> float:
     """Return a request's rows, as rows of the model's own size. side: of that, pixels."""
     height, width = request.size(side)
-    return rows_of(request) * max(1.0, height * width / side**2)
+    return request.most_rows * max(1.0, height * width / side**2)
 
 
 def preprocessors() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.sampling.drawing import Result
 from runtime.serve.events import Events
-from runtime.serve.orders import Order, rows_of
+from runtime.serve.orders import Order
 from runtime.serve.refusals import Refusal
 
 DISCONNECTED, CANCELLED, REPLACED = (
@@ -62,7 +62,7 @@ class Work:
     @property
     def rows(self) -> int:
         """Return the most rows of the UNet that a step of it takes."""
-        return rows_of(self.order.request)
+        return self.order.request.most_rows
 
     async def ended(self) -> None:
         """Wait for its end."""

@@ -44,6 +44,9 @@ REQUESTS = {
     "controlnet, a mask each": request(
         regions=[Region([SHOWN, 1 - SHOWN], [LEFT, 1 - LEFT], "edges", uncond_scale=0.5)], images_per_prompt=2
     ),
+    "joined by AND": request(
+        "a star AND a sea :0.5", [Region(SHOWN, LEFT, uncond_scale=0.5)], prompt_syntax="a1111"
+    ),
     "words": request(regions=[Region(mask=LEFT, prompt="a green heart")], steps=5),
     "two words": request(
         regions=[Region(mask=LEFT, prompt="a heart"), Region(mask=1 - LEFT, prompt="a circle", end=0.5)]

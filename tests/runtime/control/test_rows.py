@@ -157,5 +157,6 @@ def test_rows():
     assert torch.equal(per_picture(two, 4), two[[0, 0, 1, 1]])
     assert torch.equal(over_rows(one, 4), one[[0, 0, 0, 0]])
     assert torch.equal(over_rows(two, 4), two[[0, 1, 0, 1]])
-    assert torch.equal(in_halves(two, 2 * two, 2), torch.cat([two, 2 * two]))
-    assert torch.equal(in_halves(one, two, 2), torch.cat([one, one, two]))
+    assert torch.equal(in_halves(two, 2 * two, 4, 2), torch.cat([two, 2 * two]))
+    assert torch.equal(in_halves(one, two, 4, 2), torch.cat([one, one, two]))
+    assert torch.equal(in_halves(one, two[:1], 3, 2), torch.cat([one, two[:1], two[:1]]))

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from runtime.errors import InputError
-from runtime.sampling.prompts import BACKTRACK, Fragment, check_prompt, cut, parse
+from runtime.sampling.prompts import BACKTRACK, Fragment, check_prompt, cut, parse, split
 
 COMMA = 7
 
@@ -81,7 +81,7 @@ def test_brackets_alone_are_words(text, recwarn):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a cat AND a dog", "'AND' is not read: pictures composed of several prompts"),
+        ("a cat AND a dog", "'AND' is not read: only the picture's prompt may be of several"),
         ("<lora:x:0.8> a cat", "'<lora:x:0.8>' is not read: extra networks; give --lora"),
         ("a [cat:dog:0.5]", "'[cat:dog:0.5]' is not read: prompts that change"),
         ("a [cat|dog]", "prompts that change"),
@@ -94,6 +94,41 @@ def test_what_is_not_read_is_refused(text, said):
     with pytest.raises(InputError) as caught:
         check_prompt(text, "a1111", "negative_prompt")
     assert str(caught.value).startswith("negative_prompt: ") and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a cat", [("a cat", 1)]),
+        ("a cat AND a dog", [("a cat", 1), (" a dog", 1)]),
+        ("a cat :1.2 AND a dog AND a fish :-.5 ", [("a cat", 1.2), (" a dog", 1), (" a fish", -0.5)]),
+        ("(a cat:1.2) AND BANDANA", [("(a cat:1.2)", 1), (" BANDANA", 1)]),
+        ("a: b AND 16:9", [("a: b", 1), (" 16", 9)]),
+        ("a :2. AND", [("a", 2), ("", 1)]),
+    ],
+)
+def test_prompts_are_split_as_webui_does(text, parts):
+    assert split(text, "a1111") == parts and split(text, "plain") == [(text, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (" AND ".join("a" * 17), "17 joined by AND; expected at most 16"),
+        ("a AND b :11", "a weight of 11; expected -10 to 10"),
+        ("a AND <lora:x:0.8>", "extra networks"),
+    ],
+)
+def test_joined_prompts_that_are_refused(text, said):
+    with pytest.raises(InputError, match=said):
+        check_prompt(text, "a1111", joins=True)
+
+
+def test_a_single_prompts_weight_is_told_of():
+    with pytest.warns(
+        UserWarning, match="prompt: ':1.5' at its end is a weight, by which guidance is multiplied"
+    ):
+        check_prompt("a cat :1.5", "a1111", joins=True)
 
 
 def test_chunks_are_full_and_keep_the_order():

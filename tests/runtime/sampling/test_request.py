@@ -60,7 +60,11 @@ def test_numbers_are_taken_as_what_they_are(given, expected):
             "negative_prompt: 2 texts for 1 prompts; expected one, or one for each",
         ),
         ({"prompt_syntax": "compel"}, "prompt_syntax 'compel': expected plain, a1111"),
-        ({"prompt": "a AND b", "prompt_syntax": "a1111"}, "prompt: 'AND' is not read"),
+        (
+            {"prompt": "a AND b", "prompt_syntax": "a1111", "guidance": 1},
+            "prompt: AND, and the weight of a whole prompt, count in steps with guidance alone",
+        ),
+        ({"negative_prompt": "a AND b", "prompt_syntax": "a1111"}, "negative_prompt: 'AND' is not read"),
         ({"negative_prompt": "(a:99)", "prompt_syntax": "a1111"}, "negative_prompt: a weight of 99"),
         ({"output_type": "webp"}, "output_type 'webp': expected pil, np, pt, latent"),
         ({"clip_skip": -1}, "clip_skip -1: expected a whole number of at least 0"),
