@@ -261,9 +261,7 @@ class LocalControlPipeline:
     ) -> Result:
         """Generate.
 
-        prompt: one, or several for a batch; negative_prompt: one for all, or one for each. Where one of them takes more
-        of the encoders' chunks, the others are filled up with empty ones, and their pictures are not those of calls
-        with them alone: prompts of another length are best drawn in calls of their own.
+        prompt: one, or several for a batch; negative_prompt: one for all, or one for each.
         regions: none is plain text-to-image.
         height, width: pixels, multiples of 16; the model's own size by default.
         guidance: classifier-free guidance; 1 or less runs without. seed: of the first image, image i takes seed + i;

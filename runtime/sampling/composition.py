@@ -20,24 +20,26 @@ from runtime.sampling.prompts import split
 class Composition:
     """The prompts that each picture is made of.
 
-    texts: of all pictures' prompts, in their order. owners: the picture that each row of a guidance batch after the
-    unguided ones is of; weights: how much it counts there.
+    texts: of all prompts, in their order; prompts: the number of the prompt that each is of. owners: the picture that
+    each row of a guidance batch after the unguided ones is of; weights: how much it counts there.
     """
 
     texts: tuple[str, ...]
+    prompts: tuple[int, ...]
     owners: tuple[int, ...]
     weights: tuple[float, ...]
 
     @classmethod
     def of(cls, prompts: Sequence[str], syntax: str, repeat: int) -> Composition:
         """Return that of `repeat` pictures of each prompt."""
-        texts, owners, weights = [], [], []
+        texts, numbers, owners, weights = [], [], [], []
         for i, prompt in enumerate(prompts):
             for text, weight in split(prompt, syntax):
                 texts.append(text)
+                numbers.append(i)
                 owners += range(i * repeat, (i + 1) * repeat)
                 weights += [weight] * repeat
-        return cls(tuple(texts), tuple(owners), tuple(weights))
+        return cls(tuple(texts), tuple(numbers), tuple(owners), tuple(weights))
 
     @property
     def plain(self) -> bool:

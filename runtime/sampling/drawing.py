@@ -176,7 +176,12 @@ class Drawing:
         request = self.request
         with timed(self.timings, "text", self.device), self.pipe.at_work("text"):
             text, pooled = encode_guidance(
-                self.model, request.composition.texts, request.negatives, request.guidance > 1, self.reading
+                self.model,
+                request.composition.texts,
+                request.negatives,
+                request.guidance > 1,
+                self.reading,
+                request.composition.prompts,
             )
             words = encode_words(self.model, request.regions, self.reading)
             for states in (text, *words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -77,24 +78,63 @@ def encode_guidance(
     negative: Sequence[str],
     guided: bool,
     reading: Reading = Reading(),
+    beside: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the conditioning of a guidance batch: rows of the negative prompts first, then of the prompts.
 
     An empty negative prompt is all zeros where the model was trained so (`force_zeros_for_empty_prompt`).
     Without guidance only the prompts' rows. A text that comes several times is encoded once.
+    beside: of each prompt, the number of its negative one; by default its own. They are of one length, as in a call of
+    their own: the shorter ends with the states of empty chunks. What is shorter than the rest of the batch is repeated,
+    see `Words.beside`.
     """
+    beside = list(range(len(prompts))) if beside is None else list(beside)
     zero = guided and model.force_zeros_for_empty_prompt
     wanted = [*negative, *prompts] if guided and (any(negative) or not zero) else [*prompts]
+    groups = [*range(len(wanted) - len(prompts)), *beside]
     different = list(dict.fromkeys(wanted))
     rows = [different.index(prompt) for prompt in wanted]
     encoded = encode_prompts(model, different, reading)
     text, pooled = (torch.stack([x[row] for row in rows]) for x in encoded)
+    text = _as_alone(text, model.tokenizers[0], wanted, groups, reading)
     if zero and not any(negative):
         return tuple(torch.cat([x.new_zeros(len(negative), *x.shape[1:]), x]) for x in (text, pooled))
     for row, prompt in enumerate(negative if zero else ()):
         if not prompt:
             text[row], pooled[row] = 0, 0
     return text, pooled
+
+
+def _as_alone(
+    text: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    groups: Sequence[int],
+    reading: Reading,
+) -> Tensor:
+    """Return states (G, S, D) of prompts, each as long as the longest of its group and repeated to one length for all.
+
+    Attention to a text twice over is attention to it, so a picture does not depend on the others' prompts. Warns
+    (UserWarning) where that would take more than MOST_CHUNKS chunks, and leaves the states as they are.
+    """
+    length = tokenizer.model_max_length
+    if text.shape[1] <= length:
+        return text
+    own = [len(chunks) for chunks in _chunks(tokenizer, prompts, reading, warn=False)]
+    longest = {group: max(n for n, g in zip(own, groups, strict=True) if g == group) for group in groups}
+    most = math.lcm(*longest.values())
+    if most > MOST_CHUNKS:
+        sizes = ", ".join(str(n) for n in sorted(set(longest.values())))
+        warnings.warn(
+            f"prompt: prompts of {sizes} chunks of tokens in one call change each other's pictures; draw them in calls "
+            "of their own",
+            stacklevel=4,
+        )
+        return text
+    states = [
+        row[: longest[g] * length].repeat(most // longest[g], 1) for row, g in zip(text, groups, strict=True)
+    ]
+    return torch.stack(states)
 
 
 def encode_words(model: Model, regions: Sequence[Region], reading: Reading = Reading()) -> list[Tensor]:

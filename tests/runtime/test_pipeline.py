@@ -182,6 +182,15 @@ def test_several_prompts_make_a_batch():
     assert relative_rms(batch.latents[3:], alone.latents) < 1e-5
 
 
+@pytest.mark.parametrize("negative", ["", "grey", "grey stones " * 60], ids=["none", "short", "long"])
+def test_prompts_of_any_length_make_a_batch(negative):
+    prompts = ["a red circle", "a blue star " * 40, "night " * 200]
+    batch = pipe()(prompts, steps=3, seed=3, negative_prompt=negative, output_type="latent")
+    for i, prompt in enumerate(prompts):
+        alone = pipe()(prompt, steps=3, seed=3 + i, negative_prompt=negative, output_type="latent")
+        assert relative_rms(batch.latents[i : i + 1], alone.latents) < 1e-5
+
+
 def test_the_adapter_and_the_text_projections_run_once(monkeypatch):
     calls = {"adapter": 0, "projections": 0, "unet": 0}
 

@@ -133,7 +133,7 @@ def test_rows_are_counted():
 
 
 def test_composer():
-    composition = Composition((), (0, 0, 1), (0.5, 2.0, -1.0))
+    composition = Composition((), (), (0, 0, 1), (0.5, 2.0, -1.0))
     composer = Composer(composition, torch.device("cpu"))
     sample, output = torch.randn(2, 4, 3, 3), torch.randn(5, 4, 3, 3)
     assert torch.equal(composer.rows(sample), sample[[0, 1, 0, 0, 1]])

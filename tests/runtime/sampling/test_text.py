@@ -152,3 +152,35 @@ def test_clip_skip_is_diffusers():
 def test_a_prompt_without_end_is_refused():
     with pytest.raises(InputError, match="prompt: 5002 tokens; expected at most 2402"):
         encode_prompts(MODEL, ["red " * 5000])
+
+
+@torch.no_grad()
+def test_prompts_of_any_length_are_as_in_calls_of_their_own():
+    """A call of one: a shorter negative prompt is filled up to it. Beside others: repeated."""
+    prompts = [" ".join(WORDS * n) for n in (1, 20, 40)]  # of 1, 2 and 3 chunks
+    negatives = ["at night", "", " ".join(WORDS * 35)]  # 1, 1 and 3
+    text, pooled = encode_guidance(MODEL, prompts, negatives, guided=True)
+    assert text.shape[1] == 6 * 77
+    for i, chunks in enumerate((1, 2, 3)):
+        own, own_pooled = encode_guidance(MODEL, prompts[i : i + 1], negatives[i : i + 1], guided=True)
+        assert own.shape[1] == chunks * 77
+        assert_close("states", text[[i, i + 3]], own.repeat(1, 6 // chunks, 1))
+        assert_close("pooled", pooled[[i, i + 3]], own_pooled)
+
+
+@torch.no_grad()
+def test_prompts_joined_by_and_are_of_one_length():
+    """Both are beside the first negative prompt; the last one by itself."""
+    prompts = ["red", " ".join(WORDS * 20), "blue"]
+    text, _ = encode_guidance(MODEL, prompts, ["at night", "day"], True, beside=[0, 0, 1])
+    first, _ = encode_guidance(MODEL, prompts[:2], ["at night"], True, beside=[0, 0])
+    assert_close("states", text[[0, 2, 3]], first)
+    own, _ = encode_guidance(MODEL, prompts[2:], ["day"], True)
+    assert_close("states", text[[1, 4]], own.repeat(1, 2, 1))
+
+
+@torch.no_grad()
+def test_lengths_that_do_not_go_together_are_told_of():
+    with pytest.warns(UserWarning, match="prompts of 5, 7 chunks of tokens in one call change each other"):
+        text, _ = encode_guidance(MODEL, [" ".join(WORDS * n) for n in (70, 100)], ["", ""], guided=False)
+    assert text.shape[1] == 7 * 77
