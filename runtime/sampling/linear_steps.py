@@ -7,13 +7,14 @@ is asked for them, by running it once on samples of four values.
 
 from __future__ import annotations
 
-import copy
 import threading
 from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
+
+from runtime.sampling.schedulers import copy_on_cpu
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _answer(scheduler: SchedulerMixin, timesteps: Tensor) -> LinearSteps:
     if key not in _known:
         if len(_known) == KEPT:
             del _known[next(iter(_known))]
-        _known[key] = _ask(copy.deepcopy(scheduler), len(timesteps))
+        _known[key] = _ask(copy_on_cpu(scheduler), len(timesteps))
     return _known[key]
 
 
@@ -67,9 +68,6 @@ _asking = threading.Lock()  # `_known` is the process's
 
 
 def _ask(scheduler: SchedulerMixin, count: int) -> LinearSteps:
-    for name, value in vars(scheduler).items():  # `add_noise` leaves some where the latents are
-        if isinstance(value, Tensor):
-            setattr(scheduler, name, value.cpu())
     scales, numbers, before = [], [], torch.zeros(4).double()
     for i, t in enumerate(scheduler.timesteps[-count:]):
         # Of four values, this step's sample and output are two, those of the step before the other two.

@@ -190,6 +190,8 @@ class SchedulerStepper:
         self.timesteps = scheduler.timesteps if timesteps is None else timesteps
         takes = inspect.signature(scheduler.step).parameters
         self.options = {"generator": _shared(generators)} if "generator" in takes else {}
+        if "eta" in takes:  # TCD's own is another than diffusers' pipelines'
+            self.options["eta"] = 0.0
         self.fresh = copy.deepcopy(scheduler) if shown else None
         self.levels: list[tuple[float, float]] | None = None
         self.last: tuple[Tensor, Tensor, int] | None = None

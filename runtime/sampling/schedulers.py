@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import diffusers
@@ -11,8 +12,10 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 
+# noise levels, of which a scheduler has one kind
+KARRAS = {"use_karras_sigmas": True, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 # name -> (diffusers' class, options on top of the model's own configuration)
 SCHEDULERS: dict[str, tuple[str, dict]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -23,7 +26,7 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "dpm++2m_karras": (
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, **KARRAS},
     ),
     "dpm++2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
     "unipc": ("UniPCMultistepScheduler", {}),
@@ -52,13 +55,25 @@ def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin)
     if choice is None or isinstance(choice, SchedulerMixin):
         scheduler = default if choice is None else choice
         _check_kind(type(scheduler), type(scheduler).__name__)
-        return type(scheduler).from_config(scheduler.config)
+        return _made(type(scheduler), scheduler.config)
     scheduler_class, options = _find(choice)
     known = inspect.signature(scheduler_class.__init__).parameters
     config = {
         k: v for k, v in default.config.items() if k in known
     }  # the noise schedule and what else they share
-    return scheduler_class.from_config(config, **options)
+    return _made(scheduler_class, config, **options)
+
+
+def _made(scheduler_class: type[SchedulerMixin], config: Mapping, **options) -> SchedulerMixin:
+    try:
+        return scheduler_class.from_config(config, **options)
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise _refusal(scheduler_class, "its options", error) from error
+
+
+def _refusal(scheduler_class: type[SchedulerMixin], what: str, error: Exception) -> InputError:
+    """Return the error that says what diffusers' scheduler does not do, in its own words."""
+    return InputError(f"scheduler {scheduler_class.__name__}: it refuses {what}: {first_line(error)}")
 
 
 def check_scheduler(choice: str | SchedulerMixin) -> None:
@@ -113,12 +128,32 @@ def set_timesteps(
         if "broadcast" in reason:  # numpy's words say nothing to a user
             reason = "too few for its kind of steps"
         raise InputError(f"steps {steps}: {name} refuses it: {reason}") from error
-    if left is None:
-        return scheduler.timesteps
-    begin = (steps - left) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
+    _rehearse(scheduler)
+    begin = 0 if left is None else (steps - left) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):  # also of 0: the first two noise levels may share one timestep
         scheduler.set_begin_index(begin)
     return scheduler.timesteps[begin:]
+
+
+def copy_on_cpu(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Return a copy that can be asked without the device: all that it keeps is on the CPU."""
+    asked = copy.deepcopy(scheduler)
+    for name, value in vars(asked).items():  # `add_noise` leaves some where the latents are
+        if isinstance(value, Tensor):
+            setattr(asked, name, value.cpu())
+    return asked
+
+
+def _rehearse(scheduler: SchedulerMixin) -> None:
+    """Raise InputError where a scheduler takes no step, which some options show only there: before anything is run."""
+    asked, latents = copy_on_cpu(scheduler), torch.zeros(1, 4, 1, 1)
+    takes = inspect.signature(asked.step).parameters
+    options = {"generator": torch.Generator()} if "generator" in takes else {}  # the process's stays as it is
+    first = asked.timesteps[0]
+    try:
+        asked.step(latents, first, asked.scale_model_input(latents, first), **options)
+    except (ValueError, NotImplementedError, TypeError, RuntimeError) as error:
+        raise _refusal(type(scheduler), "a step", error) from error
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: Tensor) -> list[tuple[float, float]]:
@@ -127,8 +162,7 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: Tensor) -> list[tuple[flo
 
     diffusers' scheduler is asked, by adding noise of 0 to 1, and of 1 to 0.
     """
-    asked = copy.deepcopy(scheduler)
-    asked.timesteps = asked.timesteps.cpu()
+    asked = copy_on_cpu(scheduler)
     begin, ones = (
         len(scheduler.timesteps) - len(timesteps),
         torch.eye(2, dtype=torch.float64).view(2, 2, 1, 1),

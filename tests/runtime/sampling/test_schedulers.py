@@ -131,3 +131,68 @@ def test_noise_levels_leave_the_scheduler_as_it_was():
     timesteps = set_timesteps(scheduler, 4, "cpu", 2)
     noise_levels(scheduler, timesteps)
     assert scheduler.begin_index == 2 and scheduler.step_index is None
+
+
+@pytest.mark.parametrize("own", ["use_beta_sigmas", "use_exponential_sigmas"])
+def test_a_name_takes_the_place_of_the_models_noise_levels(own):
+    scheduler = make_scheduler(
+        "dpm++2m_karras", diffusers.EulerDiscreteScheduler.from_config(BASE.config, **{own: True})
+    )
+    assert scheduler.config.use_karras_sigmas and not scheduler.config[own]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            diffusers.EulerAncestralDiscreteScheduler(prediction_type="sample"),
+            "EulerAncestralDiscreteScheduler: it refuses a step: prediction_type not implemented yet: sample",
+        ),
+        (diffusers.PNDMScheduler(prediction_type="sample", skip_prk_steps=True), "PNDMScheduler: it refuses a step"),
+        (
+            diffusers.DPMSolverMultistepScheduler(variance_type="learned_range"),
+            "DPMSolverMultistepScheduler: it refuses a step",
+        ),
+    ],
+)  # fmt: skip
+def test_a_step_that_is_refused_is_said_before_the_run(scheduler, message):
+    with pytest.raises(InputError, match=f"scheduler {message}"):
+        set_timesteps(make_scheduler(scheduler, BASE), 4, torch.device("cpu"))
+
+
+def test_options_that_do_not_go_together_are_said():
+    with pytest.raises(InputError, match="scheduler DPMSolverMultistepScheduler: it refuses its options: "):
+        make_scheduler("DPMSolverMultistepScheduler", diffusers.DEISMultistepScheduler())
+
+
+def test_the_first_two_noise_levels_may_share_a_timestep():
+    """Karras' levels of a schedule that ends at zero SNR: 4096, 3354, ... are all of the last timestep."""
+    options = {
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+    }
+    scheduler = make_scheduler(
+        "dpm++2m_karras", diffusers.EulerDiscreteScheduler.from_config(BASE.config, **options)
+    )
+    timesteps = set_timesteps(scheduler, 30, torch.device("cpu"))
+    assert timesteps[0] == timesteps[1]
+    made = denoise(
+        lambda sample, _: sample / 2, scheduler, torch.randn(1, 4, 4, 4), 1.0, [], timesteps=timesteps
+    )
+    assert made.isfinite().all() and scheduler.begin_index == 0
+
+
+def test_eta_is_that_of_diffusers_pipelines():
+    """TCD's own step draws noise, its pipelines' eta of 0 does not."""
+    noise = torch.randn(1, 4, 4, 4)
+    found = []
+    for seed in (1, 2):
+        scheduler = make_scheduler("TCDScheduler", BASE)
+        set_timesteps(scheduler, 4, torch.device("cpu"))
+        found.append(
+            denoise(
+                lambda sample, _: sample / 2, scheduler, noise, 1.0, [torch.Generator().manual_seed(seed)]
+            )
+        )
+    assert torch.equal(*found)
