@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -167,7 +168,8 @@ def _chunks(
     parsed = [parse(prompt, reading.syntax) for prompt in prompts]
     texts = [fragment.text for fragments in parsed for fragment in fragments if fragment.text is not None]
     with _TOKENIZING:
-        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    tokens = iter(_with_all_vectors(tokenizer, ids))
     comma = tokenizer.convert_tokens_to_ids(",</w>") if reading.syntax == "a1111" else None
     most = MOST_CHUNKS if reading.most_tokens is None else reading.most_tokens // length
     found = []
@@ -182,6 +184,16 @@ def _chunks(
                 _warn_of_cut(tokenizer, chunks[most:], count + 2, reading.most_tokens)
         found.append(chunks[:most])
     return found
+
+
+def _with_all_vectors(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> list[list[int]]:
+    """Return token ids in which a textual inversion has all its vectors: diffusers calls them <cat>, <cat>_1, ..."""
+    added = tokenizer.get_added_vocab()
+    vectors = {}
+    for token, number in added.items():
+        others = (added.get(f"{token}_{i}") for i in range(1, len(added)))
+        vectors[number] = [number, *takewhile(lambda other: other is not None, others)]
+    return [[vector for number in row for vector in vectors.get(number, [number])] for row in ids]
 
 
 def _warn_of_cut(tokenizer, left: Sequence[Chunk], count: int, most: int) -> None:

@@ -184,3 +184,20 @@ def test_lengths_that_do_not_go_together_are_told_of():
     with pytest.warns(UserWarning, match="prompts of 5, 7 chunks of tokens in one call change each other"):
         text, _ = encode_guidance(MODEL, [" ".join(WORDS * n) for n in (70, 100)], ["", ""], guided=False)
     assert text.shape[1] == 7 * 77
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_a_textual_inversion_has_all_its_vectors(vectors):
+    """diffusers' own call puts <cat>, <cat>_1 and <cat>_2 in place of <cat>."""
+    pipe = make_pipeline()
+    for encoder, tokenizer in ((pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2)):
+        width = encoder.get_input_embeddings().embedding_dim
+        pipe.load_textual_inversion(
+            torch.randn(vectors, width), token="<cat>", text_encoder=encoder, tokenizer=tokenizer
+        )
+    expected, _, pooled, _ = pipe.encode_prompt(
+        "a <cat> and a star", do_classifier_free_guidance=False, device="cpu"
+    )
+    found = encode_prompts(from_diffusers(pipe), ["a <cat> and a star"])
+    assert torch.equal(found[0], expected) and torch.equal(found[1], pooled)
