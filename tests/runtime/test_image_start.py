@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline
+from diffusers import AutoencoderTiny, StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
 from runtime import LocalControlPipeline, Region, generate
@@ -79,6 +79,32 @@ def test_control_is_added_and_a_mask_of_ones_changes_nothing():
     assert (
         relative_rms(whole, free) > 1e-3 and relative_rms(masked, whole) < 1e-6 and torch.equal(empty, free)
     )
+
+
+def test_a_tiny_vae_encodes_as_diffusers_has_it():
+    """AutoencoderTiny (TAESD) draws nothing: it has no posterior."""
+    blocks = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    blocks |= {f"num_{half}_blocks": (1,) * 4 for half in ("encoder", "decoder")}
+    theirs = StableDiffusionXLImg2ImgPipeline(
+        **make_pipeline().components | {"vae": AutoencoderTiny(**blocks).eval()}
+    )
+    theirs.set_progress_bar_config(disable=True)
+    made = [torch.Generator().manual_seed(3) for _ in range(2)]
+    expected = theirs(
+        PROMPT,
+        image=PICTURE,
+        generator=made[0],
+        strength=0.5,
+        num_inference_steps=6,
+        output_type="latent",
+        guidance_scale=5.0,
+    ).images
+    ours = LocalControlPipeline.from_diffusers(theirs)
+    assert (
+        relative_rms(ours(PROMPT, image=PICTURE, strength=0.5, steps=6, generator=made[1]).latents, expected)
+        < 1e-5
+    )
+    assert len(ours(PROMPT, image=PICTURE, steps=1, images_per_prompt=2, seed=1).images) == 2
 
 
 def test_less_strength_keeps_more_of_the_picture():
