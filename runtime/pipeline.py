@@ -137,7 +137,7 @@ class LocalControlPipeline:
         """
         own = getattr(pipe, "adapter", None) or getattr(pipe, "controlnet", None)
         if adapters is None and own is not None:
-            if not isinstance(own, KINDS):
+            if not isinstance(getattr(own, "_orig_mod", own), KINDS):
                 raise InputError(
                     f"{type(pipe).__name__}: a {type(own).__name__}; name each: adapters={{'canny': ...}}"
                 )

@@ -40,6 +40,8 @@ def alterations(module: nn.Module) -> Iterator[tuple[str, str]]:
         )
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
         yield f"convolutions with padding_mode {module.padding_mode!r}", "expected 'zeros'"
+    if hasattr(module, "base_layer"):  # peft's layers stay where an adapter was deleted
+        yield "layers of a deleted LoRA", "expected pipe.unload_lora_weights()"
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     hooks += getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
     if hooks:

@@ -44,7 +44,8 @@ def load_controls(
     controlnets: dict[str, ControlNet] = {}
     home = controlnet_home or device
     known: dict[object, ControlNet] = {}
-    for name, source in named(sources).items():
+    for name, given in named(sources).items():
+        source = getattr(given, "_orig_mod", given)  # without torch.compile's cover
         if not isinstance(name, str) or not name:
             raise InputError(f"adapters: the name {name!r}; expected a text, such as 'canny'")
         if not isinstance(source, (str, os.PathLike, *KINDS)):

@@ -141,6 +141,12 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
     absent = [part for part in (*MODELS, *TOKENIZERS, "scheduler") if getattr(pipe, part, None) is None]
     if absent:
         raise InputError(f"{type(pipe).__name__} {name}: it has no {', '.join(absent)}; {EXPECTED}")
+    for part in MODELS:
+        if any(parameter.is_meta for parameter in getattr(pipe, part).parameters()):
+            raise InputError(
+                f"{name}: the weights of its {part} are offloaded; expected a pipeline without "
+                "enable_sequential_cpu_offload(), or from_pretrained(..., offload='group')"
+            )
     text_encoders = (pipe.text_encoder, pipe.text_encoder_2)
     check_configs(
         name, pipe.unet.config, pipe.vae.config, *(encoder.config.to_dict() for encoder in text_encoders)

@@ -14,7 +14,7 @@ from runtime.control.region import pack
 from runtime.errors import InputError
 from runtime.model.blocks import Attention
 from runtime.sampling.schedulers import make_scheduler
-from tests.support.tiny import CHANNELS, make_adapter, make_pipeline
+from tests.support.tiny import CHANNELS, make_adapter, make_controlnet, make_pipeline
 from tests.support.tolerances import relative_rms
 
 PROMPT = "a red circle on sand"
@@ -396,3 +396,15 @@ def test_a_compiled_unet_takes_prompts_of_any_length():
 def test_from_pretrained_refuses_what_names_no_file(options, message):
     with pytest.raises(InputError, match=message):
         LocalControlPipeline.from_pretrained(**options)
+
+
+@pytest.mark.parametrize("make", [make_adapter, lambda: make_controlnet(diffusers_pipe().unet)])
+def test_torch_compiles_cover_is_taken_off_an_adapter(make):
+    control = make()
+    drawn = [
+        LocalControlPipeline.from_diffusers(diffusers_pipe(), {"canny": source})(
+            PROMPT, [Region(condition())], steps=1, seed=1, output_type="latent"
+        ).latents
+        for source in (control, torch.compile(control, backend="eager"))
+    ]
+    assert torch.equal(*drawn)

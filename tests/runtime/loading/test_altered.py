@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 
 from runtime import LocalControlPipeline
@@ -40,9 +41,15 @@ def patched(pipe):
     pipe.unet.conv_in.forward = lambda x: x
 
 
+def lora_left(pipe):
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    pipe.delete_adapters("style")
+
+
 @pytest.mark.parametrize(
     ("alter", "said"),
     [
+        (lora_left, "layers of a deleted LoRA"),
         (free_u, "FreeU"),
         (fused, "fused projections"),
         (processor, "the attention processor Processor"),

@@ -16,7 +16,7 @@ from runtime.loading import load as loading
 from runtime.loading.load import from_diffusers, load_model
 from tests.support import saved_model
 from tests.support.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
-from tests.support.tiny import make_adapter
+from tests.support.tiny import make_adapter, make_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -243,6 +243,16 @@ def test_a_pipeline_with_a_lora_that_is_not_fused(part):
         pytest.skip(str(error))
     with pytest.raises(InputError, match="has LoRA layers; expected them fused"):
         from_diffusers(type(saved_model.pipeline())(**parts))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_pipeline_whose_weights_are_away(part):
+    pipe = make_pipeline()
+    getattr(pipe, part).to("meta")  # what enable_sequential_cpu_offload does on a GPU
+    with pytest.raises(
+        InputError, match=f"the weights of its {part} are offloaded; expected a pipeline without"
+    ):
+        from_diffusers(pipe)
 
 
 def test_a_tokenizer_that_is_too_large():
