@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.serving_policies import Baseline, Notes
 from runtime import LocalControlPipeline
-from runtime.control.images import png_bytes
+from runtime.control.png import png_bytes
 from runtime.serve.engine import Engine
 from runtime.serve.files import Files
 from runtime.serve.limits import Limits

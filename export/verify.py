@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from runtime.cli.command import Parser, exit_code, say
-from runtime.control.images import check_writable
 from runtime.engines import verified
 from runtime.engines.base import check_contents, check_folder
 from runtime.engines.manifest import ADAPTER, EngineSpec, Manifest, check_files, read_manifest
@@ -44,7 +43,7 @@ from runtime.engines.ports import (
 )
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES, is_quick
-from runtime.machine.files import expand, write_json
+from runtime.machine.files import check_writable, expand, write_json
 
 # Largest relative RMS error: float32 in another order; half precision, whose rounding adds up over hundreds of layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}

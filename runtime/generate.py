@@ -181,7 +181,7 @@ def save(
 ) -> None:
     """Write the pictures, the sheet and the report."""
     from runtime.cli.describe import png_text
-    from runtime.control.images import save_png
+    from runtime.control.png import save_png
     from runtime.control.region import union
     from runtime.control.sheet import changed_outside, make_sheet
     from runtime.machine.files import write_json

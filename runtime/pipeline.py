@@ -276,8 +276,8 @@ class LocalControlPipeline:
         AND, see `composition`; long prompts are encoded in chunks in either. clip_skip: how many more of the text
         encoders' last layers to leave out. generator: instead of a seed, one for all images or one for each.
         output_type: "pil", "np", "pt", or "latent" to decode nothing.
-        image: a picture to start from (what `Region` takes), resized to height and width, by default its own rounded
-        down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
+        image: a picture to start from (what `Region` takes, a list too), resized to height and width, by default its
+        own rounded down to 16; strength: the share of the steps that are run on it, above 0, up to 1.
         outside: "free", or "held": where no mask covers it, every pixel is that of a reference, which is `image` at its
         own size, or without one the picture of this seed without control. reference: an earlier result's, used again
         where nothing else has changed, so that another region takes one run and not two; without a seed its own

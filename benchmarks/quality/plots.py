@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.measure import save_figure
 from benchmarks.quality.bootstrap import Estimate
-from runtime.control.images import save_png
+from runtime.control.png import save_png
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -59,7 +59,7 @@ def check_outputs(options: argparse.Namespace) -> dict[Path, str]:
 
 def check_output(path: str | Path, name: str, suffix: str) -> Path:
     """Return the resolved path of a file to be written. Raises InputError where it cannot be, or ends otherwise."""
-    from runtime.control.images import check_writable
+    from runtime.machine.files import check_writable
 
     if Path(path).suffix.lower() != suffix:
         raise InputError(f"{name} {path}: expected a name that ends in {suffix}")

@@ -1,24 +1,23 @@
-"""Pictures in and out: read what a user may hand over, refuse the rest in one line, write all or nothing."""
+"""Pictures in: read what a user may hand over, refuse the rest in one line."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.arguments import whole_number
 from runtime.errors import InputError
-from runtime.machine.files import replacing
+from runtime.machine.files import file_kind, reason_of
 
 ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stays below it
 RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
@@ -40,6 +39,16 @@ def unbatched(source) -> list | None:
         return list(source)
     array = isinstance(source, np.ndarray) or (isinstance(source, Tensor) and source.layout == torch.strided)
     return list(source) if array and source.ndim == 4 and len(source) != 1 else None
+
+
+def pictures(source, name: str) -> list[tuple[str, Any]]:
+    """Return a source's pictures, see `unbatched`, each with what messages call it. Raises InputError for none."""
+    several = unbatched(source)
+    if several is None:
+        return [(name, source)]
+    if not several:
+        raise InputError(f"{name}: an empty list; expected a picture, or one for each that is drawn")
+    return [(f"{name} {i}" if len(several) > 1 else name, one) for i, one in enumerate(several, 1)]
 
 
 def load_image(source, name: str = "image", background: str = "auto") -> Image.Image:
@@ -146,56 +155,10 @@ def pad(pixels: Tensor, height: int, width: int) -> Tensor:
     return F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]), mode="replicate")
 
 
-def check_writable(path, name: str = "output") -> Path:
-    """Return the path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
-    try:
-        path = Path(path).expanduser()
-        kind = _kind(path)
-        if kind == stat.S_IFDIR:
-            raise InputError(f"{name}: {path} is a folder; expected the name of a file to write")
-        if kind is not None and not (kind == stat.S_IFREG and os.access(path, os.W_OK)):
-            raise InputError(f"{name}: {path} cannot be replaced; expected a new or a writable regular file")
-        folder = path.resolve().parent
-        if not folder.is_dir():
-            raise InputError(f"{name}: the folder {folder} does not exist; create it first")
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
-            pass
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, an unknown ~user
-        raise InputError(f"{name}: cannot write {path}: {_reason(error)}") from error
-    return path
-
-
-def save_png(image: Image.Image, path, metadata: dict[str, str] | None = None) -> None:
-    """Write a PNG with `metadata` as text chunks (iTXt where a value is not latin-1), all or nothing.
-
-    The file appears under its name only once it is complete and on the disk: an interruption or a full disk
-    leaves the file that was there before, or none. A symbolic link keeps pointing at its target.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(png_bytes(image, metadata))
-    except OSError as error:
-        raise InputError(f"output: cannot write {path}: {_reason(error)}") from error
-
-
-def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a PNG with `metadata` as text chunks, see `save_png`."""
-    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
-    for key, value in (metadata or {}).items():  # lone surrogates, from a shell's broken UTF-8, become "?"
-        info.add_text(key, str(value).encode("utf-8", "replace").decode("utf-8"))
-    image.save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
-
-
 def _open(path: Path, name: str) -> Image.Image:
     try:
         path = path.expanduser()
-        kind = _kind(path)
+        kind = file_kind(path)
         if kind != stat.S_IFREG:
             found = {None: "does not exist", stat.S_IFDIR: "is a folder"}.get(kind, "is not a regular file")
             raise InputError(f"{name}: {path} {found}; expected an image file")
@@ -206,19 +169,7 @@ def _open(path: Path, name: str) -> Image.Image:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, unknown ~user
-        raise InputError(f"{name}: {path} cannot be read: {_reason(error)}") from error
-
-
-def _kind(path: Path) -> int | None:
-    """Return the file type bits of what is at the path (links followed), None if nothing is."""
-    try:
-        return stat.S_IFMT(path.stat().st_mode)
-    except FileNotFoundError:
-        return None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{name}: {path} cannot be read: {reason_of(error)}") from error
 
 
 def decode(source, name: str, path: str = "the image") -> Image.Image:

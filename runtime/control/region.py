@@ -126,15 +126,8 @@ class Region:
 
     def pictures(self, field: str) -> list[tuple[str, Any]]:
         """Return the pictures of `condition` or `mask`, each with what messages call it; none where it has none."""
-        source, name = getattr(self, field), f"{self.label} {field}"
-        if source is None:
-            return []
-        several = images.unbatched(source)
-        if several is None:
-            return [(name, source)]
-        if not several:
-            raise InputError(f"{name}: an empty list; expected a picture, or one for each that is drawn")
-        return [(f"{name} {i}" if len(several) > 1 else name, one) for i, one in enumerate(several, 1)]
+        source = getattr(self, field)
+        return [] if source is None else images.pictures(source, f"{self.label} {field}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,40 @@ def expand(path: str | os.PathLike, option: str = "") -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(f"{option} {path}: no such user; expected a path".strip()) from error
+
+
+def check_writable(path, name: str = "output") -> Path:
+    """Return the path, if a file can be written there, else InputError. To call before computing; leaves no trace."""
+    try:
+        path = Path(path).expanduser()
+        kind = file_kind(path)
+        if kind == stat.S_IFDIR:
+            raise InputError(f"{name}: {path} is a folder; expected the name of a file to write")
+        if kind is not None and not (kind == stat.S_IFREG and os.access(path, os.W_OK)):
+            raise InputError(f"{name}: {path} cannot be replaced; expected a new or a writable regular file")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise InputError(f"{name}: the folder {folder} does not exist; create it first")
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, an unknown ~user
+        raise InputError(f"{name}: cannot write {path}: {reason_of(error)}") from error
+    return path
+
+
+def file_kind(path: Path) -> int | None:
+    """Return the file type bits of what is at the path (links followed), None if nothing is."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, of the system's without its number and the path."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager

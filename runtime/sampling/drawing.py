@@ -21,6 +21,7 @@ from runtime.control.features import Control, acting_steps
 from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
 from runtime.control.residuals import Residuals
+from runtime.control.rows import over_rows, per_picture
 from runtime.control.words import Words
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
@@ -142,9 +143,10 @@ class Drawing:
             else:
                 pixels = self._decode(latents)
             images = OUTPUT[self.request.output_type](pixels)
-        if self.request.output_type == "pil" and self.request.profile:
-            for image in images:  # which a PNG is saved with
-                image.info["icc_profile"] = self.request.profile
+        profiles = self.request.profiles if self.request.output_type == "pil" else []
+        for i, image in enumerate(images if profiles else []):
+            if profile := profiles[i * len(profiles) // len(images)]:
+                image.info["icc_profile"] = profile  # which a PNG is saved with
         return images
 
     def _schedule(self) -> tuple[SchedulerMixin, Tensor]:
@@ -162,7 +164,7 @@ class Drawing:
             return encode(self.model.vae, pixels, self.generators, request.images)
 
     def _given_pixels(self) -> Tensor:
-        """Return the picture that was given, (1, 3, H, W)."""
+        """Return the pictures that were given, (N, 3, H, W)."""
         pixels = fit(self.request.image, *self.picture_size, "image")
         return pixels.expand(-1, 3, -1, -1).to(self.device)  # of one channel where it is grey
 
@@ -222,7 +224,7 @@ class Drawing:
         with timed(self.timings, "reference", self.device):
             if request.image is not None:
                 trajectory = held.image_trajectory(start, noise, noise_levels(*self._schedule()))
-                pixels = self._given_pixels().expand(request.images, -1, -1, -1)
+                pixels = over_rows(per_picture(self._given_pixels(), request.images), request.images)
             else:
                 trajectory = (
                     (yield from self._draw_reference(text, noise)) if found is None else found.trajectory

@@ -8,27 +8,32 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from torch import Tensor
 
+from runtime.control.rows import over_rows, per_picture
 from runtime.machine.finite import check_finite
 from runtime.model.vae import scaled
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Generator], count: int) -> Tensor:
-    """Return latents (count, C, h, w) float32 of pixels (1, 3, H, W) in [0, 1], one drawn for each image.
+    """Return latents (count, C, h, w) float32 of pixels (N, 3, H, W) in [0, 1], one drawn for each image.
 
-    generators: one for each image, or one for all; each draws from the VAE's posterior, as diffusers' pipelines do. A
-    VAE without one (AutoencoderTiny) has one answer. Raises InputError where a latent is not finite.
+    N is 1, or divides count. generators: one for each image, or one for all; each draws from the VAE's posterior, as
+    diffusers' pipelines do. A VAE without one (AutoencoderTiny) has one answer. Raises InputError where a latent is not
+    finite.
     """
-    encoded = vae.encode((2 * pixels - 1).to(vae.dtype))
-    posterior = getattr(encoded, "latent_dist", None)
-    if posterior is None:
-        drawn = encoded.latents.expand(count, -1, -1, -1)
-    elif len(generators) == 1:
-        drawn = posterior.sample(generators[0]).expand(count, -1, -1, -1)
+    encoded = [vae.encode((2 * one - 1).to(vae.dtype)) for one in pixels.split(1)]
+    if len(generators) > 1:
+        rows = (encoded[i * len(encoded) // count] for i in range(count))
+        drawn = [_draw(row, generator) for row, generator in zip(rows, generators, strict=True)]
     else:
-        drawn = torch.cat([posterior.sample(generator) for generator in generators])
-    latents = drawn.float()
+        drawn = [_draw(row, generators[0]) for row in encoded]
+    latents = torch.cat(drawn).float()
     check_finite(latents, "encode", vae.dtype)
-    return scaled(latents, vae)
+    return over_rows(per_picture(scaled(latents, vae), count), count)
+
+
+def _draw(encoded, generator: torch.Generator) -> Tensor:
+    posterior = getattr(encoded, "latent_dist", None)
+    return encoded.latents if posterior is None else posterior.sample(generator)
 
 
 def noised(latents: Tensor, noise: Tensor, scheduler: SchedulerMixin, timesteps: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from runtime.arguments import fractions, real_number, whole_number
-from runtime.control.images import load_pixels
+from runtime.control.images import load_pixels, pictures
 from runtime.control.levels import SIZE_MULTIPLE, picture_side
 from runtime.control.masks import RESIZES
 from runtime.control.profile import rgb_profile, warn_of_transparency
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
 from runtime.sampling.composition import Composition
+from runtime.sampling.lists import batch, check_count, check_lists
 from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
 from runtime.sampling.unused import warn_of_unused
 
@@ -105,7 +106,7 @@ class Request:
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         for region in self.regions:
-            _check_lists(region, len(self.prompts), self.images, self.composition)
+            check_lists(region, len(self.prompts), self.images, not self.composition.plain)
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
             if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
@@ -124,17 +125,20 @@ class Request:
 
     def _check_start(self) -> None:
         """Read the picture to start from, and take its size where none is asked for."""
-        self.strength, self.profile = real_number(self.strength, "strength"), None
+        self.strength, self.profiles = real_number(self.strength, "strength"), []
         if not 0 < self.strength <= 1:
             raise InputError(f"strength {self.strength:g}: expected a number above 0, up to 1")
         if self.image is None:
             if self.strength != 1:
                 raise InputError(f"strength {self.strength:g} without an image to start from; expected 1")
             return
-        given, self.image = self.image, load_pixels(self.image, "image")  # (1, 1 | 3, H, W)
+        given = pictures(self.image, "image")
+        check_count(len(given), "image", len(self.prompts), self.images)
+        self.image = batch([(name, load_pixels(source, name)) for name, source in given])  # (N, 1 | 3, H, W)
         if self.outside == "held":  # whose pixels keep their meaning
-            self.profile = rgb_profile(given)
-            warn_of_transparency(given, "image")
+            self.profiles = [rgb_profile(source) for _, source in given]
+            for name, source in given:
+                warn_of_transparency(source, name)
         if self.left == 0:
             needed = 1 / self.steps
             raise InputError(
@@ -240,21 +244,6 @@ def guided_steps(guidance: float, guidance_range: tuple[float, float], count: in
     """
     start, end = guidance_range
     return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
-
-
-def _check_lists(region: Region, prompts: int, images: int, composition: Composition) -> None:
-    """Raise InputError where a region has another number of conditions or masks than there are pictures or prompts."""
-    for field in ("condition", "mask"):
-        count = len(region.pictures(field))
-        if count > 1 and not composition.plain:
-            raise InputError(
-                f"{region.label} {field}: a list beside prompts joined by AND; expected one picture"
-            )
-        if count not in (0, 1, prompts, images):
-            expected = f"one for each of {images} pictures"
-            if prompts not in (1, images):
-                expected += f", or of {prompts} prompts"
-            raise InputError(f"{region.label} {field}: a list of {count}; expected {expected}")
 
 
 def _negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 import kernels
-from runtime.control.images import png_bytes
+from runtime.control.png import png_bytes
 from runtime.serve import docs, openai
 from runtime.serve.answers import (
     COMPONENTS,

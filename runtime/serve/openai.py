@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from runtime.control.images import png_bytes
+from runtime.control.png import png_bytes
 from runtime.serve.answers import (
     body_of,
     off_loop,

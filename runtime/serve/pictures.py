@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from runtime.cli.describe import describe, png_text
-from runtime.control.images import png_bytes
+from runtime.control.png import png_bytes
 from runtime.control.region import union
 from runtime.control.sheet import changed_outside
 from runtime.errors import InputError

@@ -107,6 +107,53 @@ def test_a_tiny_vae_encodes_as_diffusers_has_it():
     assert len(ours(PROMPT, image=PICTURE, steps=1, images_per_prompt=2, seed=1).images) == 2
 
 
+OTHER = PICTURE.rotate(90)
+
+
+@pytest.mark.parametrize("outside", ["free", "held"])
+def test_each_picture_may_start_from_its_own(outside):
+    """Two prompts of two pictures each: a list of two is the prompts', one of four the pictures'."""
+    half = torch.zeros(64, 64)
+    half[:, :32] = 1
+    regions = [Region(condition(), half)]
+    options = {"steps": 4, "strength": 0.5, "outside": outside, "output_type": "pt"}
+    starts = {2: [PICTURE, OTHER], 4: [PICTURE, OTHER, OTHER.convert("L"), PICTURE]}
+    for count, images in starts.items():
+        found = pipe()(["a", "b"], regions, image=images, seed=3, images_per_prompt=2, **options)
+        for i in range(4):
+            own = pipe()("ab"[i // 2], regions, image=images[i * count // 4], seed=3 + i, **options)
+            assert relative_rms(found.latents[i : i + 1], own.latents) < 1e-5
+            assert relative_rms(found.images[i], own.images[0]) < 1e-5
+            if outside == "held":
+                assert torch.equal(found.images[i][..., 32:], own.images[0][..., 32:])
+
+
+def test_lists_of_starts_are_as_diffusers(monkeypatch):
+    made = [[torch.Generator().manual_seed(s) for s in (3, 4)] for _ in range(2)]
+    monkeypatch.setattr(img2img(), "scheduler", make_scheduler("euler", img2img().scheduler))
+    images, prompts = [PICTURE, OTHER], ["a", "b"]
+    expected = img2img()(
+        prompts, image=images, generator=made[0], strength=0.5, num_inference_steps=6, output_type="latent"
+    ).images
+    options = {"guidance": 5.0, "scheduler": "euler", "output_type": "latent"}
+    ours = pipe()(prompts, image=images, generator=made[1], strength=0.5, steps=6, **options).latents
+    assert relative_rms(ours, expected) < 1e-5
+
+
+def test_a_list_of_starts_keeps_each_ones_colours(tmp_path):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    PICTURE.save(tmp_path / "a.png", icc_profile=profile)
+    half = torch.zeros(64, 64)
+    half[:, :32] = 1
+    images = [tmp_path / "a.png", OTHER]
+    result = pipe()(
+        "a", [Region(condition(), half)], image=images, images_per_prompt=2, steps=1, outside="held"
+    )
+    assert [image.info.get("icc_profile") for image in result.images] == [profile, None]
+
+
 def test_less_strength_keeps_more_of_the_picture():
     start = pipe()(PROMPT, image=PICTURE, strength=0.13, steps=8, seed=1, guidance=1).latents
     far = pipe()(PROMPT, image=PICTURE, strength=1.0, steps=8, seed=1, guidance=1).latents
@@ -149,7 +196,12 @@ def test_regions_act_in_fractions_of_the_steps_that_are_run():
             "image: 64 x 64 px, and the picture is 96 x 64, of another aspect ratio; crop it, or leave height",
         ),
         ({"image": "nowhere.png"}, "image: nowhere.png does not exist"),
-        ({"image": [PICTURE]}, "image: a list is not an image"),
+        ({"image": [[PICTURE]]}, "image: a list is not an image"),
+        ({"image": [PICTURE] * 2}, "image: a list of 2; expected one"),
+        (
+            {"image": [PICTURE, PICTURE.resize((80, 64))], "images_per_prompt": 2},
+            "image 2: 80 x 64 px beside 64 x 64; expected pictures of one size",
+        ),
     ],
 )
 def test_what_cannot_be_started_from_is_refused(given, said):

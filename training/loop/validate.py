@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runtime.control.conditions import preprocess
-from runtime.control.images import save_png
+from runtime.control.png import save_png
 from runtime.control.region import Region, pack
 from runtime.control.sheet import make_sheet
 from runtime.loading.load import Model

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime.control.images import check_writable, fit, load_image, load_tensor, save_png, to_tensor
+from runtime.control.images import fit, load_image, load_tensor, to_tensor
 from runtime.errors import InputError
 from tests.support.tolerances import assert_close
 
@@ -252,101 +251,6 @@ def test_fit_averages():
     lines[..., ::8] = 1
     assert fit(lines, 8, 8).std() < 0.1  # antialiased: no line is skipped and none is kept whole
     assert fit(lines, 8, 8).mean() == pytest.approx(lines.mean().item(), abs=0.03)
-
-
-def test_png_keeps_pixels_and_metadata(tmp_path):
-    text = {"prompt": "a red star", "note": "звезда 星 ★", "café": "crème", "broken": "a\udcffb"}
-    save_png(Image.fromarray(picture()), tmp_path / "out.png", text)
-    with Image.open(tmp_path / "out.png") as image:
-        assert image.format == "PNG"
-        assert np.array_equal(np.array(image), picture())
-        assert image.text == {**text, "broken": "a?b"}
-    assert os.listdir(tmp_path) == ["out.png"]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert (tmp_path / "out.png").stat().st_mode & 0o777 == 0o666 & ~umask
-
-
-def interrupt(error):
-    """A stand-in for `Path.write_bytes`, which writes a part and fails."""
-
-    def write(path, data):
-        with open(path, "wb") as file:
-            file.write(data[:8])
-        raise error
-
-    return write
-
-
-@pytest.mark.parametrize("existed", [True, False])
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), InputError)],
-)
-def test_a_failed_save_leaves_what_was_there(existed, error, raised, tmp_path, monkeypatch):
-    path = tmp_path / "out.png"
-    if existed:
-        path.write_bytes(b"old")
-    monkeypatch.setattr(Path, "write_bytes", interrupt(error))
-    with pytest.raises(raised):
-        save_png(Image.new("L", (4, 4)), path)
-    assert os.listdir(tmp_path) == (["out.png"] if existed else [])
-    assert not existed or path.read_bytes() == b"old"
-
-
-def test_an_interruption_before_the_rename_leaves_nothing(tmp_path, monkeypatch):
-    def replace(source, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
-        save_png(Image.new("L", (4, 4)), tmp_path / "out.png")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_symbolic_link_is_kept(tmp_path):
-    (tmp_path / "target.png").write_bytes(b"old")
-    (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
-    save_png(Image.new("L", (4, 4)), tmp_path / "link.png")
-    assert (tmp_path / "link.png").is_symlink()
-    assert load_image(tmp_path / "target.png").size == (4, 4)
-
-
-def test_check_writable_accepts_new_and_old_files_and_leaves_no_trace(tmp_path, monkeypatch):
-    assert check_writable(tmp_path / "new.png") == tmp_path / "new.png"
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "old.png").write_bytes(b"old")
-    check_writable(tmp_path / "old.png")
-    assert (tmp_path / "old.png").read_bytes() == b"old"
-    monkeypatch.chdir(tmp_path)
-    check_writable("bare.png")
-
-
-def test_check_writable_refuses_with_a_reason(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    for path, expected in {
-        tmp_path: "is a folder",
-        "": "is a folder",
-        tmp_path / "none" / "out.png": f"the folder {tmp_path / 'none'} does not exist",
-        tmp_path / "file" / "out.png": "Not a directory",
-        tmp_path / ("x" * 300): "File name too long",
-        "a\0b": "cannot write",
-        "/dev/null": "cannot be replaced",
-        "/proc/out.png": "cannot write /proc/out.png",
-    }.items():
-        text = message(check_writable, path, "--out")
-        assert text.startswith("--out: ")
-        assert expected in text
-    with pytest.raises(InputError, match="cannot write"):
-        save_png(Image.new("L", (4, 4)), tmp_path / "none" / "out.png")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_check_writable_refuses_read_only_folders_and_files(tmp_path):
-    (tmp_path / "file.png").touch(mode=0o400)
-    assert "cannot be replaced" in message(check_writable, tmp_path / "file.png")
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in message(check_writable, tmp_path / "new.png")
 
 
 def test_the_environment_sets_the_most_pixels(tmp_path, monkeypatch):

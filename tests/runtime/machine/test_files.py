@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from runtime.errors import InputError
-from runtime.machine.files import new_folder, replacing, size_of, write_json
+from runtime.machine.files import check_writable, new_folder, replacing, size_of, write_json
 
 
 def test_takes_the_place_of_the_old_file(tmp_path):
@@ -110,3 +110,40 @@ def test_what_killed_processes_left_is_removed(tmp_path, monkeypatch):
 
 def test_sizes_are_in_the_unit_that_they_have():
     assert [size_of(n) for n in (2e6, 999e6, 3.5e9)] == ["2 MB", "999 MB", "3.5 GB"]
+
+
+def test_check_writable_accepts_new_and_old_files_and_leaves_no_trace(tmp_path, monkeypatch):
+    assert check_writable(tmp_path / "new.png") == tmp_path / "new.png"
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "old.png").write_bytes(b"old")
+    check_writable(tmp_path / "old.png")
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    monkeypatch.chdir(tmp_path)
+    check_writable("bare.png")
+
+
+def test_check_writable_refuses_with_a_reason(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path, expected in {
+        tmp_path: "is a folder",
+        "": "is a folder",
+        tmp_path / "none" / "out.png": f"the folder {tmp_path / 'none'} does not exist",
+        tmp_path / "file" / "out.png": "Not a directory",
+        tmp_path / ("x" * 300): "File name too long",
+        "a\0b": "cannot write",
+        "/dev/null": "cannot be replaced",
+        "/proc/out.png": "cannot write /proc/out.png",
+    }.items():
+        with pytest.raises(InputError, match="^--out: ") as caught:
+            check_writable(path, "--out")
+        assert expected in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_check_writable_refuses_read_only_folders_and_files(tmp_path):
+    (tmp_path / "file.png").touch(mode=0o400)
+    with pytest.raises(InputError, match="cannot be replaced"):
+        check_writable(tmp_path / "file.png")
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_writable(tmp_path / "new.png")
