@@ -18,7 +18,6 @@ import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other 
 import argparse
 import hashlib
 import json
-import math
 import os
 import statistics
 import sys
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from runtime.arguments import is_finite_number
 from runtime.capabilities import of_manifest
 from runtime.cli.command import Parser, exit_code, say
 from runtime.cli.options import adapter_sources
@@ -206,7 +206,10 @@ def choose(
 
 
 def has_long_prompt(engine: Path, request: Request) -> bool:
-    """Return whether a prompt has more tokens than an engine takes, by the tokenizer that lies with it."""
+    """Return whether a prompt has more tokens than an engine takes, by the tokenizer that lies with it.
+
+    Raises InputError where that cannot be read.
+    """
     texts = (*request.composition.texts, *request.negatives, *request.words)
     if all(len(text.encode()) <= 75 and "BREAK" not in text for text in texts):  # a token is a byte at least
         return False
@@ -214,7 +217,10 @@ def has_long_prompt(engine: Path, request: Request) -> bool:
 
     from runtime.sampling.text import is_long
 
-    tokenizer = CLIPTokenizer.from_pretrained(engine / MODEL_FILES / "tokenizer")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(engine / MODEL_FILES / "tokenizer", local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise InputError(f"its tokenizer cannot be read: {first_line(error)}") from error
     return is_long(tokenizer, texts, request.prompt_syntax)
 
 
@@ -242,8 +248,10 @@ def manifest_digest(engine: str) -> str:
     """Return the hash of an engine folder's manifest. Raises InputError where there is none."""
     try:
         return sha256(Path(engine) / NAME)
-    except OSError as error:
-        raise InputError(f"its manifest.json cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(
+            f"its manifest.json cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def fingerprint(source: str | Path) -> str:
@@ -290,7 +298,7 @@ def is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or any(not isinstance(entry.get(k), kind) for k, kind in kinds.items()):
         return False
     numbers = [entry[key].get(name) for key in ("times", "torch_times") for name in TIMES]
-    return all(type(n) in (int, float) and 0 < n < math.inf for n in numbers)
+    return all(is_finite_number(n) and n > 0 for n in numbers)
 
 
 def absolute(folder: str | Path) -> str:

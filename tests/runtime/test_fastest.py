@@ -157,7 +157,7 @@ def test_a_damaged_table_is_refused_in_one_line(cache, case):
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("value", [0, -1, 1e400, "1", None, True, [1]], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, 1e400, 10**400, "1", None, True, [1]], ids=repr)
 @pytest.mark.parametrize("field", fastest.TIMES)
 def test_a_time_that_is_not_one_makes_the_table_a_damaged_one(measured, cache, field, value):
     _, *what = measured
@@ -191,6 +191,12 @@ HARMS = {
     "truncated": lambda folder, _: cut(next(folder.rglob("unet*.onnx.data"))),
     "no manifest": lambda folder, _: (folder / "manifest.json").unlink(),
     "a cut manifest": lambda folder, _: cut(folder / "manifest.json"),
+    "a name that no file has": lambda folder, table: table.write_text(
+        table.read_text().replace(json.dumps(str(folder)), json.dumps("engine\0"))
+    ),
+    "a number that no float is": lambda _, table: table.write_text(
+        re.sub(r'"pixels": \d+', f'"pixels": 1{"0" * 400}', table.read_text())
+    ),
     "a deep table": lambda _, table: table.write_text("[" * 100_000),
     "no pixels": lambda _, table: table.write_text(
         re.sub(r'"pixels": \d+', '"pixels": 0', table.read_text())
@@ -280,6 +286,19 @@ def test_a_prompt_that_is_longer_than_an_engines_is_left_to_pytorch(measured, pr
         "a red star and a blue circle on sand, a green ring at night, and a purple square", steps=30
     )
     assert fastest.choose(*what, "fp32", short)[0] == str(folder)
+
+
+@pytest.mark.parametrize(
+    "harm", [shutil.rmtree, lambda folder: cut(folder / "tokenizer.json")], ids=["gone", "cut"]
+)
+def test_a_long_prompt_needs_no_tokenizer_of_an_engine(measured, cache, tmp_path, harm):
+    _, *what = measured
+    copy = engines.copy_folder("onnxruntime", tmp_path / "engine")
+    (entry,) = fastest.read_table()
+    (cache / fastest.TABLE).write_text(json.dumps([entry | {"engine": str(copy)}]))
+    harm(copy / "model" / "tokenizer")
+    with pytest.warns(UserWarning, match=f"engine {copy}: its tokenizer cannot be read: .*; it is left out"):
+        assert fastest.choose(*what, "fp32", Request("a red star and " * 8, steps=30)) is None
 
 
 def test_a_cache_that_cannot_be_locked_is_one_line(measured, cache):
