@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
+from torch import nn
 
 from runtime.errors import InputError
 from runtime.loading.adapter import find_adapter, load_adapter
@@ -54,7 +56,7 @@ def load_controls(
         label, key = f"adapter {name}", id(source)
         if isinstance(source, T2IAdapter):
             with quiet():
-                adapters[name] = source.to(device, dtype).eval()
+                adapters[name] = _own(source).to(device, dtype).eval()
             continue
         if not isinstance(source, (ControlNetModel, ControlNetUnionModel)):
             label = f"adapter {name} ({source})"
@@ -73,3 +75,9 @@ def load_controls(
             controlnets[name] = load_controlnet(source, **options)
         known.setdefault(key, controlnets[name])
     return adapters, controlnets
+
+
+def _own(adapter: T2IAdapter) -> T2IAdapter:
+    """Return one over the same weights, of which another pipeline's device and dtype leave the given one alone."""
+    shared = {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in adapter.parameters()}
+    return copy.deepcopy(adapter, shared)

@@ -408,3 +408,23 @@ def test_torch_compiles_cover_is_taken_off_an_adapter(make):
         for source in (control, torch.compile(control, backend="eager"))
     ]
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("make", [make_adapter, lambda: make_controlnet(diffusers_pipe().unet)])
+def test_pipelines_of_other_dtypes_share_an_adapter(make):
+    """The second one's dtype changed the first one's adapter, and its next picture failed."""
+    control = make()
+    first = LocalControlPipeline.from_diffusers(make_pipeline(), {"canny": control})
+    options = {"regions": [Region(condition())], "steps": 1, "seed": 1, "output_type": "latent"}
+    before = first(PROMPT, **options).latents
+    second = LocalControlPipeline.from_diffusers(make_pipeline().to(torch.bfloat16), {"canny": control})
+    assert relative_rms(second(PROMPT, **options).latents, before) < 0.1
+    assert torch.equal(first(PROMPT, **options).latents, before)
+
+
+def test_an_adapters_weights_are_shared_and_its_mode_is_its_own():
+    adapter = make_adapter().train()
+    taken = LocalControlPipeline.from_diffusers(diffusers_pipe(), {"canny": adapter}).adapters["canny"]
+    assert adapter.training and not taken.training
+    pairs = zip(adapter.parameters(), taken.parameters(), strict=True)
+    assert all(theirs.data_ptr() == ours.data_ptr() for theirs, ours in pairs)
