@@ -162,12 +162,17 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
             raise InputError(
                 f"{name}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}"
             )
-    unet, vae = unaltered(pipe.unet, name), pipe.vae
+    theirs = unaltered(pipe.unet, name)
+    try:
+        unet = UNet.from_diffusers(theirs)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    vae = pipe.vae
     if vae.dtype == torch.float16 and vae.config.force_upcast:
         vae = copy.deepcopy(vae).float()
     return Model(
         name=name,
-        unet=UNet.from_diffusers(unet),
+        unet=unet,
         vae=vae,
         tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
         text_encoders=text_encoders,

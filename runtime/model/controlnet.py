@@ -42,7 +42,7 @@ class ControlNet(Encoder):
     def from_diffusers(net: ControlNetModel | ControlNetUnionModel, control: int | None = None) -> ControlNet:
         """Return one over the same parameter tensors, see `Encoder.adopt`. control: which of a union's it is.
 
-        Raises InputError where the config is not SDXL-like, RuntimeError where the state dict does not fit it.
+        Raises InputError where the config is not SDXL-like, or the weights are not as it says.
         """
         union = isinstance(net, ControlNetUnionModel)
         config = ControlNetConfig.from_diffusers(net.config, union)

@@ -6,7 +6,7 @@ time projections of all steps (`embed_time`), the keys and values of every cross
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from runtime.errors import InputError
 from runtime.model.blocks import (
     DownBlock,
     Injection,
@@ -51,11 +52,12 @@ class Encoder(nn.Module):
         """Return one over the parameter tensors of diffusers' model, nothing copied; frozen and in eval mode.
 
         The convolutions' weights are laid out channels_last first, in `theirs` itself: its values stay, and a kernel
-        does not have to rearrange them at every call. arguments: of the class. Raises RuntimeError where the state
-        dict does not fit.
+        does not have to rearrange them at every call. arguments: of the class. Raises InputError where the weights
+        are not plain ones of these shapes.
         """
         with torch.device("meta"):
             model = cls(*arguments).requires_grad_(False)
+        _check_plain(theirs, model.state_dict())
         theirs.to(memory_format=torch.channels_last)
         model.load_state_dict(theirs.state_dict(), assign=True, strict=True)
         return model.eval()
@@ -148,3 +150,20 @@ def _mid_block(config: EncoderConfig, attends: bool) -> MidBlock:
     channels, last = config.block_out_channels[-1], len(config.block_out_channels) - 1
     resnets = [make_resnet(config, channels, channels) for _ in range(1 + attends)]
     return MidBlock(resnets, make_transformers(config, "CrossAttnMid", last, 1) if attends else [])
+
+
+def _check_plain(theirs: nn.Module, expected: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless a model's weights are those expected, by name and shape, in numbers to compute with."""
+    found = theirs.state_dict()
+    wrong = [name for name in expected if not _is_plain(found.get(name), expected[name])]
+    wrong += [name for name in found if name not in expected]
+    if wrong:
+        raise InputError(
+            f"{type(theirs).__name__}: {len(wrong)} weights are not as its config says, first {wrong[0]} (quantized or "
+            "parametrized?); expected plain ones in float32, bfloat16 or float16"
+        )
+
+
+def _is_plain(tensor: Tensor | None, expected: Tensor) -> bool:
+    fits = tensor is not None and tensor.shape == expected.shape
+    return fits and tensor.is_floating_point() and tensor.element_size() > 1

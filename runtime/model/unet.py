@@ -36,7 +36,7 @@ class UNet(Encoder):
     def from_diffusers(cls, unet: UNet2DConditionModel) -> UNet:
         """Return a UNet over the same parameter tensors, see `Encoder.adopt`.
 
-        Raises InputError where the config is not SDXL-like, RuntimeError where the state dict does not fit it.
+        Raises InputError where the config is not SDXL-like, or the weights are not as it says.
         """
         return cls.adopt(unet, UNetConfig.from_diffusers(unet.config))
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLAdapterPipeline, UNet2DCon
 from huggingface_hub import constants
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import nn
 
 from runtime.errors import InputError
 from runtime.loading import load as loading
@@ -253,6 +254,38 @@ def test_a_pipeline_whose_weights_are_away(part):
         InputError, match=f"the weights of its {part} are offloaded; expected a pipeline without"
     ):
         from_diffusers(pipe)
+
+
+def quantized(unet):
+    return torch.ao.quantization.quantize_dynamic(unet, {nn.Linear}, dtype=torch.qint8)
+
+
+def in_8_bits(unet):
+    return unet.to(torch.float8_e4m3fn)
+
+
+def normalized(unet):
+    nn.utils.parametrizations.weight_norm(unet.conv_in)
+    return unet
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        (quantized, "time_embedding.linear_1.weight"),
+        (in_8_bits, "conv_in.weight"),
+        (normalized, "conv_in.weight"),
+    ],
+)
+def test_a_unet_of_other_weights_than_its_config_says(change, first):
+    pipe = make_pipeline()
+    pipe.unet = change(pipe.unet)
+    with pytest.raises(
+        InputError, match=f"weights are not as its config says, first {first} .*; expected plain"
+    ) as error:
+        from_diffusers(pipe)
+    assert len(str(error.value)) < 300
 
 
 def test_a_tokenizer_that_is_too_large():
