@@ -35,7 +35,7 @@ from runtime.loading.lora import find_lora, fuse_lora
 from runtime.loading.single_file import check_layout, declared_schedule
 from runtime.loading.weights import load_pickle, tensor_shapes
 from runtime.model.latent_rgb import FILE, SDXL, LatentRGB
-from runtime.sampling.prompts import check_prompt, cut, parse
+from runtime.sampling.prompts import check_prompt, cut, parse, split
 from runtime.sampling.request import Request
 from runtime.serve import orders
 from runtime.serve.files import Files
@@ -330,6 +330,7 @@ def prompts(rng: random.Random, _: Path) -> Call:
         "\\",
         "BREAK",
         " AND ",
+        ":0.5 AND ",
         ",",
         "a red car",
         "<lora:x:1>",
@@ -338,15 +339,13 @@ def prompts(rng: random.Random, _: Path) -> Call:
         "9" * 30,
     )
     text = "".join(rng.choice(words) for _ in range(rng.randrange(1, 60)))
-    syntax = rng.choice(("plain", "a1111"))
+    syntax, joins = rng.choice(("plain", "a1111")), rng.choice((True, False))
 
     def read():
-        check_prompt(text, syntax)
-        cut(
-            [(None if f.text is None else list(range(len(f.text))), f.weight) for f in parse(text, syntax)],
-            75,
-            5,
-        )
+        check_prompt(text, syntax, joins=joins)
+        for part in split(text, syntax):
+            found = parse(part.text, syntax)
+            cut([(None if f.text is None else list(range(len(f.text))), f.weight) for f in found], 75, 5)
 
     return read
 
