@@ -94,6 +94,9 @@ function onResult(page) {
     again: on((result) => page.restore(result.packed, "Settings of a result")),
     "as-start": on((result) => page.startFrom(result.picture)),
     "as-condition": on((result) => page.load(result.picture, true)),
+    pin: on((result) => page.pin(result)),
+    discard: on((result) => page.discard(result)),
+    "bring-back": () => page.tried(page.results.bring().then((result) => page.look(result))),
     save: on(async ({ id, picture, packed, about }) => files.download(await signed(picture, packed), `${named(packed.settings.prompt)} ${about.seed}-${id}.png`)),
   });
 }

@@ -15,7 +15,8 @@ import { create, isEmpty, resized } from "./bitmap.js";
  *   prompt: string, negative_prompt: string, width: number, height: number, steps: number, guidance: number,
  *   scheduler: string, preset: string, seed: number, held: boolean, start: Blob | null, strength: number,
  *   draftSize: number, draftSteps: number, draftPreset: string,
- * }} Settings  draft...: while somebody paints live
+ *   own?: {scheduler: string, steps: number, guidance: number},
+ * }} Settings  draft...: while somebody paints live; own: what was set before a preset
  */
 
 // Okabe and Ito's colours, which the colour-blind can tell apart, each with a pattern of its own

@@ -24,7 +24,7 @@ export function listen(painting, can) {
   }
   hear("draft-size", (value) => painting.set({ draftSize: Number(value) }, "Size while painting"));
   for (const name of ["scheduler", "steps", "guidance"]) hear(name, (value) => painting.set({ [name]: value, preset: "" }, name), back);
-  hear("preset", (preset) => painting.set({ preset, ...can.presets[preset] }, "Preset"));
+  hear("preset", (preset) => painting.set(preferred(preset, painting.settings, can), "Preset"));
   for (const side of ["width", "height"]) {
     input(side).addEventListener("change", () => {
       const { settings } = painting, next = { width: settings.width, height: settings.height, [side]: Number(input(side).value) };
@@ -32,6 +32,15 @@ export function listen(painting, can) {
     });
     hear(side, () => {}, back);
   }
+}
+
+/**
+ * What a choice of preset sets; none brings back what was set before one was chosen.
+ * @param {string} preset @param {import("./regions.js").Settings} settings @param {any} can the server's capabilities
+ */
+export function preferred(preset, settings, can) {
+  const { scheduler, steps, guidance } = settings, own = settings.preset ? settings.own : { scheduler, steps, guidance };
+  return preset ? { preset, own, ...can.presets[preset] } : { preset, ...own };
 }
 
 /** Bound a side's field by what the server draws. @param {string} side @param {any} sizes */

@@ -157,5 +157,8 @@ export const settled = (tab) => run("pending", "readwrite", (store) => store.del
 export const keep = (result) => run("results", "readwrite", (store) => store.add(result)).then(Number);
 export const results = () => run("results", "readonly", (store) => store.getAll());
 
+/** @param {any} result */
+export const replace = (result) => run("results", "readwrite", (store) => store.put(result));
+
 /** @param {number} id */
 export const forget = (id) => run("results", "readwrite", (store) => store.delete(id));

@@ -269,6 +269,86 @@ def test_fifty_results_are_kept(page):
     page.wrong.clear()  # those pictures are none
 
 
+def test_pinned_results_stay_and_deleted_ones_come_back(drawn):
+    page, seeds = drawn, "page.results.kept.map((each) => each.about.seed)"
+    page.set("prompt", "sand")  # no first visit any more, which draws
+    page.page.click("#pin")
+    page.says("Result 1 is pinned")
+    assert page.page.locator("#results li.pinned").count() == 1
+    page.page.evaluate(
+        """async () => {
+            const { results } = window.localcontrol, { picture, about, packed } = results.current;
+            for (let i = 100; i < 150; i++) await results.add(picture, {...about, seed: i}, packed);
+        }"""
+    )
+    assert page.get(seeds) == [1, *range(101, 150)]
+    page.page.locator("#results button").nth(1).click()  # 148
+    page.page.click("#discard")
+    page.says("Result 50 is deleted")
+    assert (
+        page.get("page.results.current.about.seed") == 149 and page.page.locator("#results li").count() == 49
+    )
+    assert page.get("page.shown !== null")
+    page.page.click("#bring-back")
+    page.until("page.results.current.about.seed === 148")
+    assert page.page.locator("#results button").nth(1).get_attribute("aria-current") == "true"
+    assert page.page.locator("#bring-back").is_hidden()
+    page.page.locator("#results button").last.click()  # the pinned one
+    page.page.click("#discard")
+    page.says("Result 1 is deleted")
+    page.page.reload()
+    page.ready(49)
+    assert page.get(seeds) == list(range(101, 150))
+
+
+def test_all_results_may_be_deleted(drawn):
+    page = drawn
+    page.set("prompt", "sand")
+    page.page.click("#discard")
+    page.says("Result 1 is deleted")
+    assert page.page.locator("#of-result").is_hidden() and page.get("page.shown === null")
+    page.page.click("#bring-back")
+    page.until("page.shown !== null")
+    assert page.page.locator("#results li").count() == 1
+    page.page.click("#pin")
+    page.says("Result 1 is pinned")
+    page.page.reload()
+    page.ready()
+    assert page.page.locator("#results li.pinned").count() == 1
+    assert page.page.locator("#pin").get_attribute("aria-pressed") == "true"
+
+
+def test_too_many_are_not_pinned(drawn):
+    page = drawn
+    page.page.evaluate(
+        """async () => {
+            const { results } = window.localcontrol, { picture, about, packed } = results.current;
+            for (let i = 0; i < 25; i++) await results.pin(await results.add(picture, about, packed));
+            await results.add(picture, about, packed);
+        }"""
+    )
+    page.page.click("#pin")
+    page.says("25 pictures are pinned")
+    assert page.page.locator("#results li.pinned").count() == 25
+
+
+def test_no_preset_is_what_was_set_before(page):
+    page.unfold("Settings")
+    chosen = "(({scheduler, steps, guidance, preset}) => [scheduler, steps, guidance, preset])(page.painting.settings)"
+    page.page.fill("#steps", "17")
+    before = page.get(chosen)
+    for preset in ("lcm4", "turbo1"):
+        page.page.select_option("#preset", preset)
+    assert page.get(chosen) != before
+    page.page.select_option("#preset", "")
+    assert page.get(chosen) == before
+    page.page.select_option("#preset", "lcm4")
+    page.page.fill("#steps", "9")  # no preset any more: what is set is one's own
+    page.page.select_option("#preset", "turbo1")
+    page.page.select_option("#preset", "")
+    assert page.get(chosen)[1] == 9
+
+
 @pytest.mark.parametrize("what", ["start", "size"])
 def test_undone_as_one_step(page, what):
     before = painted(page)
