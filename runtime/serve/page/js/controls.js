@@ -2,7 +2,7 @@
 
 import { invert, rectangle } from "./bitmap.js";
 import { feather, grow } from "./distance.js";
-import { clicks, get, hear, input } from "./dom.js";
+import { clicks, get, hear, input, say } from "./dom.js";
 import * as files from "./files.js";
 import * as keys from "./keys.js";
 import * as panel from "./panel.js";
@@ -94,8 +94,14 @@ function onResult(page) {
     again: on((result) => page.restore(result.packed, "Settings of a result")),
     "as-start": on((result) => page.startFrom(result.picture)),
     "as-condition": on((result) => page.load(result.picture, true)),
-    pin: on((result) => page.pin(result)),
-    discard: on((result) => page.discard(result)),
+    pin: on(async (result) => {
+      await page.results.pin(result);
+      say(`Result ${result.id} is ${result.pinned ? "" : "no longer "}pinned.`);
+    }),
+    discard: on(async (result) => {
+      await page.look(await page.results.remove(result));
+      say(`Result ${result.id} is deleted.`);
+    }),
     "bring-back": () => page.tried(page.results.bring().then((result) => page.look(result))),
     save: on(async ({ id, picture, packed, about }) => files.download(await signed(picture, packed), `${named(packed.settings.prompt)} ${about.seed}-${id}.png`)),
   });

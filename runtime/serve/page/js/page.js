@@ -212,18 +212,6 @@ export class Page {
     return result ? this.present(result) : this.shows(null);
   }
 
-  /** Delete a picture: the last one can be brought back. @param {Result} result */
-  async discard(result) {
-    await this.look(await this.results.remove(result));
-    say(`Result ${result.id} is deleted.`);
-  }
-
-  /** Keep a picture however many come, or no longer. @param {Result} result */
-  async pin(result) {
-    await this.results.pin(result);
-    say(`Result ${result.id} is ${result.pinned ? "" : "no longer "}pinned.`);
-  }
-
   /** @param {Packed} packed @param {string} label @param {Blob | null} [picture] what was drawn of it; none: what is shown stays */
   async restore(packed, label, picture) {
     this.painting.replace(await unpack(packed), label);
