@@ -19,7 +19,7 @@ help:
 	@echo "make soak   a server under 64 rough clients, killed, and sent nonsense (25 minutes)"
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
 	@echo "make machine  print what this machine is and which versions are installed"
-	@echo "make lint   check style and formatting; where node is installed, the page's types and logic too"
+	@echo "make lint   check style, formatting, and that the oldest Python knows all that is used; where node is installed, the page's types and logic too"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"
@@ -67,9 +67,12 @@ test-versions:
 machine: $(INSTALLED)
 	$(BIN)/python -m benchmarks.machine
 
+PACKAGES := benchmarks export kernels runtime tests training
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --eval-annotations --violations setup.py $(PACKAGES)
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory page; \
 	else echo "the page's types and logic are not checked: node and npm are missing"; fi
 

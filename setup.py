@@ -81,6 +81,7 @@ EXTRAS = {
         "torchmetrics>=1.8",
         "setuptools>=77",  # tests/test_packaging.py builds the wheel without the network
         "uvicorn>=0.34",
+        "vermin>=1.6",
     ],
 }
 

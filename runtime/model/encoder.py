@@ -7,7 +7,7 @@ time projections of all steps (`embed_time`), the keys and values of every cross
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from runtime.model.blocks import (
     UpBlock,
 )
 from runtime.model.config import EncoderConfig
+
+E = TypeVar("E", bound="Encoder")
 
 
 class Encoder(nn.Module):
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
         self.mid_block = _mid_block(config, mid_attends)
 
     @classmethod
-    def adopt(cls, theirs: nn.Module, *arguments) -> Self:
+    def adopt(cls: type[E], theirs: nn.Module, *arguments) -> E:
         """Return one over the parameter tensors of diffusers' model, nothing copied; frozen and in eval mode.
 
         The convolutions' weights are laid out channels_last first, in `theirs` itself: its values stay, and a kernel
