@@ -55,6 +55,8 @@ def delta(matrices: Matrices, scale: float | None, shape: torch.Size) -> Tensor 
     if kinds == {"diff"}:
         return _fit(matrices["diff"], shape)
     product, rank = _product(kinds, matrices)
+    if rank == 0:
+        raise ValueError("its rank is 0")
     if rank is not None and "alpha" in matrices:
         scale = matrices["alpha"].item() / rank
     return (1.0 if scale is None or rank is None else scale) * _fit(product, shape)

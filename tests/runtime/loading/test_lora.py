@@ -318,3 +318,22 @@ def test_a_configuration_that_cannot_be_followed_is_refused(tmp_path, pipe, conf
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=message):
         find_lora(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["int8", "complex64", "bool"])
+def test_numbers_that_need_a_scale_are_refused(tmp_path, pipe, kind):
+    write_lora(tmp_path / "x.safetensors", pipe, LAYERS[:1])
+    tensors = load_file(tmp_path / "x.safetensors")
+    save_file({k: v.to(getattr(torch, kind)) for k, v in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=rf"x\.safetensors: unet.*torch\.{kind}; expected floating-point"):
+        fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("alpha", [{}, {"alpha": torch.tensor(2.0)}])
+def test_a_rank_of_0_is_refused(tmp_path, pipe, alpha):
+    up, down = pair(pipe, "unet", ATTENTION, 0)
+    name = kohya_name("unet", ATTENTION)
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    save_file(tensors | {f"{name}.{key}": value for key, value in alpha.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="does not fit this model: .*: its rank is 0"):
+        fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
