@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from runtime.arguments import is_finite_number
 from runtime.errors import InputError, first_line
 from runtime.machine.files import read_json
 
@@ -94,7 +95,12 @@ def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
             tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping):
         raise InputError(f"{path}: expected named tensors, got a {type(tensors).__name__}")
-    return {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    # A LoRA's alpha is a plain number in some files.
+    tensors = {
+        str(name): torch.tensor(value) if str(name).endswith(".alpha") and is_finite_number(value) else value
+        for name, value in tensors.items()
+    }
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:

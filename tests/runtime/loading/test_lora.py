@@ -337,3 +337,13 @@ def test_a_rank_of_0_is_refused(tmp_path, pipe, alpha):
     save_file(tensors | {f"{name}.{key}": value for key, value in alpha.items()}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="does not fit this model: .*: its rank is 0"):
         fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1, torch.tensor(1.0)])
+def test_a_pickled_alpha_may_be_a_plain_number(tmp_path, pipe, alpha):
+    before, (up, down) = weights(pipe), pair(pipe, "unet", ATTENTION, RANK)
+    name = kohya_name("unet", ATTENTION)
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": alpha}
+    torch.save(tensors, tmp_path / "x.pt")
+    fuse_lora(pipe, find_lora(tmp_path / "x.pt", allow_pickle=True))
+    assert_changed(pipe, before, {("unet", f"{ATTENTION}.weight"): up @ down / RANK})
