@@ -1,6 +1,7 @@
 """The names of a LoRA file's tensors: which layer of which part each belongs to, and what it is of that layer.
 
-Read are diffusers' names, PEFT's, kohya's (after diffusers' or the original blocks of the UNet) and LyCORIS'.
+Read are diffusers' names, PEFT's, kohya's (after diffusers' or the original blocks of the UNet), LyCORIS' and
+ComfyUI's.
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ KOHYA = {
     "lora_te_": "text_encoder",
 }
 KOHYA["lycoris_"] = "unet"
+# ComfyUI's, with dots, after the original blocks of the UNet or diffusers'
+COMFY = {
+    "diffusion_model.": "unet",
+    "model.diffusion_model.": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -83,9 +91,10 @@ class Layers:
 
     def find(self, name: str) -> tuple[str, str] | None:
         """Return a layer's part and its path in it; None where the model has no such layer."""
-        for prefix, part in KOHYA.items():
+        for prefix, part in (KOHYA | COMFY).items():
             if name.startswith(prefix):
-                path = self.kohya.get((part, name.removeprefix(prefix).removeprefix("text_model_")))
+                own = name.removeprefix(prefix).replace(".", "_").removeprefix("text_model_")
+                path = self.kohya.get((part, own))
                 return None if path is None else (part, path)
         name = name.removeprefix("base_model.model.")
         part, _, rest = name.partition(".")

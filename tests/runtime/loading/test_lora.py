@@ -347,3 +347,24 @@ def test_a_pickled_alpha_may_be_a_plain_number(tmp_path, pipe, alpha):
     torch.save(tensors, tmp_path / "x.pt")
     fuse_lora(pipe, find_lora(tmp_path / "x.pt", allow_pickle=True))
     assert_changed(pipe, before, {("unet", f"{ATTENTION}.weight"): up @ down / RANK})
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["original", "diffusers"])
+def test_comfyuis_names_are_read(tmp_path, pipe, original):
+    """A part's prefix and the layer's own name with dots, as its nodes save a LoRA."""
+    own = {path: name for name, path in original_names(pipe.unet)}
+    prefixes = ("diffusion_model.", "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer.")
+    before, tensors, change = weights(pipe), {}, {}
+    for part, path in layers_of(pipe):
+        prefix = prefixes[["unet", "text_encoder", "text_encoder_2"].index(part)]
+        name = own[path] if part == "unet" and original else path
+        if part != "unet" and path != "text_projection":
+            name = f"text_model.{path.removeprefix('text_model.')}"
+        up, down = pair(pipe, part, path, RANK)
+        tensors |= {f"{prefix}{name}.lora_up.weight": up, f"{prefix}{name}.lora_down.weight": down}
+        change[part, f"{path}.weight"] = (up.flatten(1) @ down.flatten(1)).view_as(
+            before[part, f"{path}.weight"]
+        )
+    save_file(tensors, tmp_path / "x.safetensors")
+    fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
+    assert_changed(pipe, before, change)
