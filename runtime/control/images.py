@@ -99,9 +99,10 @@ def load_layers(source, name: str = "image") -> tuple[Tensor, Tensor | None]:
         source = _open(Path(source), name)
     if isinstance(source, Image.Image):
         source = decode(source, name)
-        if not source.has_transparency_data or min(source.size) == 0:
+        deep = _deep(source, name)
+        if deep is None and not source.has_transparency_data:
             return _bytes(_to_8_bits(source, name, "white")), None
-        tensor = _bytes(_with_alpha(source))
+        tensor = _bytes(_with_alpha(source)) if deep is None else _from_array(deep, name)
     else:
         tensor = _from_array(source, name)
     return (tensor, None) if tensor.shape[1] != 4 else (tensor[:, :3], tensor[:, 3:])
@@ -185,8 +186,8 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = source if isinstance(source, Image.Image) else Image.open(source, formats=formats())
+            _widen_transparency(image)
             image.load()
-            return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise InputError(
@@ -198,18 +199,42 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
         ) from error
     except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
         raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # the picture itself is whole
+        warnings.warn(f"{name}: {path}: its EXIF data are damaged, taken as upright: {error}", stacklevel=2)
+        return image
 
 
-def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
+def _widen_transparency(image: Image.Image) -> None:
+    """Bring a PNG's transparent colour to the 8 bits of its pixels, which Pillow compares with the file's own bits."""
+    clear, bits = image.info.get("transparency"), image.tile[0][3] if getattr(image, "tile", None) else None
+    if isinstance(clear, int) and bits in ("L;2", "L;4"):
+        image.info["transparency"] = clear * 255 // (3 if bits == "L;2" else 15)
+    elif isinstance(clear, tuple) and bits == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+
+
+def _deep(image: Image.Image, name: str) -> np.ndarray | None:
+    """Return the grey (H, W), or with alpha (H, W, 4), of a picture with more than 8 bits; None of any other."""
     if min(image.size) == 0:
         raise InputError(f"{name}: the image is {image.width} x {image.height} px; expected at least 1 x 1")
     if image.mode == "F":
-        return load_image(np.asarray(image), name)
-    if image.mode.startswith("I"):  # 16-bit grey is "I;16", or from some formats the 32-bit "I"
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise InputError(f"{name}: values from {pixels.min()} to {pixels.max()}; expected 0 to 65535")
-        return load_image(pixels.astype(np.uint16), name)
+        return np.asarray(image)
+    if not image.mode.startswith("I"):  # 16-bit grey is "I;16", or from some formats the 32-bit "I"
+        return None
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise InputError(f"{name}: values from {pixels.min()} to {pixels.max()}; expected 0 to 65535")
+    pixels, clear = pixels.astype(np.uint16), image.info.get("transparency")
+    if isinstance(clear, int):  # Pillow would cut all values at 255
+        pixels = np.dstack([pixels] * 3 + [np.where(pixels == clear, 0, 65535).astype(np.uint16)])
+    return pixels
+
+
+def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
+    if (deep := _deep(image, name)) is not None:
+        return load_image(deep, name, background)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         image = _with_alpha(image)

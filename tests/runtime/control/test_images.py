@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime.control.images import fit, load_image, load_tensor, to_tensor
+from runtime.control.images import fit, load_image, load_layers, load_tensor, to_tensor
 from runtime.errors import InputError
 from tests.support.tolerances import assert_close
 
@@ -289,3 +289,48 @@ def test_a_large_picture_takes_bytes_and_not_floats(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 25 * 4000 * 5000
+
+
+def transparent_png(kind: int, bits: int, row: bytes, width: int, clear: bytes) -> io.BytesIO:
+    """A PNG of one row, of colour type `kind`, of which the colour `clear` is transparent."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
+    chunks = {b"IHDR": header, b"tRNS": clear, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks.items()))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_found_at_every_depth(bits):
+    """Optimizers write such: of few greys, or of 16 bits, Pillow itself finds none or cuts the values at 255."""
+    last = 2**bits - 1
+    for clear in {0, last, last // 3}:
+        row = [0, last, last // 3, last, 0, 0, last, last // 3]
+        text = "".join(format(value, f"0{bits}b") for value in row)
+        data = int(text, 2).to_bytes(len(text) // 8, "big")
+        colour, alpha = load_layers(Image.open(transparent_png(0, bits, data, 8, struct.pack(">H", clear))))
+        largest = 255 if colour.dtype == torch.uint8 else 1
+        expected = [value / last for value in row]
+        np.testing.assert_allclose((colour[0, 0, 0].double() / largest).numpy(), expected, atol=1e-6)
+        assert (alpha[0, 0, 0] / largest).tolist() == [float(value != clear) for value in row]
+
+
+def test_a_transparent_colour_of_16_bits_is_found():
+    clear, other = struct.pack(">HHH", 0x1234, 65535, 7), struct.pack(">HHH", 65535, 65535, 0)
+    _, alpha = load_layers(Image.open(transparent_png(2, 16, clear + other, 2, clear)))
+    assert alpha.flatten().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_data_do_not_cost_the_picture(image_format):
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, image_format, exif=b"Exif\0\0no TIFF header")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert load_image(Image.open(file), "condition").size == (8, 6)
+    said = [str(warning.message) for warning in caught]
+    assert image_format == "JPEG" or any(
+        "its EXIF data are damaged, taken as upright" in text for text in said
+    )

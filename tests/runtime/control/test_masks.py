@@ -240,3 +240,15 @@ def test_feathered_masks_are_exact():
     squares = (y[..., None] - y[~inside]) ** 2 + (x[..., None] - x[~inside]) ** 2
     distance = squares.min(-1).values.double().sqrt()  # of whole numbers
     assert torch.equal(feather(mask, 16.0), mask * ((distance - 0.5) / 16).clamp(0, 1).to(mask))
+
+
+@pytest.mark.parametrize(("mode", "label"), [("I;16", 1), ("I;16", 100), ("I", 1), ("F", 0.001)])
+def test_labels_in_more_than_8_bits_are_not_rounded_away(tmp_path, mode, label):
+    """Segmentations are published as 16-bit PNG of small numbers."""
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    values = np.zeros((8, 8), kind)
+    values[2:5, 2:5] = label
+    image = Image.fromarray(values)
+    image.save(tmp_path / "labels.tif")
+    for source in (image, tmp_path / "labels.tif"):
+        assert torch.equal(read_mask(source)[0, 0], torch.from_numpy(values > 0).float())
