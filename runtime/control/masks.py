@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ RESIZES = ("area", "nearest")  # how a mask comes to the size of a level
 FAINT = 0.25  # a mask whose brightest value is below is likely one of labels, 0 and 1 of 255
 BLACK = 16 / 255  # what a compressed picture makes of black, or of one colour
 MOST_COLOURS = 256  # of what was painted, or of a palette: more are a photograph's
+HALFTONES = 0.5  # a share of greys between black and white that photographs have, and masks have not
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -72,13 +72,26 @@ def _strength(colour: Strips, name: str) -> Tensor:
 def _of_layer(colour: Strips, alpha: Strips, name: str) -> Tensor:
     """Return (1, 1, H, W) of a picture with transparency, three colours and an alpha."""
 
-    def visible() -> Iterator[Tensor]:
-        return (c.movedim(1, -1)[a[:, 0] > 0] for c, a in zip(colour(), alpha(), strict=True))
+    most = max(a.max() for a in alpha())
 
-    if _is_one_colour(visible()):
+    def visible() -> Iterator[Tensor]:
+        """Yield what is half as opaque as anything is: below, colours are what rounding left of them."""
+        return (c.movedim(1, -1)[(a[:, 0] > 0) & (a[:, 0] >= most / 2)] for c, a in layers())
+
+    def layers() -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(colour(), alpha(), strict=True)
+
+    first = next((p[0] for p in visible() if len(p)), None)
+    if first is None or all(_is_near(c, first, a / most) for c, a in layers()):
         return _joined(alpha())
     if not _is_grey(visible()) and _colours(visible()) > MOST_COLOURS:
         return _joined(1 - a for a in alpha())
+    if _is_grey(visible()) and _middling(visible()) > HALFTONES:
+        warnings.warn(
+            f"{name}: a grey picture with transparency, taken by its brightness; expected black and white, or one "
+            "colour on a transparent layer",
+            stacklevel=3,
+        )
     return _strength(lambda: (c * a for c, a in zip(colour(), alpha(), strict=True)), name)
 
 
@@ -91,10 +104,18 @@ def _joined(rows: Iterator[Tensor]) -> Tensor:
     return torch.cat(list(rows), dim=2)
 
 
-def _is_one_colour(pixels: Iterator[Tensor]) -> bool:
-    found = (p for p in pixels if len(p))
-    first = next(found, None)
-    return first is None or all(bool((p - first[0]).abs().max() <= BLACK) for p in chain([first], found))
+def _is_near(colour: Tensor, other: Tensor, opacity: Tensor) -> bool:
+    """Return whether colours (1, 3, H, W) are another (3,), each as far as it is seen.
+
+    Programs that keep colours multiplied by their alpha, browsers among them, leave little of a faint pixel's.
+    """
+    return bool(((colour - other[:, None, None]).abs() * opacity).max() <= BLACK)
+
+
+def _middling(pixels: Iterator[Tensor]) -> float:
+    """Return the share of grey pixels that are neither black nor white."""
+    found = [(len(p), int(((p[:, 0] > BLACK) & (p[:, 0] < 1 - BLACK)).sum())) for p in pixels]
+    return sum(between for _, between in found) / max(sum(count for count, _ in found), 1)
 
 
 def _is_grey(pixels: Iterator[Tensor]) -> bool:

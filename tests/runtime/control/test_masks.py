@@ -252,3 +252,32 @@ def test_labels_in_more_than_8_bits_are_not_rounded_away(tmp_path, mode, label):
     image.save(tmp_path / "labels.tif")
     for source in (image, tmp_path / "labels.tif"):
         assert torch.equal(read_mask(source)[0, 0], torch.from_numpy(values > 0).float())
+
+
+def soft_brush(colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A soft dab on a transparent layer that was kept multiplied by its alpha, as a browser's canvas is."""
+    y, x = np.mgrid[:64, :64]
+    alpha = np.round(np.clip(1.4 - np.hypot(y - 32, x - 32) / 24, 0, 1) * 255)
+    kept = np.round(np.array(colour) * alpha[..., None] / 255)
+    shown = np.round(kept * 255 / np.maximum(alpha[..., None], 1)).clip(0, 255)
+    return np.dstack([shown, alpha]).astype(np.uint8), alpha / 255
+
+
+@pytest.mark.parametrize("colour", [(200, 30, 30), (128, 128, 128), (30, 30, 30), (0, 0, 0), (255, 255, 255)])
+def test_a_soft_brush_is_one_colour_where_rounding_changed_the_faint_edge(colour):
+    layer, alpha = soft_brush(colour)
+    np.testing.assert_allclose(read_mask(Image.fromarray(layer))[0, 0].numpy(), alpha, atol=1e-6)
+
+
+def test_two_colours_on_a_layer_are_two():
+    layer = np.zeros((8, 8, 4), np.uint8)
+    layer[:4], layer[4:, 4:] = (255, 255, 255, 255), (0, 0, 0, 255)
+    assert read_mask(Image.fromarray(layer))[0, 0].numpy().tolist() == [[float(i < 4)] * 8 for i in range(8)]
+
+
+def test_a_grey_photograph_with_an_erased_part_is_warned_of():
+    grey = np.random.default_rng(0).integers(20, 235, (64, 64), np.uint8)
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[20:40, 20:40] = 0
+    with pytest.warns(UserWarning, match="mask: a grey picture with transparency, taken by its brightness"):
+        read_mask(Image.fromarray(np.dstack([grey, grey, grey, alpha])))
