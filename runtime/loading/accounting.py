@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Collection
 from pathlib import Path
 
-from diffusers import StableDiffusionXLPipeline
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from runtime.errors import InputError
 from runtime.loading.lora_names import original_names
-from runtime.loading.scaled import FORMAT, LEFT, MARKER, SCALES, TEXT, UNET
+from runtime.loading.scaled import FORMAT, LEFT, MARKER, SCALES, TEXT, UNET, check_plain
 
 TEXT_2, VAE = "conditioner.embedders.1.model.", "first_stage_model."
 KINDS = (".weight", ".bias", *SCALES, *LEFT, FORMAT)
@@ -24,6 +26,9 @@ UNUSED = re.compile(
 UNUSED_OF_TEXT = re.compile(
     r"(text_model\.embeddings\.position_ids|logit_scale|attn_mask|text_projection(\.weight)?)$"
 )
+VAES = (VAE, "vae.")
+# Of a VAE: what trained it, averages, and diffusers' older names of its attention, which diffusers itself renames.
+UNUSED_OF_VAE = re.compile(r"(loss\.|model_ema\.|.*attentions\.0\.(query|key|value|proj_attn)\.)")
 OPEN_CLIP = re.compile(
     r"(positional_embedding|token_embedding|ln_final"
     r"|transformer\.resblocks\.(\d+)\.(ln_1|ln_2|mlp\.c_fc|mlp\.c_proj|attn\.out_proj|attn\.in_proj))(_weight|_bias)?$"
@@ -66,6 +71,26 @@ def check_names(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[s
         warnings.warn(
             f"{path}: {len(strange)} tensors of no part of SDXL are not read, first {strange[0]}",
             stacklevel=2,
+        )
+
+
+def check_vae_names(path: Path, vae: AutoencoderKL, names: Collection[str]) -> None:
+    """Warn, in one line, of a VAE's tensors that no layer has taken. Raises InputError where there are scales."""
+    prefix = next((prefix for prefix in VAES if any(name.startswith(prefix) for name in names)), "")
+    own = [
+        name
+        for name in names
+        if name.startswith(prefix) and not UNUSED_OF_VAE.match(name.removeprefix(prefix))
+    ]
+    check_plain(path, own)
+    layers = vae.state_dict().keys()
+    numbers = {name: torch.tensor(i) for i, name in enumerate(own)}  # that come out under diffusers' names
+    made = convert_ldm_vae_checkpoint(dict(numbers), vae.config)
+    taken = {own[value] for name, value in made.items() if name in layers}
+    left = [name for name in own if name not in taken and name.removeprefix(prefix) not in layers]
+    if left:
+        warnings.warn(
+            f"{path}: {len(left)} tensors of no part of the VAE are not read, first {left[0]}", stacklevel=3
         )
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.errors import InputError, first_line
-from runtime.loading.weights import LOAD_ERRORS, find_weights
+from runtime.loading.scaled import READ, check_plain
+from runtime.loading.weights import LOAD_ERRORS, find_weights, tensor_shapes, weight_files
 from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
 
@@ -58,8 +59,12 @@ def load_component(
 
     Weights that the model has no place for are left out with a warning, or refused where it is strict.
     """
-    read_json(folder / "config.json")
+    if quantised := read_json(folder / "config.json").get("quantization_config"):
+        method = quantised.get("quant_method", "8 bits") if isinstance(quantised, Mapping) else quantised
+        raise InputError(f"{folder}: its weights are quantised ({method}), which is not read; {READ}")
     files = find_weights(folder, dtype, allow_pickle)
+    for file in weight_files(folder, dtype, allow_pickle):
+        check_plain(file, tensor_shapes(file, allow_pickle))
     try:
         model, info = model_class.from_pretrained(
             folder,

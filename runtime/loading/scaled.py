@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError, first_line
 from runtime.loading.lora_names import original_names
+from runtime.loading.weights import integer_weights
 
 SCALES = (".scale_weight", ".weight_scale")
 # Of activations, which are not in float8 here; what the weights are, which the file itself says.
@@ -28,6 +29,7 @@ QUANTISED = {  # a part of a tensor's name -> the kind of file
     ".wscales": "a nunchaku (SVDQuant) model",
     ".weight_scale_2": "an NVFP4 model",
 }
+READ = "expected fp32, fp16 or bf16, or scaled fp8 in a single file"
 UNET, TEXT = "model.diffusion_model.", "conditioner.embedders.0.transformer."
 
 
@@ -35,9 +37,18 @@ def check_quantised(path: Path, names: Collection[str]) -> None:
     """Raise InputError, saying what it is, for a file whose weights are numbers that are not read here."""
     for part, kind in QUANTISED.items():
         if found := next((name for name in names if part in name), None):
-            raise InputError(
-                f"{path}: {kind} ({found}), which is not read; expected fp32, fp16, bf16 or scaled fp8"
-            )
+            raise InputError(f"{path}: {kind} ({found}), which is not read; {READ}")
+    for name in integer_weights(path):
+        layer = name.removesuffix(".weight")
+        if name in names and not any(layer + scale in names for scale in SCALES):
+            raise InputError(f"{path}: {name} is in whole numbers without a scale; {READ}")
+
+
+def check_plain(path: Path, names: Collection[str]) -> None:
+    """Raise InputError for a file whose weights mean something only with a scale: `apply_scales` does not know it."""
+    check_quantised(path, names)
+    if found := next((name for name in names if name.endswith((*SCALES, *LEFT, FORMAT))), None):
+        raise InputError(f"{path}: weights with scales ({found}), which are not read here; {READ}")
 
 
 def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[str]) -> None:
@@ -61,6 +72,10 @@ def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[
             layer = layers.get(place, texts.get(place.removeprefix(TEXT).removeprefix("text_model.")))
             if getattr(layer, "weight", None) is None:
                 raise InputError(f"{path}: {name}: the scale of a layer that is not known here")
+            if len([place + kind for kind in SCALES if place + kind in names]) > 1:
+                raise InputError(
+                    f"{path}: {name}: the layer has two scales; expected one of {', '.join(SCALES)}"
+                )
             _multiply(path, name, layer.weight, file.get_tensor(name))
 
 

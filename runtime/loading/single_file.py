@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from runtime.errors import InputError, first_line
-from runtime.loading.accounting import check_names
+from runtime.loading.accounting import check_names, check_vae_names
 from runtime.loading.folder import EXPECTED, TOKENIZERS, check_channels, has_vocabulary
 from runtime.loading.hub import fetch_files
 from runtime.loading.scaled import apply_scales, check_quantised
@@ -41,7 +41,9 @@ UNET, TEXT_1, TEXT_2, VAE = (
 )
 PROJECTION = "conditioner.embedders.1.model.text_projection"
 # modelspec's names in a file's header -> diffusers'
-PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon"} | dict.fromkeys(
+    ("v", "v_prediction", "v_pred", "vpred"), "v_prediction"
+)
 # A part of a tensor's name -> the kind of file it is in. First SDXL's layout with another noise schedule,
 VARIANTS = {"edm_mean": "a Playground v2.5 model", "edm_vpred.": "a CosXL model"}
 # then other files; the first that fits counts.
@@ -113,11 +115,12 @@ def declared_schedule(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     if (declared := metadata.get("modelspec.prediction_type")) is not None:
-        if declared.lower() not in PREDICTIONS:
+        spelled = declared.strip().lower().replace("-", "_")
+        if spelled not in PREDICTIONS:
             raise InputError(
                 f"{path}: its header says prediction_type {declared!r}; expected {', '.join(PREDICTIONS)}"
             )
-        options["prediction_type"] = PREDICTIONS[declared.lower()]
+        options["prediction_type"] = PREDICTIONS[spelled]
     if "v_pred" in shapes:
         options["prediction_type"] = "v_prediction"
     if "ztsnr" in shapes:  # the noise schedule ends at zero SNR
@@ -147,7 +150,7 @@ def place_projection(path: Path, encoder: nn.Module, shapes: Mapping[str, tuple[
 
 def load_vae_file(path: Path, config: Path, allow_pickle: bool = False) -> AutoencoderKL:
     """Load a VAE in float32 from a file in diffusers' or the original layout, or out of a whole single file."""
-    tensor_shapes(path, allow_pickle)
+    names = tensor_shapes(path, allow_pickle)
     try:
         with with_suffix(path) as named:
             vae = AutoencoderKL.from_single_file(
@@ -156,6 +159,7 @@ def load_vae_file(path: Path, config: Path, allow_pickle: bool = False) -> Autoe
     except (SingleFileComponentError, *LOAD_ERRORS) as error:
         raise InputError(f"{path}: not a VAE of this model: {_reason(error)}") from error
     check_loaded(path, vae)
+    check_vae_names(path, vae, names)
     return vae
 
 

@@ -80,6 +80,18 @@ def content(path: Path) -> str:
     return f"not a weight file ({path.suffix or 'no suffix'})" if size else "an empty file"
 
 
+def integer_weights(path: Path) -> list[str]:
+    """Return the names of the weights that are whole numbers, of a file that `tensor_shapes` has read."""
+    if content(path) != "safetensors":
+        tensors = load_pickle(path, "meta")
+        whole = [name for name, value in tensors.items() if not value.is_floating_point()]
+    else:
+        with safe_open(path, "pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        whole = [name for name, kind in kinds.items() if not kind.startswith(("F", "BF"))]
+    return [name for name in whole if name.endswith(".weight")]
+
+
 def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Read a file of plain tensors by name, nothing else in it being run. Raises InputError where it holds none."""
     try:
@@ -146,8 +158,10 @@ def _find(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[list[Pa
                 for file in files:
                     tensor_shapes(file, allow_pickle)
                 return files, name, variant
+    others = sorted(path.name for path in folder.glob("*.safetensors*"))
+    found = f", found {others[0]}" if others else ""
     raise InputError(
-        f"{folder}: weight file missing, expected diffusion_pytorch_model.safetensors or model.safetensors"
+        f"{folder}: weight file missing{found}, expected diffusion_pytorch_model.safetensors or model.safetensors"
     )
 
 
@@ -164,7 +178,7 @@ def _files(folder: Path, name: str, variant: str | None) -> list[Path]:
     if not index.exists():
         return []
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if not isinstance(shards, dict) or not shards or not all(isinstance(x, str) for x in shards.values()):
         raise InputError(f"{index}: expected a weight_map that names the weight files")
     return [folder / shard for shard in sorted(set(shards.values()))]
 

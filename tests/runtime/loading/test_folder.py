@@ -129,3 +129,52 @@ def test_a_weight_too_many_is_warned_of(tmp_path):
     edit_tensors(model / UNET, lambda tensors: tensors.update(stray=torch.zeros(2)))
     with pytest.warns(UserWarning, match="1 weights unknown .* first stray"):
         assert_same(load(model))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scale_weight", "weights with scales"),
+        ("weight_scale", "weights with scales"),
+        ("comfy_quant", "weights with scales"),
+        ("weight.absmax", "a bitsandbytes model"),
+    ],
+)
+def test_a_scale_is_not_left_out(tmp_path, part, name, message):
+    file = copy_folder(tmp_path) / {"unet": UNET, "text_encoder": TEXT}[part]
+
+    def add(tensors):
+        first = next(key for key in tensors if key.endswith(".weight"))
+        tensors[f"{first.removesuffix('.weight')}.{name}"] = torch.ones(1)
+
+    edit_tensors(file, add)
+    with pytest.raises(InputError, match=rf"{part}/\S*: {message} \(.*expected fp32, fp16 or bf16"):
+        load(tmp_path / "model")
+
+
+def test_whole_numbers_are_refused(tmp_path):
+    folder = copy_folder(tmp_path)
+    edit_tensors(folder / UNET, lambda t: t.update({"conv_in.weight": t["conv_in.weight"].to(torch.int8)}))
+    with pytest.raises(InputError, match=r"conv_in\.weight is in whole numbers without a scale"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "torchao"}, "torchao"),
+        ({"quant_method": "quanto"}, "quanto"),
+        ({"load_in_8bit": True}, "8 bits"),
+        (5, "5"),
+    ],
+)
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_a_quantised_part_is_named(tmp_path, part, config, method):
+    folder = copy_folder(tmp_path)
+    edit_json(folder / part / "config.json", quantization_config=config)
+    with pytest.raises(
+        InputError, match=rf"{part}: its weights are quantised \({method}\), which is not read"
+    ):
+        load(folder)

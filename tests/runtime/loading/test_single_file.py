@@ -1,6 +1,7 @@
 """runtime.loading.single_file: the original SDXL layout loads to the bit, and the configs shipped for it are SDXL's."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -70,7 +71,13 @@ def with_header(folder, **metadata):
     return path
 
 
-@pytest.mark.parametrize(("declared", "expected"), [("v", "v_prediction"), ("epsilon", "epsilon")])
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("epsilon", "epsilon"),
+        *((v, "v_prediction") for v in ("v", "v-prediction", "V_Prediction", "v_pred", "vpred")),
+    ],
+)
 def test_the_header_says_what_is_predicted(tmp_path, declared, expected):
     path = with_header(tmp_path, **{"modelspec.prediction_type": declared})
     assert load(path).scheduler.config.prediction_type == expected
@@ -421,3 +428,51 @@ def test_a_square_text_projections_name_tells_its_orientation(tmp_path, spelling
     place_projection(tmp_path / "m.safetensors", encoder, {spelling: (16, 16)})
     expected = value if spelling.endswith(".weight") else value.T
     assert torch.equal(encoder.text_projection.weight, expected)
+
+
+SCALE_OF_A_VAE = "decoder.conv_in.scale_weight"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_vaes_scale_is_refused(tmp_path, whole):
+    name = ("first_stage_model." if whole else "") + SCALE_OF_A_VAE
+    tensors = load_file(saved_model.single_file()) if whole else vae_tensors(saved_model.pipeline().vae)
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    save_file(tensors | {name: torch.full((1,), 3.0)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=rf"x\.safetensors: weights with scales \({name}\)"):
+        load_vae_file(tmp_path / "x.safetensors", saved_model.folder() / "vae")
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("name", ["decoder.more.weight", "decoder.up.0.block.9.conv1.weight"])
+def test_a_vaes_tensor_that_no_layer_takes_is_warned_of(tmp_path, prefix, name):
+    tensors = load_file(saved_model.single_file()) if prefix else vae_tensors(saved_model.pipeline().vae)
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    save_file(tensors | {prefix + "loss.logvar": torch.ones(1)}, tmp_path / "x.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load_vae_file(tmp_path / "x.safetensors", saved_model.folder() / "vae")
+    save_file(tensors | {prefix + name: torch.ones(4)}, tmp_path / "x.safetensors")
+    with pytest.warns(
+        UserWarning, match=f"1 tensors of no part of the VAE are not read, first {prefix}{name}"
+    ):
+        load_vae_file(tmp_path / "x.safetensors", saved_model.folder() / "vae")
+
+
+def test_whole_numbers_without_a_scale_are_refused(tmp_path):
+    def to_int8(tensors):
+        tensors.update({k: v.to(torch.int8) for k, v in tensors.items() if k.endswith("attn1.to_q.weight")})
+
+    path = edit_tensors(saved_model.single_file(), to_int8, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"attn1\.to_q\.weight is in whole numbers without a scale"):
+        load(path)
+    torch.save(load_file(path), tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match=r"attn1\.to_q\.weight is in whole numbers without a scale"):
+        load(tmp_path / "model.ckpt", allow_pickle=True)
+
+
+def test_two_scales_of_a_layer_are_refused(tmp_path):
+    both = {f"model.diffusion_model.out.2.{name}": torch.ones(1) for name in ("scale_weight", "weight_scale")}
+    path = edit_tensors(saved_model.single_file(), lambda t: t.update(both), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"out\.2\.\w+: the layer has two scales"):
+        load(path)

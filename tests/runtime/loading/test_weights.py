@@ -153,3 +153,19 @@ def test_a_state_dict_within_itself_ends(tmp_path):
     nested["state_dict"] = nested
     torch.save(nested, tmp_path / "x.bin")
     assert tensor_shapes(tmp_path / "x.bin", allow_pickle=True) == {"a": (2,)}
+
+
+@pytest.mark.parametrize("shard", [5, None, [1], {"a": 1}])
+def test_an_index_of_anything_but_names_is_refused(tmp_path, shard):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001.safetensors", "b": shard}}))
+    with pytest.raises(InputError, match=r"index\.json: expected a weight_map that names the weight files"):
+        find_weights(tmp_path, torch.float32)
+
+
+def test_a_variant_that_is_not_read_is_named(tmp_path):
+    save_file(TENSORS, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
+    with pytest.raises(
+        InputError, match=r"weight file missing, found diffusion_pytorch_model\.non_ema\.safe"
+    ):
+        find_weights(tmp_path, torch.float32)
