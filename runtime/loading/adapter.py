@@ -5,7 +5,7 @@ from the image. What they do to the UNet is `runtime.control.features`'s.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,21 @@ from runtime.machine.files import expand, read_json
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
 STRIDE = STRIDES[0]  # of its pixel unshuffle
+MARKERS = (
+    "body.0.resnets.0.block1.weight",
+    "body.0.block1.weight",
+)  # in diffusers' layout, and the original one
+NONE = "no T2I-Adapter's tensors"
+# A part of a tensor's name -> the kind of file it is in; the first that fits counts.
+OTHER_KINDS = {
+    "lllite_": "a ControlNet-LLLite",
+    "ip_adapter.": "an IP-Adapter",
+    "image_proj.": "an IP-Adapter",
+    "lora_": "a LoRA (pass it as one of loras)",
+    "model.diffusion_model.": "a whole model",
+    "down_blocks.": "one part of a model in diffusers' layout",
+    "decoder.": "a VAE",
+}
 
 
 def embedded_adapters() -> dict[str, Path]:
@@ -53,7 +68,8 @@ def load_adapter(
         declared = _read_config(path, label)
         path = _weights_in(path)
     given = tensor_shapes(path, allow_pickle)
-    names = _diffusers_names({name: name for name in given})
+    names = _diffusers_names(without_prefix(given, MARKERS))
+    _check_kind(given, names, label)
     shapes = {new: given[old] for new, old in names.items()}
     config = _config_of(shapes, label)
     for key in config.keys() & declared.keys():
@@ -138,6 +154,28 @@ def fill(
     model.load_state_dict(weights, assign=True)
 
 
+def without_prefix(names: Collection[str], markers: Iterable[str]) -> dict[str, str]:
+    """Return a file's names by what they are without the one prefix of all, such as "module." of a wrapped model.
+
+    markers: tensors of the model, by which it is known.
+    """
+    for name in names:
+        for marker in markers:
+            prefix = name.removesuffix(marker)
+            if f".{name}".endswith(f".{marker}") and all(other.startswith(prefix) for other in names):
+                return {other.removeprefix(prefix): other for other in names}
+    return {name: name for name in names}
+
+
+def _check_kind(given: Collection[str], names: Collection[str], label: str) -> None:
+    """Raise InputError, saying what the file is, unless it has a tensor of a T2I-Adapter."""
+    if any(name.startswith("adapter.body.") for name in names):
+        return
+    first = next(iter(given), "none")
+    kinds = (kind for part, kind in OTHER_KINDS.items() if any(part in name for name in given))
+    raise InputError(f"{label}: {next(kinds, NONE)}, first {first}; expected {TYPE}")
+
+
 def _diffusers_names(tensors: Mapping[str, str]) -> dict[str, str]:
     """Return the tensors under diffusers' names; those of the original files number all residual blocks in one row."""
     flat = {int(m[1]) for key in tensors if (m := re.match(r"body\.(\d+)\.block1\.weight", key))}
@@ -161,9 +199,7 @@ def _config_of(shapes: Mapping[str, tuple[int, ...]], label: str) -> dict:
     channels = [(shapes.get(first.format(level)) or (0,))[0] for level in range(COUNT)]
     unshuffled = (*shapes.get("adapter.conv_in.weight", ()), 0, 0)[1]
     if not unshuffled or not all(channels):
-        raise InputError(
-            f"{label}: no T2I-Adapter's tensors, first {next(iter(shapes), 'none')}; expected {TYPE}"
-        )
+        raise InputError(f"{label}: {NONE}, first {next(iter(shapes), 'none')}; expected {TYPE}")
     if unshuffled % STRIDE**2:
         raise InputError(f"{label}: its type is full_adapter (for Stable Diffusion 1), expected {TYPE}")
     blocks = sum(f"adapter.body.0.resnets.{i}.block1.weight" in shapes for i in range(len(shapes)))

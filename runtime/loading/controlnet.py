@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from runtime.errors import InputError, first_line
-from runtime.loading.adapter import fill, find_adapter
+from runtime.loading.adapter import fill, find_adapter, without_prefix
 from runtime.loading.folder import load_component
 from runtime.loading.quiet import quiet
 from runtime.loading.weights import LOAD_ERRORS, check_finite_weights, tensor_shapes, weight_files
@@ -180,16 +180,15 @@ def _diffusers_names(names: Iterable[str], label: str) -> dict[str, str]:
     if not any(name.endswith(MARKERS) for name in names):
         kind = "a T2I-Adapter" if any("body.0." in name for name in names) else "no ControlNet"
         raise InputError(f"{label}: {kind}, its first tensor is {next(iter(names), 'none')}; {EXPECTED}")
-    if any(name.startswith(MARKERS[0]) for name in names):
-        return {name: name for name in names}
+    given = without_prefix(names, MARKERS)
+    if MARKERS[0] in given:
+        return given
     if any("lora_controlnet" in name or name.endswith(".down") for name in names):
         raise InputError(f"{label}: a Control-LoRA, which is not read; {EXPECTED}")
     halved = [int(m[1]) for name in names if (m := re.search(r"input_blocks\.(\d+)\.0\.op\.weight$", name))]
     if not halved:
         raise InputError(f"{label}: no input_blocks.N.0.op.weight in it; {EXPECTED} in the original layout")
-    found = convert_controlnet_checkpoint(
-        {name: name for name in names}, {"layers_per_block": min(halved) - 1}
-    )
+    found = convert_controlnet_checkpoint(dict(given), {"layers_per_block": min(halved) - 1})
     for name in names:
         if match := re.search(r"(label_emb\.0\.[02])\.(weight|bias)$", name):
             found[f"{ADD_EMBEDDING[match[1]]}.{match[2]}"] = name

@@ -191,7 +191,7 @@ def test_broken_file_is_named(tmp_path):
     for length in (0, 5, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
         fails("not a whole .safetensors file")
-    fails("no T2I-Adapter's tensors, first adapter.unet.weight", {"unet.weight": torch.zeros(1)})
+    fails("no T2I-Adapter's tensors, first unet.weight", {"unet.weight": torch.zeros(1)})
     fails(
         "not a whole full_adapter_xl.*adapter.body.3.resnets.1.block2.bias",
         without(state, "3.resnets.1.block2.bias"),
@@ -216,3 +216,29 @@ def test_missing_source_says_where_it_looked(tmp_path):
 
 
 # the control
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.adapter.", "adapter."])
+def test_a_wrapped_models_prefix_is_left_out(tmp_path, layout, prefix):
+    expected = make_adapter()
+    tensors = expected.state_dict()
+    tensors = original_names(tensors, 2) if layout == "original" else tensors
+    save_file({prefix + key: value for key, value in tensors.items()}, tmp_path / "x.safetensors")
+    assert_same_features(load(tmp_path / "x.safetensors"), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight", "a ControlNet-LLLite"),
+        ("image_proj.proj.weight", "an IP-Adapter"),
+        ("lora_unet_mid_block.lora_up.weight", "a LoRA (pass it as one of loras)"),
+        ("model.diffusion_model.out.2.weight", "a whole model"),
+        ("decoder.conv_in.weight", "a VAE"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path, name, kind):
+    save_file({name: torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=re.escape(f"{kind}, first {name}; expected full_adapter_xl")):
+        load(tmp_path / "x.safetensors")

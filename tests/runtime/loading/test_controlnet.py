@@ -339,3 +339,11 @@ def test_sdxl_at_full_size_in_shapes():
         found = net(torch.empty(2, 4, 128, 128), [t[0] for t in time], text, condition)
     wide = [(320, 128)] * 3 + [(320, 64)] + [(640, 64)] * 2 + [(640, 32)] + [(1280, 32)] * 3
     assert [tuple(r.shape) for r in found] == [(2, c, side, side) for c, side in wide]
+
+
+@pytest.mark.parametrize("layout", ["weights", "original"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "controlnet."])
+def test_a_wrapped_models_prefix_is_left_out(layout, prefix, request):
+    path = request.getfixturevalue(layout)
+    save_file({prefix + key: value for key, value in load_file(path).items()}, path)
+    assert_same(load(path), sdxl_like())
