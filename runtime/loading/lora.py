@@ -87,7 +87,10 @@ def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
     base = (lora.configs.get("", {}).get("auto_mapping") or {}).get("base_model_class")
     layers, found = Layers(parts, base), {}
     for name, matrices in _read(lora.path).items():
-        place = layers.find(name)
+        try:
+            place = layers.find(name)
+        except InputError as error:
+            raise InputError(f"{lora.path}: {error}") from error
         if place is None:
             raise InputError(f"{lora.path}: a LoRA that does not fit this model: it has no layer {name}")
         if place in found:

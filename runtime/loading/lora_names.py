@@ -90,7 +90,10 @@ class Layers:
             self.kohya["unet", original.replace(".", "_")] = path
 
     def find(self, name: str) -> tuple[str, str] | None:
-        """Return a layer's part and its path in it; None where the model has no such layer."""
+        """Return a layer's part and its path in it; None where the model has no such layer.
+
+        Raises InputError where both text encoders have it, and nothing says which is meant.
+        """
         for prefix, part in (KOHYA | COMFY).items():
             if name.startswith(prefix):
                 own = name.removeprefix(prefix).replace(".", "_").removeprefix("text_model_")
@@ -109,6 +112,11 @@ class Layers:
         if len(found) > 1:  # both text encoders have it
             named = {"CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2"}
             found = [pair for pair in found if pair[0] == named.get(self.base_class)]
+            if not found:
+                raise InputError(
+                    f"{short}: both text encoders have this layer; expected names that begin with text_encoder. or "
+                    f"text_encoder_2., or a base_model_class in the configuration's auto_mapping: {' or '.join(named)}"
+                )
         return found[0] if found else None
 
 

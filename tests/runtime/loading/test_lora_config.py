@@ -155,3 +155,24 @@ def test_a_loras_bias_has_the_scale_of_its_layer(fused, tmp_path, more, expected
     save_file(tensors | alpha, source / "adapter_model.safetensors")  # the file's own counts
     fuse_lora(fused.pipe, find_lora(source))
     torch.testing.assert_close(bias.data, before + expected + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "base"),
+    [
+        ("text_encoder", "CLIPTextModel"),
+        ("text_encoder_2", "CLIPTextModelWithProjection"),
+        ("text_encoder", None),
+    ],
+)
+def test_a_layer_of_both_text_encoders_is_told_by_the_class(tmp_path, part, base):
+    fused = Fused(tmp_path, part, TEXT)
+    mapping = {"auto_mapping": {"base_model_class": base}} if base else {"auto_mapping": None}
+    source = fused.by_peft(f"base_model.model.text_model.{TEXT}", r=RANK, lora_alpha=2, **mapping)
+    if base:
+        assert fused.factor(source) == pytest.approx(1)
+        return
+    with pytest.raises(
+        InputError, match=rf"adapter_model\.safetensors: {TEXT}: both text encoders have this layer"
+    ):
+        fused.factor(source)
