@@ -32,6 +32,9 @@ REFUSED = (
     "alora_invocation_tokens",
     "kasa_config",
 )
+PLAIN = re.compile(r"[\w.]+")
+# Of regular expressions that backtrack without end: a repeated group, and repetitions of more than digits
+ENDLESS, REPEATS, MOST_REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?:\.|\\[^d]|\])[*+{]"), 3
 # PEFT's ways to begin a LoRA that take it out of the model's own weights: it is a difference to those that are left.
 TAKEN_OUT = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
@@ -108,6 +111,11 @@ def _check_config(config: Mapping, path: Path) -> None:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: its configuration's alpha_pattern {pattern!r}: {error}") from error
+        if ENDLESS.search(pattern) or len(REPEATS.findall(pattern)) > MOST_REPEATS:
+            raise InputError(
+                f"{path}: its configuration's alpha_pattern {pattern!r} may take forever; expected no repeated group, "
+                f"and at most {MOST_REPEATS} repetitions"
+            )
 
 
 def scale_of(config: Mapping, part: str, path: str, matrices: Mapping[str, Tensor]) -> float | None:
@@ -130,6 +138,13 @@ def _alpha(config: Mapping, part: str, path: str) -> float:
     short = path.removeprefix("text_model.")
     names = [prefix + name for prefix in (f"{part}.", "") for name in (f"text_model.{short}", short)]
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        if any(_fits(pattern, name) for name in names):
             return alpha
     return config.get("lora_alpha", PEFT_ALPHA)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Return whether a pattern is the end of a layer's name, from a dot on: most are plain names, a thousand a file."""
+    if PLAIN.fullmatch(pattern):
+        return f".{name}".endswith(f".{pattern}")
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None

@@ -176,3 +176,22 @@ def test_a_layer_of_both_text_encoders_is_told_by_the_class(tmp_path, part, base
         InputError, match=rf"adapter_model\.safetensors: {TEXT}: both text encoders have this layer"
     ):
         fused.factor(source)
+
+
+@pytest.mark.parametrize("pattern", [r"(\w+\.?)+!", r".*.*.*.*.*!", r"[a-z_]+[a-z_]+[a-z_]+\w+!"])
+def test_a_pattern_that_may_take_forever_is_refused(fused, pattern):
+    with pytest.raises(InputError, match="may take forever; expected no repeated group"):
+        find_lora(fused.by_peft(r=RANK, lora_alpha=2, alpha_pattern={pattern: 3}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(down|mid)_block.*\.attn[12]\.(to_q|to_k)",
+        r"mid_block\.attentions\.\d+\.transformer_blocks\.\d+\.attn\d+\.to_\w",
+        r"transformer_blocks\.[0-9]+\..*to_q",
+    ],
+)
+def test_a_pattern_that_people_write_is_followed(fused, pattern):
+    source = fused.by_peft(r=RANK, lora_alpha=2, alpha_pattern={"conv1": 5, pattern: 3})
+    assert fused.factor(source) == pytest.approx(3 / RANK)
