@@ -34,6 +34,7 @@ from runtime.cli.command import Parser, exit_code, say
 from runtime.control.conditions import preprocess
 from runtime.engines.manifest import read_manifest
 from runtime.machine.arithmetic import is_quick
+from runtime.optimize.fp8 import multiplies_here
 from runtime.sampling.drawing import Result
 from training.embedded.shapes import adherence
 from training.loop.validate import control_region
@@ -85,6 +86,9 @@ def run(options: argparse.Namespace) -> None:
     if not is_quick(torch.bfloat16, pipe.device):
         say("rows in bf16 are left out: this CPU is slower in it than in fp32")
         quantized = {}
+    elif not multiplies_here(pipe.device):
+        say(f"fp8 is left out: torch {torch.__version__} has no row-wise float8 product on {pipe.device}")
+        del quantized["bf16, fp8"]
     rounded = {
         name: LocalControlPipeline.from_pretrained(options.model, dtype="bf16", quantize=quantize)
         for name, quantize in quantized.items()

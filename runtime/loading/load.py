@@ -128,6 +128,12 @@ def set_schedule(pipe: DiffusionPipeline, prediction_type: str | None, zero_snr:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
 
 
+def _is_offloaded(model: torch.nn.Module) -> bool:
+    """Return whether accelerate keeps weights of a model elsewhere, and brings them for each layer's call alone."""
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return hooked and any(parameter.is_meta for parameter in model.parameters())
+
+
 def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
     """Take the parts out of any diffusers SDXL pipeline. The weights are shared with it, not copied.
 
@@ -142,7 +148,7 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
     if absent:
         raise InputError(f"{type(pipe).__name__} {name}: it has no {', '.join(absent)}; {EXPECTED}")
     for part in MODELS:
-        if any(parameter.is_meta for parameter in getattr(pipe, part).parameters()):
+        if _is_offloaded(getattr(pipe, part)):
             raise InputError(
                 f"{name}: the weights of its {part} are offloaded; expected a pipeline without "
                 "enable_sequential_cpu_offload(), or from_pretrained(..., offload='group')"

@@ -84,7 +84,8 @@ class UNet(Encoder):
         skips = self.go_down(x, time, text, control[:-1])
         x = self.mid_block(skips[-1], time, text, control[-1])
         if residuals is not None:  # after the mid block, which takes the last skip without them
-            *skips, x = (add_control(y, level) for y, level in zip([*skips, x], residuals, strict=True))
+            skips = [add_control(y, level) for y, level in zip([*skips, x], residuals, strict=True)]
+            x = skips.pop()
         for block in self.up_blocks[:-1]:
             x = block(x, skips, time, text)
         return x, skips

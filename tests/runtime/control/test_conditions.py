@@ -154,7 +154,9 @@ def test_depth_says_what_is_missing(monkeypatch, tmp_path):
     assert f"{tmp_path / 'none'} is not a folder" in message(conditions.preprocess, "depth", square())
     (tmp_path / "empty").mkdir()
     text = message(conditions.preprocess, "depth", square(), model=tmp_path / "empty")
-    assert "holds no depth-estimation model" in text
+    assert (
+        "holds no depth-estimation model" in text or "requires the Torchvision library" in text
+    )  # before 5.20
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install transformers" in message(conditions.preprocess, "depth", square(), model=tmp_path)
 
