@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import types
 import typing
 from pathlib import Path
@@ -45,6 +46,7 @@ from training.loop.optimize import check_optimizer
 from training.loop.trainer import NotFinite, Stopped, Trainer
 
 WEIGHTS_OF_OTHERS = ("diffusion_pytorch_model*", "config.json", "model_index.json")
+LET_GO = 0.2  # seconds
 GROUPS = {  # the first option of each
     "data": "what is trained, on what",
     "caption_key": "data",
@@ -122,8 +124,19 @@ def train_in(out: Path, source: Source, config: TrainConfig) -> None:
     try:
         trainer.run()
     finally:
-        accelerator.end_training()
+        end(accelerator)
     accelerator.print(f"the adapter is in {out}: python -m runtime.generate --adapter NAME={out} ...")
+
+
+def end(accelerator: Accelerator) -> None:
+    """Leave the group of processes.
+
+    The threads of gloo, which joins processes on CPUs, need the interpreter's lock to let go of tensors. The group's
+    end holds it, and waits for them: they are given it before. Otherwise a run hung now and then when it was done.
+    """
+    if accelerator.num_processes > 1:
+        time.sleep(LET_GO)
+    accelerator.end_training()
 
 
 def with_dtype(config: TrainConfig) -> TrainConfig:

@@ -123,9 +123,9 @@ export async function retry(id) {
   return (await ask(`/v1/jobs/${id}/retry`, { method: "POST" })).json();
 }
 
-/** @param {string} id @returns {Promise<Blob>} the picture of a job that is done */
-export async function picture(id) {
-  return (await ask(`/v1/jobs/${id}/images/0`)).blob();
+/** @param {string} id @param {AbortSignal} signal @returns {Promise<Blob>} the picture of a job that is done */
+export async function picture(id, signal) {
+  return (await ask(`/v1/jobs/${id}/images/0`, { signal })).blob();
 }
 
 /**

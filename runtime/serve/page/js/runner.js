@@ -98,7 +98,7 @@ export class Runner {
       if (kind === "step") this.page.progress(data.step, data.steps);
       else if (kind === "preview") this.page.preview(fromBase64(data.images[0], "image/jpeg"));
       else if (kind === "done") {
-        const picture = await api.again(() => api.picture(id), following.signal);
+        const picture = await api.again(() => api.picture(id, following.signal), following.signal);
         if (following !== this.following) return "left";
         this.following = this.job = null;
         if (this.begun) this.took = performance.now() - this.begun;
