@@ -142,11 +142,15 @@ class FolderSource:
     def _table_rows(self, table: Path, columns: dict[str, str], named: set[Path]) -> Iterator[Row]:
         """Yield the samples of a table that lie in the root. named: gets all files that its rows name."""
         key = self.config.caption_key
-        expected = f'JSON with "file_name" and "{key}"'
+        kind = "JSON" if table.suffix == ".jsonl" else "a table"
+        expected = f'{kind} with "file_name" and "{key}"'
         for place, fields in read_table(table, expected):
             image = _file_field(fields, self.config.image_key)
             if not isinstance(image, str):
-                raise InputError(f"{table}: {place}: expected {expected}")
+                columns_of = (
+                    "" if table.suffix == ".jsonl" else f"; its columns are {', '.join(map(repr, fields))}"
+                )
+                raise InputError(f"{table}: {place}: expected {expected}{columns_of}")
             files = {what: _file_field(fields, column) for what, column in columns.items()}
             if absent := [column for what, column in columns.items() if files[what] is None]:
                 has = ", ".join(fields)
@@ -232,7 +236,7 @@ def _file_field(fields: dict, column: str) -> object:
 
 
 def _add_text_beside(row: Row) -> None:
-    for text in (row.image.with_suffix(ending) for ending in TEXTS):
+    for text in (row.image.with_suffix(e) for ending in TEXTS for e in (ending, ending.upper())):
         try:
             if text.is_file():
                 row.text, row.caption = text, decode_text(_read(text)).strip()

@@ -19,16 +19,16 @@ class HubSource:
 
     def __init__(self, config: TrainConfig, path: str, split: str, folder: Path | None = None):
         """folder: of files that were found and not named as a dataset; nothing outside of it is opened."""
-        self.unused, self.folder = [], folder
+        self.config, self.unused, self.folder = config, [], folder
         try:
             import datasets
         except ImportError as error:
             raise InputError("data hf:...: needs the package datasets; pip install datasets") from error
         try:
             table, version = _open_table(config, path, split)
+            table = table if table.features else table._resolve_features()
         except Exception as error:  # whatever the many formats raise
             raise InputError(f"data {config.data}: {error}") from error
-        table = table if table.features else table._resolve_features()
         self.columns = {
             "image": column_named(config.image_key, table.features),
             "caption": column_named(config.caption_key, table.features),
@@ -44,12 +44,26 @@ class HubSource:
         table = table.select_columns(list(self.columns.values()))
         for what, column in self.columns.items():
             if what != "caption":
-                table = table.cast_column(column, datasets.Image(decode=False))
+                table = self._cast(table, column, datasets.Image(decode=False))
         self.table = table
         self.fingerprint = digest(config.data, json.dumps(self.columns), version)
 
+    def _cast(self, table, column: str, feature):
+        try:
+            return table.cast_column(column, feature)
+        except Exception as error:  # whatever pyarrow raises on numbers, texts in lists ...
+            raise InputError(
+                f"data {self.config.data}: column {column!r} holds no pictures: {first_line(error)}"
+            ) from error
+
+    def _rows(self, part: int, parts: int) -> Iterator[tuple[int, dict]]:
+        try:
+            yield from _every(self.table, part, parts)
+        except Exception as error:  # a stream is decoded as it goes by
+            raise InputError(f"data {self.config.data}: cannot be read on: {first_line(error)}") from error
+
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
-        for i, row in _every(self.table, part, parts):
+        for i, row in self._rows(part, parts):
             caption = row[self.columns["caption"]]
             caption = caption[0] if isinstance(caption, (list, tuple)) and caption else caption
             columns = ((what, column) for what, column in self.columns.items() if what != "caption")

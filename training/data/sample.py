@@ -16,7 +16,7 @@ IMAGES = (
 )  # fmt: skip
 LARGEST_FILE = 2**30  # bytes of one picture or caption, which is read whole
 # What file managers, archivers and notebooks leave behind; and whatever is hidden.
-LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
+LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 SPELLINGS = {  # of a column, where the option has its default
     "text": ("text", "caption", "captions", "prompt"),
     "image": ("image", "img", "file_name", "image_file_name"),
@@ -61,7 +61,8 @@ class Source(Protocol):
 
 def is_litter(path: str | PurePath) -> bool:
     """Return whether a path within a data set is nobody's data: hidden, or left behind by a program."""
-    return any(part.startswith(".") or part.lower() in LITTER for part in PurePath(path).parts)
+    parts = (part for part in PurePath(path).parts if part != "..")  # which leads to a place and hides none
+    return any(part.startswith(".") or part.lower() in LITTER for part in parts)
 
 
 def inside(data: Path, folder: Path, name: str) -> str | None:

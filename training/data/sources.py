@@ -36,6 +36,8 @@ def open_source(config: TrainConfig) -> Source:
     path = expand(data)
     if data.endswith(".parquet") and path.is_file():
         return HubSource(config, str(path), "train", path.parent)
+    if path.is_file():
+        raise InputError(f"data {data}: a file of another kind; {EXPECTED}")
     if not path.is_dir():
         raise InputError(f"data {data}: no such folder; {EXPECTED}")
     if not FolderSource.has_images(path) and next(path.rglob("*.parquet"), None):

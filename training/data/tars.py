@@ -27,6 +27,16 @@ HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+OTHER_KINDS = {  # first bytes, in lower case
+    b"\x1f\x8b": "compressed (gunzip it first)",
+    b"\xfd7zxz": "compressed (unxz it first)",
+    b"bzh": "compressed (bunzip2 it first)",
+    b"\x28\xb5\x2f\xfd": "compressed (unzstd it first)",
+    b"pk\x03\x04": "a zip archive",
+    b"<!doctype": "a web page (download it again)",
+    b"<html": "a web page (download it again)",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull fetches it)",
+}
 LARGEST_HEADER = 2**20  # bytes of a header's own records: names are kilobytes
 
 
@@ -49,7 +59,8 @@ class TarSource:
             if not path.is_file():
                 raise InputError(f"data {config.data}: no such file: {path}")
             if not _is_whole(path):
-                raise InputError(f"data {config.data}: {path} is cut off; expected a tar with its end")
+                kind = _other_kind(path) or "cut off"
+                raise InputError(f"data {config.data}: {path} is {kind}; expected a tar with its end")
         self.fingerprint = digest(*map(stat_line, self.tars))
 
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
@@ -153,6 +164,14 @@ def _check_end(tar: tarfile.TarFile) -> None:
         if block.strip(b"\0"):
             raise tarfile.ReadError(f"a damaged header, or files after the end, at byte {at:,}")
         at += len(block)
+
+
+def _other_kind(path: Path) -> str | None:
+    """Return what a file is by its first bytes, where it is known and no tar."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    known = (kind for magic, kind in OTHER_KINDS.items() if start.lstrip().lower().startswith(magic))
+    return next(known, None)
 
 
 def _is_whole(tar: Path) -> bool:

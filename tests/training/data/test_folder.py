@@ -281,3 +281,19 @@ def test_parquet_files_are_a_dataset(data):
         assert [(s.caption, s.image) for s in samples(given)] == [
             (c, picture(i)) for i, c in enumerate("abc")
         ]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_of_other_columns_says_which_it_has(delimiter, data):
+    pictures_in(data, ["a.png"])
+    (data / "metadata.csv").write_text(f"file_name{delimiter}text\na.png{delimiter}one\n")
+    with pytest.raises(InputError, match="line 2: expected a table .*; its columns are 'file_name.*text'"):
+        samples(data)
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.CAPTION", "a.txt"])
+def test_captions_in_files_of_upper_case_are_read(name, data):
+    pictures_in(data, ["a.png"])
+    (data / name).write_text("one")
+    assert [s.caption for s in samples(data)] == ["one"]
+    assert not unused(data)

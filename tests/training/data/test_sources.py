@@ -340,6 +340,16 @@ def test_a_dataset_or_split_that_is_not_there_is_named(streaming, tmp_path):
     )
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_without_pictures_are_refused(streaming, tmp_path):
+    rows = datasets.Dataset.from_dict({"image": [1, 2], "text": ["one", "two"]})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(
+        InputError, match=r"rows\.parquet: (column 'image' holds no pictures|cannot be read on): "
+    ):
+        samples(tmp_path / "rows.parquet", streaming=streaming)
+
+
 @pytest.mark.parametrize("write", HUB, ids=lambda f: f.__name__)
 def test_rows_without_an_image_or_caption_have_none(write, tmp_path):
     rows = table(3).to_dict()

@@ -1,6 +1,8 @@
 """training.data.tars: tars that are damaged, hostile, or from another system."""
 
+import gzip
 import io
+import lzma
 import tarfile
 
 import pytest
@@ -42,6 +44,34 @@ def test_a_damaged_header_is_named_and_not_taken_for_the_end(member, byte, tar):
     tar.write_bytes(data)
     with pytest.raises(InputError, match=r"a.tar: a broken tar: "):
         samples(tar)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (gzip.compress, "compressed .gunzip it first."),
+        (lzma.compress, "compressed .unxz it first."),
+        (lambda data: b"<!DOCTYPE html><title>404</title>", "a web page .download it again."),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (lambda data: data[:5000], "cut off"),
+    ],
+)
+def test_what_is_no_plain_tar_is_named(make, kind, tar):
+    tar.write_bytes(make(tar.read_bytes()))
+    with pytest.raises(InputError, match=rf"a\.tar is {kind}"):
+        samples(tar)
+    other = tar.rename(tar.with_suffix(".tgz"))
+    with pytest.raises(
+        InputError, match=r"a\.tgz: a file of another kind; expected an image folder, WebDataset tars"
+    ):
+        samples(other)
+
+
+def test_names_that_lead_upwards_are_names_like_others(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in {"../a.png": picture(0), "../a.txt": b"one", "../.b.png": picture(1)}.items():
+            add(file, name, data)
+    assert [(s.name, s.caption) for s in samples(tmp_path / "a.tar")] == [("../a", "one")]
 
 
 def test_files_after_the_end_are_not_left_out_silently(tar):
