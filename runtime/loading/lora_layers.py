@@ -63,7 +63,10 @@ def delta(matrices: Matrices, scale: float | None, shape: torch.Size) -> Tensor 
 
 
 def _fit(change: Tensor, shape: torch.Size) -> Tensor:
-    if change.numel() != shape.numel() or change.shape[0] != shape[0]:
+    """Return a change in a weight's shape; it may be flat, or lack axes of length 1, but have no other order."""
+    same = [n for n in change.shape if n != 1] == [n for n in shape if n != 1]
+    flat = change.ndim == 2 and change.numel() == shape.numel() and len(change) == shape[0]
+    if not (same or flat):
         raise ValueError(f"it is of shape {tuple(change.shape)}, the weight is {tuple(shape)}")
     return change.reshape(shape)
 

@@ -128,3 +128,34 @@ def test_a_difference():
 def test_matrices_that_do_not_belong_together_are_refused(matrices):
     with pytest.raises((ValueError, RuntimeError)):
         new_weight(random(OUT, IN), matrices, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("up", "down"),
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        ("lokr_w1", "lokr_w2_a", "lokr_w2_b"),
+    ],
+)
+def test_a_rank_of_zero_is_refused(kinds):
+    matrices = {
+        kind: torch.zeros(0, 4) if kind.endswith(("down", "_b")) else torch.zeros(4, 0) for kind in kinds
+    }
+    with pytest.raises(ValueError, match="its rank is 0"):
+        new_weight(torch.zeros(4, 4), {**matrices, "alpha": torch.tensor(1.0)}, None, 1.0)
+
+
+@pytest.mark.parametrize("given", [(4, 3, 3, 5), (4, 5, 9), (5, 4, 3, 3)])
+def test_a_difference_of_another_order_is_refused(given):
+    """As other programs have convolutions, with their channels last: as many numbers, each in another place."""
+    with pytest.raises(ValueError, match="it is of shape"):
+        new_weight(torch.zeros(4, 5, 3, 3), {"diff": torch.ones(given)}, None, 1.0)
+
+
+@pytest.mark.parametrize("given", [(4, 5, 3, 3), (4, 45)])
+def test_a_difference_may_be_flat(given):
+    change = torch.arange(180.0).reshape(given)
+    assert torch.equal(
+        new_weight(torch.zeros(4, 5, 3, 3), {"diff": change}, None, 1.0), change.view(4, 5, 3, 3)
+    )
