@@ -112,7 +112,13 @@ def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         str(name): torch.tensor(value) if str(name).endswith(".alpha") and is_finite_number(value) else value
         for name, value in tensors.items()
     }
-    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        if value.layout != torch.strided or (value.is_meta and device != "meta"):
+            dense = value.layout == torch.strided
+            kind = "without values" if dense else f"in {str(value.layout).removeprefix('torch.')}"
+            raise InputError(f"{path}: {name}: a tensor {kind}; expected dense ones, with values")
+    return tensors
 
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:

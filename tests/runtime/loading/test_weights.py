@@ -8,7 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import InputError
-from runtime.loading.weights import check_finite_weights, find_weights, tensor_shapes, with_suffix
+from runtime.loading.weights import (
+    check_finite_weights,
+    find_weights,
+    load_pickle,
+    tensor_shapes,
+    with_suffix,
+)
 from runtime.machine.files import read_json
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
@@ -54,6 +60,20 @@ def test_a_pickle_with_anything_but_tensors_is_refused(tmp_path, monkeypatch, co
     with pytest.raises(InputError, match=r"x\.bin: "):
         tensor_shapes(path, allow_pickle=True)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda t: t.to_sparse(), "in sparse_coo"),
+        (lambda t: t.to_sparse_csr(), "in sparse_csr"),
+        (lambda t: t.to("meta"), "without values"),
+    ],
+)
+def test_a_pickles_tensors_must_have_values_everywhere(tmp_path, make, kind):
+    torch.save({"a": torch.ones(2), "b": make(torch.eye(3))}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=rf"x\.pt: b: a tensor {kind}; expected dense ones, with values"):
+        load_pickle(tmp_path / "x.pt")
 
 
 def test_other_files_are_refused(tmp_path):
