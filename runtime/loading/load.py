@@ -163,11 +163,7 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
                 f"{name}: its {type(module).__name__} has LoRA layers; expected them fused: "
                 "pipe.fuse_lora(), then pipe.unload_lora_weights()"
             )
-    for tokenizer, encoder in zip((pipe.tokenizer, pipe.tokenizer_2), text_encoders, strict=True):
-        if len(tokenizer) > encoder.config.vocab_size:
-            raise InputError(
-                f"{name}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}"
-            )
+    _check_tokenizers(name, (pipe.tokenizer, pipe.tokenizer_2), text_encoders)
     theirs = unaltered(pipe.unet, name)
     try:
         unet = UNet.from_diffusers(theirs)
@@ -187,6 +183,24 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
         force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
         latent_rgb=known_projection(vae),
     )
+
+
+def _check_tokenizers(name: str, tokenizers: tuple, text_encoders: tuple) -> None:
+    """Raise InputError unless each tokenizer's tokens are its encoder's. One that says no length gets the encoder's."""
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise InputError(
+                f"{name}: the tokenizer has {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}"
+            )
+        length = tokenizer.model_max_length
+        if type(length) not in (int, float) or not length >= 3:  # the start, a token and the end
+            raise InputError(f"{name}: the tokenizer's model_max_length is {length!r}; expected 3 or more")
+        tokenizer.model_max_length = int(min(length, encoder.config.max_position_embeddings))
+    first, second = (tokenizer.model_max_length for tokenizer in tokenizers)
+    if first != second:
+        raise InputError(
+            f"{name}: the tokenizers' model_max_length is {first} and {second}; expected the same"
+        )
 
 
 def _sample_size(configured: int | list[int] | None) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.load import from_diffusers, load_model
+from runtime.sampling.text import encode_prompts
 from tests.support import saved_model
 from tests.support.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
 from tests.support.tiny import make_adapter, make_pipeline
@@ -294,6 +295,34 @@ def test_a_tokenizer_that_is_too_large():
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(InputError, match="the tokenizer has .* tokens, its text encoder"):
         from_diffusers(type(saved_model.pipeline())(**parts | {"tokenizer": tokenizer}))
+
+
+@pytest.mark.parametrize("length", [None, 512, 10**30])
+def test_a_tokenizer_that_says_no_length_has_the_encoders(tmp_path, length):
+    model = copy_folder(tmp_path)
+    for part in ("tokenizer", "tokenizer_2"):
+        edit_json(model / part / "tokenizer_config.json", model_max_length=length)
+    made, plain = load_model(model), load_model(saved_model.folder())
+    for left, right in zip(
+        encode_prompts(made, ["a cat " * 60]), encode_prompts(plain, ["a cat " * 60]), strict=True
+    ):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((2, 2), "2; expected 3 or more"),
+        (("77", 77), "'77'"),
+        ((77, 50), "77 and 50; expected the same"),
+    ],
+)
+def test_a_tokenizers_length_that_cannot_be(tmp_path, lengths, message):
+    model = copy_folder(tmp_path)
+    for part, length in zip(("tokenizer", "tokenizer_2"), lengths, strict=True):
+        edit_json(model / part / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(InputError, match=f"model_max_length is {message}"):
+        load_model(model)
 
 
 def test_what_the_user_says_of_the_prediction_counts():
