@@ -22,6 +22,7 @@ SCALES = (".scale_weight", ".weight_scale")
 # Of activations, which are not in float8 here; what the weights are, which the file itself says.
 LEFT = (".scale_input", ".input_scale")
 MARKER, FORMAT = "scaled_fp8", ".comfy_quant"
+PLAIN = ("format", "full_precision_matrix_mult")  # of a description: what says nothing of the weights
 QUANTISED = {  # a part of a tensor's name -> the kind of file
     "quant_state.bitsandbytes": "a bitsandbytes (nf4, fp4) model",
     ".absmax": "a bitsandbytes model",
@@ -54,7 +55,7 @@ def check_plain(path: Path, names: Collection[str]) -> None:
 def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[str]) -> None:
     """Multiply the weights that were loaded from a file by its scales, in place, rounded once.
 
-    Raises InputError where a scale is of no layer, or its weights are not float8.
+    Raises InputError where a scale is of no layer or does not fit it, or weights are said to be in another format.
     """
     scaled = [name for name in names if name.endswith(SCALES)]
     described = [name for name in names if name.endswith(FORMAT)]
@@ -67,6 +68,10 @@ def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[
     with safe_open(path, "pt") as file, torch.no_grad():
         for name in described:
             _check_format(path, name, file.get_tensor(name))
+            if not any(name.removesuffix(FORMAT) + scale in names for scale in SCALES):
+                raise InputError(
+                    f"{path}: {name}: weights in float8 without their scale; expected {SCALES[1]}"
+                )
         for name in scaled:
             place = name.rpartition(".")[0]
             layer = layers.get(place, texts.get(place.removeprefix(TEXT).removeprefix("text_model.")))
@@ -80,18 +85,24 @@ def apply_scales(path: Path, pipe: StableDiffusionXLPipeline, names: Collection[
 
 
 def _multiply(path: Path, name: str, weight: nn.Parameter, scale: Tensor) -> None:
-    scale = scale.float().flatten()
-    if len(scale) not in (1, len(weight)) or not scale.isfinite().all():
-        raise InputError(f"{path}: {name}: {len(scale)} scales, expected a finite one, or {len(weight)}")
+    scale, outputs = scale.float(), len(weight)
+    one_each = scale.numel() == outputs and scale.shape[:1] == (outputs,)  # not one an input, nor one a block
+    if not (scale.numel() == 1 or one_each) or not scale.isfinite().all():
+        raise InputError(
+            f"{path}: {name}: scales of shape {tuple(scale.shape)}; expected a finite one, or {outputs}"
+        )
     weight.copy_(weight.float() * scale.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.device))
 
 
 def _check_format(path: Path, name: str, value: Tensor) -> None:
     """Raise InputError unless a layer's description, JSON in bytes, says float8."""
     try:
-        described = json.loads(bytes(value.to(torch.uint8).tolist()))
-        kind = described.get("format") if isinstance(described, Mapping) else described
+        described = json.loads(bytes(value.to(torch.uint8).flatten().tolist()))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {name}: not JSON: {first_line(error)}") from error
+    described = described if isinstance(described, Mapping) else {"format": described}
+    kind = described.get("format")
     if not str(kind).startswith("float8"):
         raise InputError(f"{path}: {name}: weights in {kind}, which is not read; expected float8")
+    if more := [key for key, value in described.items() if key not in PLAIN and value]:
+        raise InputError(f"{path}: {name}: weights with {more[0]}, which is not read; expected plain float8")

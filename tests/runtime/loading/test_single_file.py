@@ -125,6 +125,42 @@ def test_float8_weights_are_multiplied_by_their_scales(tmp_path, spelling, per_o
     assert len(expected) > 50
 
 
+def described(text: bytes):
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"weight_scale": torch.ones(1, 64)}, r"scales of shape \(1, 64\); expected a finite one, or 64"),
+        ({"weight_scale": torch.ones(8, 8)}, r"scales of shape \(8, 8\); expected a finite one, or 64"),
+        (
+            {"weight_scale": torch.ones(()), "scale_weight": torch.ones(())},
+            "the layer has two scales; expected one",
+        ),
+        ({"comfy_quant": described(b'{"format": "float8_e4m3fn"}')}, "weights in float8 without their scale"),
+        (
+            {"comfy_quant": described(b'{"format": "int8_tensorwise"}')},
+            "weights in int8_tensorwise, which is not read",
+        ),
+        (
+            {"comfy_quant": described(b'{"format": "float8_e4m3fn", "convrot": true}')},
+            "weights with convrot, which is not read",
+        ),
+        ({"comfy_quant": described(b"[")[None]}, "not JSON"),
+    ],
+)
+def test_scales_that_are_not_one_or_one_an_output_are_refused(tmp_path, more, message):
+    """The layer is square: a scale for each input has as many numbers as one for each output."""
+    layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q."
+    tensors = load_file(saved_model.single_file())
+    assert tensors[f"{layer}weight"].shape == (64, 64)
+    tensors[f"{layer}weight"] = tensors[f"{layer}weight"].to(torch.float8_e4m3fn)
+    save_file(tensors | {layer + kind: value for kind, value in more.items()}, tmp_path / "fp8.safetensors")
+    with pytest.raises(InputError, match=rf"fp8\.safetensors: {layer}\w+: {message}"):
+        load(tmp_path / "fp8.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
