@@ -24,6 +24,7 @@ RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
 # Named, since Pillow's others start programs (EPS) or are read by nobody's intention.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 STRIP = 256  # rows
+DARK = 16 / 255  # of a condition: what is brighter can be meant so
 LIGHT = 0.75  # mean brightness from which what is drawn on a transparent layer is meant for a dark background
 
 
@@ -115,6 +116,17 @@ def pick_background(colour: Tensor, alpha: Tensor) -> str:
     ]
     light, drawn = (sum(values) for values in zip(*pairs, strict=True))
     return "black" if drawn > 0 and light / (3 * drawn) >= LIGHT else "white"
+
+
+def warn_of_dark(pixels: Tensor, name: str) -> None:
+    """Warn of a picture that is black to the eye and not to the computer: 0 and 1 of 255, 8 bits in 16."""
+    largest = max(rows.max() for rows in strips(pixels)).item()
+    if 0 < largest < DARK:
+        warnings.warn(
+            f"{name}: nearly black, its brightest value is {largest * 255:.2g} of 255; expected white, 255 "
+            "(in 16 bits 65535)",
+            stacklevel=5,
+        )
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -234,6 +246,11 @@ def _deep(image: Image.Image, name: str) -> np.ndarray | None:
 
 def _to_8_bits(image: Image.Image, name: str, background: str) -> Image.Image:
     if (deep := _deep(image, name)) is not None:
+        if deep.dtype == np.uint16 and deep.ndim == 2 and 0 < deep.max() < 128:
+            warnings.warn(
+                f"{name}: black in 8 bits, its brightest value is {deep.max()} of 65535; expected white, 65535",
+                stacklevel=4,
+            )
         return load_image(deep, name, background)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:

@@ -227,6 +227,7 @@ def _load_condition(region: Region, source, name: str, height: int, width: int) 
         return images.to_tensor(_preprocess(region, source, name, height, width))
     condition = images.load_pixels(source, name)
     _hint(region, condition, name)
+    images.warn_of_dark(condition, name)
     return condition
 
 
@@ -281,7 +282,9 @@ def _read(source, name: str, reads: Callable, opened: dict[tuple, Any]):
 
 def _preprocess(region: Region, source, name: str, height: int, width: int) -> Image.Image:
     """Return the condition of a picture, computed at height x width."""
-    fitted = images.fit(images.load_pixels(source, name), height, width, name)
+    pixels = images.load_pixels(source, name)
+    images.warn_of_dark(pixels, name)
+    fitted = images.fit(pixels, height, width, name)
     try:
         return conditions.preprocess(region.preprocess, images.load_image(fitted))
     except InputError as error:

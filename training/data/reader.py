@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from runtime.control.conditions import preprocess
-from runtime.control.images import ASPECT_TOLERANCE, decode, load_image
+from runtime.control.images import ASPECT_TOLERANCE, decode, load_image, to_tensor, warn_of_dark
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
 from runtime.sampling.request import check_text
@@ -83,6 +83,7 @@ class Reader(IterableDataset):
                 made["condition"] = _png(preprocess(self.config.condition, pixels))
             else:
                 ready = _decode(sample.condition, "condition")
+                warn_of_dark(to_tensor(ready), "condition")
                 made["condition"] = _png(crop.apply(_fits(ready, image, "condition")))
         if "masks" in needed:
             made["mask"] = _png(self._mask(sample.mask, image, crop))
@@ -94,7 +95,10 @@ class Reader(IterableDataset):
             if labels.mode not in ("1", "L", "P", "I", "I;16"):
                 raise InputError(f"mask: a picture of mode {labels.mode}; expected labels in one channel")
             # a palette's indices are the labels, not its colours
-            labels = _fits(Image.fromarray(np.asarray(labels).astype(np.int32)), image, "mask")
+            values = np.asarray(labels).astype(np.int32)
+            if values.min() < 0 or values.max() > 65535:
+                raise InputError(f"mask: labels from {values.min()} to {values.max()}; expected 0 to 65535")
+            labels = _fits(Image.fromarray(values), image, "mask")
             return crop.apply(labels, Image.Resampling.NEAREST)
         mask = (read_mask(_open(data, "mask"))[0, 0] * 255).round().byte().numpy()
         return crop.apply(_fits(Image.fromarray(mask), image, "mask"), Image.Resampling.BOX)

@@ -98,6 +98,25 @@ def test_another_aspect_ratio_warns_for_mask_and_condition(condition):
         pack([Region(torch.rand(64, 128)), Region(condition)], 64, 128)
 
 
+@pytest.mark.parametrize("preprocess", ["none", "canny"])
+@pytest.mark.parametrize("largest", [np.uint8(1), np.uint16(1000)])
+def test_a_condition_that_is_nearly_black_is_warned_of(largest, preprocess, recwarn):
+    lines = np.zeros((64, 64), largest.dtype)
+    pack([Region(lines, preprocess=preprocess)], 64, 64)
+    assert not recwarn  # all of it black: nothing is drawn there
+    lines[::8] = largest
+    with pytest.warns(
+        UserWarning, match=r"region 1 condition: nearly black, its brightest value is .* of 255"
+    ):
+        pack([Region(lines, preprocess=preprocess)], 64, 64)
+
+
+def test_a_condition_that_is_black_in_8_bits_is_warned_of(tmp_path):
+    Image.fromarray(np.eye(64, dtype=np.uint16)).save(tmp_path / "lines.png")
+    with pytest.warns(UserWarning, match="black in 8 bits, its brightest value is 1 of 65535"):
+        pack([Region(tmp_path / "lines.png")], 64, 64)
+
+
 def test_a_black_mask_warns_that_there_is_no_control(condition):
     with pytest.warns(UserWarning, match="region 1 mask: all zero .* no control"):
         pack([Region(condition, mask=torch.zeros(64, 64))], 64, 64)

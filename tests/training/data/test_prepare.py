@@ -441,6 +441,13 @@ def test_captions_that_are_no_text_are_none(run, folder):
     assert [e.name for e in entries] == ["000003.png"]
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 1), (np.uint16, 1), (np.uint16, 255)])
+def test_conditions_that_are_nearly_black_are_warned_of(dtype, largest, beside, run):
+    edges = beside(lambda number, size: Image.fromarray(np.eye(*size[::-1], dtype=dtype) * dtype(largest)))
+    with pytest.warns(UserWarning, match="condition: (nearly black|black in 8 bits), its brightest value is"):
+        run(condition_from=edges)
+
+
 def test_a_condition_of_another_shape_than_its_image_is_skipped(beside, run, config):
     edges = beside(lambda number, size: Image.new("L", (size[0], size[1] + (32 if number == 2 else 0))))
     entries, _ = run(condition_from=edges, max_skipped=0.25)
@@ -458,6 +465,7 @@ def test_a_condition_of_another_shape_than_its_image_is_skipped(beside, run, con
         ("segmentation", b"a text", "mask: the image is not an image in a known format"),
         ("segmentation", "truncated", "mask: the image is damaged or truncated"),
         ("segmentation", "colours", "mask: a picture of mode RGB; expected labels in one channel"),
+        ("segmentation", "numbers", "mask: labels from 7 to 70000; expected 0 to 65535"),
     ],
 )
 def test_a_mask_that_cannot_be_used_is_skipped(kind, content, why, beside, run, config):
@@ -465,7 +473,11 @@ def test_a_mask_that_cannot_be_used_is_skipped(kind, content, why, beside, run, 
     masks = Path(beside(lambda number, size: Image.fromarray(labels[: size[1], : size[0]])))
     bad = masks / "000001.png"
     made = {None: b"", "truncated": bad.read_bytes()[:-1000], "colours": None}.get(content, content)
-    if made is None:
+    if content == "numbers":
+        numbers = np.full((64, 64), 7, np.int32)
+        numbers[0] = 70000
+        Image.fromarray(numbers).save(bad, format="TIFF")
+    elif made is None:
         Image.new("RGB", (64, 64)).save(bad)
     else:
         bad.write_bytes(made)
