@@ -19,6 +19,7 @@ WEIGHTED = re.compile(r"\([^()]+:\s*[+-]?[.\d]+\s*\)|\bBREAK\b|\(\(|\[\[")
 AND = re.compile(r"\bAND\b")
 SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")  # at a whole prompt's end
 NETWORK = re.compile(r"<\w+:[^<>]*>")
+LORA = "give --lora FILE=WEIGHT"
 CHANGING = re.compile(r"\[[^\[\]()]*[:|][^\[\]()]*\]")
 INNER = re.compile(r"\\.|\([^()\\]*\)")  # an escaped character, or a pair of brackets without others in it
 MOST_NESTED = 100
@@ -47,7 +48,7 @@ def check_prompt(text: str, syntax: str, name: str = "prompt", joins: bool = Fal
     """
     if syntax == "a1111":
         if found := NETWORK.search(text):
-            raise InputError(f"{name}: {found[0]!r} is not read: extra networks; give --lora FILE=WEIGHT")
+            raise InputError(f"{name}: {found[0]!r} is not read: extra networks; {LORA}")
         if joins:
             _check_joined(text, name)
         elif AND.search(text):
@@ -56,10 +57,10 @@ def check_prompt(text: str, syntax: str, name: str = "prompt", joins: bool = Fal
             raise InputError(f"{name}: {found[0]!r} is not read: prompts that change from step to step")
         for fragment in parse(text, syntax, name):
             _check_weight(fragment.weight, name)
-    elif found := WEIGHTED.search(text):
-        warnings.warn(
-            f"{name}: {found[0]!r} is read as words; prompt syntax a1111 reads it as weights", stacklevel=4
-        )
+        return
+    for pattern, instead in ((WEIGHTED, "prompt syntax a1111 reads it as weights"), (NETWORK, LORA)):
+        if found := pattern.search(text):
+            warnings.warn(f"{name}: {found[0]!r} is read as words; {instead}", stacklevel=4)
 
 
 def _check_joined(text: str, name: str) -> None:

@@ -179,7 +179,9 @@ def _chunks(
         if len(chunks) > most:
             count = sum(len(chunk.ids) for chunk in chunks)
             if reading.most_tokens is None:
-                raise InputError(f"prompt: {count + 2} tokens; expected at most {most * room + 2}")
+                found = f"{count + 2} tokens" if count > most * room else f"{len(chunks)} chunks, by BREAK"
+                expected = most * room + 2 if count > most * room else most
+                raise InputError(f"prompt: {found}; expected at most {expected}")
             if warn:
                 _warn_of_cut(tokenizer, chunks[most:], count + 2, reading.most_tokens)
         found.append(chunks[:most])

@@ -72,6 +72,11 @@ def test_weights_in_plain_words_are_warned_of(text):
         check_prompt(text, "plain")
 
 
+def test_extra_networks_in_plain_words_are_warned_of():
+    with pytest.warns(UserWarning, match="'<lora:x:0.8>' is read as words; give --lora FILE=WEIGHT"):
+        check_prompt("<lora:x:0.8> a cat", "plain")
+
+
 @pytest.mark.parametrize("text", ["a car (red)", "10:30", "a [b]", "broken"])
 def test_brackets_alone_are_words(text, recwarn):
     check_prompt(text, "plain")
