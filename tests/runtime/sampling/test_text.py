@@ -152,7 +152,7 @@ def test_clip_skip_is_diffusers():
 def test_a_prompt_without_end_is_refused():
     with pytest.raises(InputError, match="prompt: 5002 tokens; expected at most 2402"):
         encode_prompts(MODEL, ["red " * 5000])
-    with pytest.raises(InputError, match="prompt: 41 chunks, by BREAK; expected at most 32"):
+    with pytest.raises(InputError, match="prompt: 40 chunks, by BREAK; expected at most 32"):
         encode_prompts(MODEL, ["BREAK " * 40], Reading("a1111"))
 
 
