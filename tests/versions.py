@@ -77,7 +77,8 @@ def run(case: Case, folder: Path, arguments: list[str]) -> tuple[dict[str, str],
         done = subprocess.run(
             [python, "-m", "pytest", *tests], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False
         )
-    last = log.read_text().strip().splitlines()[-1].strip("= ")
+    lines = log.read_text().strip().splitlines()
+    last = next((line for line in reversed(lines) if re.search(r"\d (passed|failed)", line)), lines[-1]).strip("= ")
     return versions, last, done.returncode == 0
 
 
