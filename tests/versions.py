@@ -78,7 +78,9 @@ def run(case: Case, folder: Path, arguments: list[str]) -> tuple[dict[str, str],
             [python, "-m", "pytest", *tests], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False
         )
     lines = log.read_text().strip().splitlines()
-    last = next((line for line in reversed(lines) if re.search(r"\d (passed|failed)", line)), lines[-1]).strip("= ")
+    last = next(
+        (line for line in reversed(lines) if re.search(r"\d (passed|failed)", line)), lines[-1]
+    ).strip("= ")
     return versions, last, done.returncode == 0
 
 
