@@ -71,7 +71,6 @@ def _strength(colour: Strips, name: str) -> Tensor:
 
 def _of_layer(colour: Strips, alpha: Strips, name: str) -> Tensor:
     """Return (1, 1, H, W) of a picture with transparency, three colours and an alpha."""
-
     most = max(a.max() for a in alpha())
 
     def visible() -> Iterator[Tensor]:
@@ -92,7 +91,7 @@ def _of_layer(colour: Strips, alpha: Strips, name: str) -> Tensor:
             "colour on a transparent layer",
             stacklevel=3,
         )
-    return _strength(lambda: (c * a for c, a in zip(colour(), alpha(), strict=True)), name)
+    return _strength(lambda: (c * a for c, a in layers()), name)
 
 
 def _pixels(colour: Strips) -> Iterator[Tensor]:

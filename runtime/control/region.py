@@ -19,7 +19,7 @@ from runtime.control import conditions, images, masks
 from runtime.control.adapters import fit_channels
 from runtime.control.fields import check
 from runtime.control.keyframes import Keyframes
-from runtime.control.rows import per_picture
+from runtime.control.rows import per_picture, spread
 from runtime.errors import InputError
 
 
@@ -202,7 +202,9 @@ def _pack(region: Region, height: int, width: int) -> PackedRegion:
     hides = region.mask_condition and mask is not None
     if hides:
         # At the condition's own size first: resizing mixes pixels across the mask's edge.
-        shown = [(name, _blanked(pixels, own)) for (name, pixels), (_, own) in _pairs(shown, painted)]
+        count = max(len(shown), len(painted))
+        pairs = zip(spread(shown, count), spread(painted, count), strict=True)
+        shown = [(name, _blanked(pixels, own)) for (name, pixels), (_, own) in pairs]
     fitted = [images.fit(pixels, height, width, name) for name, pixels in shown]
     colours = max(pixels.shape[1] for pixels in fitted)
     condition = torch.cat([fit_channels(pixels, colours) for pixels in fitted])
@@ -229,12 +231,6 @@ def _load_condition(region: Region, source, name: str, height: int, width: int) 
     _hint(region, condition, name)
     images.warn_of_dark(condition, name)
     return condition
-
-
-def _pairs(left: Sequence, right: Sequence) -> list[tuple]:
-    """Return what belongs together of two lists of pictures: the shorter one's are those of each prompt."""
-    count = max(len(left), len(right))
-    return [(left[i * len(left) // count], right[i * len(right) // count]) for i in range(count)]
 
 
 def _blanked(condition: Tensor, mask: Tensor) -> Tensor:

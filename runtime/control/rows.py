@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def per_picture(rows: Tensor, pictures: int) -> Tensor:
     """Return one row for all pictures as it is, and otherwise one for each: those of each prompt are repeated."""
     return rows if len(rows) in (1, pictures) else rows.repeat_interleave(pictures // len(rows), dim=0)
+
+
+def spread(items: Sequence[T], pictures: int) -> list[T]:
+    """Return an item for each picture, of one for all, for each prompt, or for each picture; see `per_picture`."""
+    return [items[i * len(items) // pictures] for i in range(pictures)]
 
 
 def over_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from runtime.errors import InputError, first_line
 from runtime.loading.scaled import READ, check_plain
-from runtime.loading.weights import LOAD_ERRORS, find_weights, tensor_shapes, weight_files
+from runtime.loading.weights import LOAD_ERRORS, chosen_weights, find_weights
 from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
 
@@ -62,9 +62,9 @@ def load_component(
     if quantised := read_json(folder / "config.json").get("quantization_config"):
         method = quantised.get("quant_method", "8 bits") if isinstance(quantised, Mapping) else quantised
         raise InputError(f"{folder}: its weights are quantised ({method}), which is not read; {READ}")
-    files = find_weights(folder, dtype, allow_pickle)
-    for file in weight_files(folder, dtype, allow_pickle):
-        check_plain(file, tensor_shapes(file, allow_pickle))
+    files, chosen = chosen_weights(folder, dtype, allow_pickle)
+    for file, shapes in files.items():
+        check_plain(file, shapes)
     try:
         model, info = model_class.from_pretrained(
             folder,
@@ -72,7 +72,7 @@ def load_component(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # told of below, with the name
             output_loading_info=True,
-            **files,
+            **chosen,
         )
     except LOAD_ERRORS as error:
         raise InputError(f"{folder}: {model_class.__name__} not readable: {first_line(error)}") from error

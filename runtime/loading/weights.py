@@ -148,22 +148,23 @@ def find_weights(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -
     float16 is wanted or nothing else is there). Raises InputError naming the file that is missing, truncated
     or a pickle.
     """
-    _, name, variant = _find(folder, dtype, allow_pickle)
-    return {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
+    return chosen_weights(folder, dtype, allow_pickle)[1]
 
 
 def weight_files(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -> list[Path]:
     """Return the files that `find_weights` has chosen."""
-    return _find(folder, dtype, allow_pickle)[0]
+    return list(chosen_weights(folder, dtype, allow_pickle)[0])
 
 
-def _find(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[list[Path], str, str | None]:
+def chosen_weights(
+    folder: Path, dtype: torch.dtype, allow_pickle: bool = False
+) -> tuple[dict[Path, dict], dict]:
+    """Return the files that `find_weights` has chosen, each with its `tensor_shapes`, and what that returns."""
     for name in WEIGHT_NAMES:
         for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
             if files := _files(folder, name, variant):
-                for file in files:
-                    tensor_shapes(file, allow_pickle)
-                return files, name, variant
+                shapes = {file: tensor_shapes(file, allow_pickle) for file in files}
+                return shapes, {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
     others = sorted(path.name for path in folder.glob("*.safetensors*"))
     found = f", found {others[0]}" if others else ""
     raise InputError(

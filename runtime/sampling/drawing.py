@@ -21,7 +21,7 @@ from runtime.control.features import Control, acting_steps
 from runtime.control.images import fit, pad
 from runtime.control.region import PackedRegion, pad_regions, union
 from runtime.control.residuals import Residuals
-from runtime.control.rows import over_rows, per_picture
+from runtime.control.rows import over_rows, per_picture, spread
 from runtime.control.words import Words
 from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
@@ -32,7 +32,7 @@ from runtime.sampling.encode import encode
 from runtime.sampling.loop import AfterStep, Run, make_noise
 from runtime.sampling.progress import OnStep, Progress, projection_of
 from runtime.sampling.request import MAX_SEED, Request
-from runtime.sampling.schedulers import make_scheduler, noise_levels, set_timesteps
+from runtime.sampling.schedulers import make_scheduler, noise_levels, rehearse, set_timesteps
 from runtime.sampling.text import Reading, encode_guidance, encode_words
 
 if TYPE_CHECKING:
@@ -81,13 +81,15 @@ class Drawing:
         self.reading = Reading(request.prompt_syntax, request.clip_skip, pipe.denoiser.most_tokens)
         self.timings: dict[str, float] = {}
         self.seed, self.generators = _randomness(request)
-        self.steps = len(self._schedule()[1])
+        scheduler, timesteps = self._schedule()
+        rehearse(scheduler)
+        self.steps = len(timesteps)
         self.held = request.outside == "held"
         self.packed = request.pack(*self.picture_size)
         self.settings, self.reference, self.inside = "", None, None
         if self.held:
             self.inside = union(self.packed, *self.picture_size, request.images)
-            self.settings = held.settings(request, self._schedule()[0], self.size, self.picture_size)
+            self.settings = held.settings(request, scheduler, self.size, self.picture_size)
             given = request.reference
             fits = given is not None and given.fits(self.seed, self.settings, self.model)
             self.reference = given if fits else None
@@ -144,8 +146,8 @@ class Drawing:
                 pixels = self._decode(latents)
             images = OUTPUT[self.request.output_type](pixels)
         profiles = self.request.profiles if self.request.output_type == "pil" else []
-        for i, image in enumerate(images if profiles else []):
-            if profile := profiles[i * len(profiles) // len(images)]:
+        for image, profile in zip(images, spread(profiles, len(images)), strict=True) if profiles else ():
+            if profile:
                 image.info["icc_profile"] = profile  # which a PNG is saved with
         return images
 

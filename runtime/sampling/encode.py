@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from torch import Tensor
 
-from runtime.control.rows import over_rows, per_picture
+from runtime.control.rows import over_rows, per_picture, spread
 from runtime.machine.finite import check_finite
 from runtime.model.vae import scaled
 
@@ -22,8 +22,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Genera
     """
     encoded = [vae.encode((2 * one - 1).to(vae.dtype)) for one in pixels.split(1)]
     if len(generators) > 1:
-        rows = (encoded[i * len(encoded) // count] for i in range(count))
-        drawn = [_draw(row, generator) for row, generator in zip(rows, generators, strict=True)]
+        drawn = [_draw(*pair) for pair in zip(spread(encoded, count), generators, strict=True)]
     else:
         drawn = [_draw(row, generators[0]) for row in encoded]
     latents = torch.cat(drawn).float()

@@ -128,7 +128,6 @@ def set_timesteps(
         if "broadcast" in reason:  # numpy's words say nothing to a user
             reason = "too few for its kind of steps"
         raise InputError(f"steps {steps}: {name} refuses it: {reason}") from error
-    _rehearse(scheduler)
     begin = 0 if left is None else (steps - left) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):  # also of 0: the first two noise levels may share one timestep
         scheduler.set_begin_index(begin)
@@ -144,11 +143,16 @@ def copy_on_cpu(scheduler: SchedulerMixin) -> SchedulerMixin:
     return asked
 
 
-def _rehearse(scheduler: SchedulerMixin) -> None:
-    """Raise InputError where a scheduler takes no step, which some options show only there: before anything is run."""
+def rehearse(scheduler: SchedulerMixin) -> None:
+    """Raise InputError where a scheduler takes no step, which some options show only there: before anything is run.
+
+    Its timesteps are set; it stays as it is.
+    """
     asked, latents = copy_on_cpu(scheduler), torch.zeros(1, 4, 1, 1)
     takes = inspect.signature(asked.step).parameters
     options = {"generator": torch.Generator()} if "generator" in takes else {}  # the process's stays as it is
+    if hasattr(asked, "set_begin_index"):  # a run from a picture begins later
+        asked.set_begin_index(0)
     first = asked.timesteps[0]
     try:
         asked.step(latents, first, asked.scale_model_input(latents, first), **options)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from runtime import Region
-from runtime.control.rows import in_halves, over_rows, per_picture
+from runtime.control.rows import in_halves, over_rows, per_picture, spread
 from runtime.errors import InputError
 from tests.support.together import LEFT, LIMIT, SHOWN, pipe
 
@@ -155,6 +155,11 @@ def test_rows():
     one, two = torch.randn(1, 3, 2, 2), torch.randn(2, 3, 2, 2)
     assert per_picture(one, 4) is one
     assert torch.equal(per_picture(two, 4), two[[0, 0, 1, 1]])
+    assert (
+        spread("a", 4) == list("aaaa")
+        and spread("ab", 4) == list("aabb")
+        and spread("abcd", 4) == list("abcd")
+    )
     assert torch.equal(over_rows(one, 4), one[[0, 0, 0, 0]])
     assert torch.equal(over_rows(two, 4), two[[0, 1, 0, 1]])
     assert torch.equal(in_halves(two, 2 * two, 4, 2), torch.cat([two, 2 * two]))
