@@ -39,7 +39,7 @@ from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.device import pick_device, pick_dtype
-from runtime.machine.files import expand, sha256, write_json
+from runtime.machine.files import expand, reason_of, sha256, write_json
 from runtime.machine.lock import locked
 from runtime.machine.report import device_name
 
@@ -249,9 +249,7 @@ def manifest_digest(engine: str) -> str:
     try:
         return sha256(Path(engine) / NAME)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise InputError(
-            f"its manifest.json cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise InputError(f"its manifest.json cannot be read: {reason_of(error)}") from error
 
 
 def fingerprint(source: str | Path) -> str:
