@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runtime.arguments import whole_number
 from runtime.cli.command import Parser, add_model_sources, exit_code, say
-from runtime.cli.options import adapter_sources, lora_sources
+from runtime.cli.sources import adapter_sources, lora_sources
 from runtime.engines.targets import TARGETS
 from runtime.errors import InputError
 from runtime.machine.files import expand

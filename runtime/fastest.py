@@ -33,7 +33,7 @@ import torch
 from runtime.arguments import is_finite_number
 from runtime.capabilities import of_manifest
 from runtime.cli.command import Parser, exit_code, say
-from runtime.cli.options import adapter_sources
+from runtime.cli.sources import adapter_sources
 from runtime.engines.manifest import MODEL_FILES, NAME, read_manifest
 from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED

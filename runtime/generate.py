@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from runtime.cli.command import exit_code, heartbeat, quick_imports, say
-from runtime.cli.options import adapter_sources, lora_sources, parse, region_fields
+from runtime.cli.options import parse
 from runtime.cli.plan import (
     FIXED_BY_ENGINE,
     capabilities,
@@ -28,6 +28,8 @@ from runtime.cli.plan import (
     picture_paths,
     region_paths,
 )
+from runtime.cli.regions import region_fields
+from runtime.cli.sources import adapter_sources, lora_sources
 from runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from benchmarks.quality.bootstrap import Estimate, interval
 from benchmarks.quality.evaluate import LEAKAGE_BINS, Drawer, diversity, evaluate, measure, summary
 from benchmarks.quality.samples import MASK_KINDS, Sample, folder_samples, held_out_samples
 from runtime.cli.command import Parser, exit_code
-from runtime.cli.options import adapter_sources
+from runtime.cli.sources import adapter_sources
 from runtime.errors import InputError
 from runtime.pipeline import LocalControlPipeline
 

@@ -21,7 +21,7 @@ from benchmarks.quality.bootstrap import Estimate, interval, paired
 from benchmarks.quality.evaluate import measure
 from benchmarks.quality.samples import MASK_KINDS, Sample, held_out_samples
 from runtime.cli.command import Parser, exit_code
-from runtime.cli.options import adapter_sources
+from runtime.cli.sources import adapter_sources
 from runtime.control.region import Region
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.drawing import Result

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli.options import adapter_sources
+from runtime.cli.sources import adapter_sources
 from runtime.errors import InputError
 from runtime.machine.files import expand
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.capabilities import Capabilities
-from runtime.cli.options import adapter_sources, lora_sources
+from runtime.cli.sources import adapter_sources, lora_sources
 from runtime.engines.manifest import NAME
 from runtime.loading.load import EMBEDDED
 from runtime.machine.files import expand, sha256
