@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,27 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.arguments import whole_number
+from runtime.control.image_files import decode, open_image
 from runtime.errors import InputError
-from runtime.machine.files import file_kind, reason_of
 
 ASPECT_TOLERANCE = 0.02  # rounding a photograph's sides to multiples of 16 stays below it
 RANGE_TOLERANCE = 1e-4  # a resampled array may leave [0, 1] by rounding
-# Named, since Pillow's others start programs (EPS) or are read by nobody's intention.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 STRIP = 256  # rows
 DARK = 16 / 255  # of a condition: what is brighter can be meant so
 LIGHT = 0.75  # mean brightness from which what is drawn on a transparent layer is meant for a dark background
-
-
-def formats() -> list[str]:
-    """Return those of FORMATS that this Pillow reads."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def unbatched(source) -> list | None:
@@ -66,7 +56,7 @@ def load_image(source, name: str = "image", background: str = "auto") -> Image.I
             NaN, wrong shapes, types or ranges; names `name` and the path.
     """
     if isinstance(source, (str, os.PathLike)):
-        image = _open(Path(source), name)
+        image = open_image(Path(source), name)
     elif isinstance(source, Image.Image):
         image = decode(source, name)
     else:
@@ -97,7 +87,7 @@ def load_pixels(source, name: str = "image", background: str = "auto") -> Tensor
 def load_layers(source, name: str = "image") -> tuple[Tensor, Tensor | None]:
     """Read as `load_pixels` does, but return colour (1, 1 | 3, H, W) and alpha (1, 1, H, W), None without any."""
     if isinstance(source, (str, os.PathLike)):
-        source = _open(Path(source), name)
+        source = open_image(Path(source), name)
     if isinstance(source, Image.Image):
         source = decode(source, name)
         deep = _deep(source, name)
@@ -166,65 +156,6 @@ def fit(image: Tensor, height: int, width: int, name: str = "image", mode: str =
 def pad(pixels: Tensor, height: int, width: int) -> Tensor:
     """Return (1, C, H, W) at a larger size: its last row and column go on to the right and below."""
     return F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]), mode="replicate")
-
-
-def _open(path: Path, name: str) -> Image.Image:
-    try:
-        path = path.expanduser()
-        kind = file_kind(path)
-        if kind != stat.S_IFREG:
-            found = {None: "does not exist", stat.S_IFDIR: "is a folder"}.get(kind, "is not a regular file")
-            raise InputError(f"{name}: {path} {found}; expected an image file")
-        if path.stat().st_size == 0:
-            raise InputError(f"{name}: {path} is empty (0 bytes); expected an image file")
-        with open(path, "rb") as file:
-            return decode(file, name, str(path))
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, unknown ~user
-        raise InputError(f"{name}: {path} cannot be read: {reason_of(error)}") from error
-
-
-def decode(source, name: str, path: str = "the image") -> Image.Image:
-    """Return the decoded and upright PIL image of an open file or of a (perhaps still undecoded) PIL image.
-
-    Raises InputError where it is none, or has more pixels than PIL's `Image.MAX_IMAGE_PIXELS`, or the environment's
-    LOCALCONTROL_MAX_PIXELS, by its header: before memory is taken.
-    """
-    if given := os.environ.get("LOCALCONTROL_MAX_PIXELS"):
-        number = int(given) if given.isdecimal() and len(given) < 19 else given
-        Image.MAX_IMAGE_PIXELS = whole_number(number, "LOCALCONTROL_MAX_PIXELS")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=formats())
-            _widen_transparency(image)
-            image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise InputError(
-            f"{name}: {path} has too many pixels; expected at most {limit} (LOCALCONTROL_MAX_PIXELS sets another limit)"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(
-            f"{name}: {path} is not an image in a known format; expected {', '.join(formats())}"
-        ) from error
-    except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
-        raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # the picture itself is whole
-        warnings.warn(f"{name}: {path}: its EXIF data are damaged, taken as upright: {error}", stacklevel=2)
-        return image
-
-
-def _widen_transparency(image: Image.Image) -> None:
-    """Bring a PNG's transparent colour to the 8 bits of its pixels, which Pillow compares with the file's own bits."""
-    clear, bits = image.info.get("transparency"), image.tile[0][3] if getattr(image, "tile", None) else None
-    if isinstance(clear, int) and bits in ("L;2", "L;4"):
-        image.info["transparency"] = clear * 255 // (3 if bits == "L;2" else 15)
-    elif isinstance(clear, tuple) and bits == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _deep(image: Image.Image, name: str) -> np.ndarray | None:

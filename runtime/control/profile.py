@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from runtime.control.images import formats, load_layers, strips
+from runtime.control.image_files import formats
+from runtime.control.images import load_layers, strips
 
 SPACE = slice(16, 20)  # of a profile's header: the kind of colours that it is of
 

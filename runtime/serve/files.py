@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from runtime.control.images import decode, formats
+from runtime.control.image_files import decode, formats
 from runtime.errors import InputError
 from runtime.machine.files import replacing
 from runtime.serve.limits import MIB, Limits

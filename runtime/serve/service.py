@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.cli.presets import PRESETS
-from runtime.control.images import formats
+from runtime.control.image_files import formats
 from runtime.control.levels import SIZE_MULTIPLE
 from runtime.pipeline import LocalControlPipeline
 from runtime.sampling.schedulers import SCHEDULERS

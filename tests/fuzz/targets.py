@@ -22,7 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from runtime import fastest
 from runtime.capabilities import of_manifest
 from runtime.cli.regions import parse_region, read_regions
-from runtime.control.images import formats, load_image
+from runtime.control.image_files import formats
+from runtime.control.images import load_image
 from runtime.control.masks import load_mask, read_mask
 from runtime.control.region import Region, pack
 from runtime.engines import verified

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from runtime.control.conditions import preprocess
-from runtime.control.images import ASPECT_TOLERANCE, decode, load_image, to_tensor, warn_of_dark
+from runtime.control.image_files import decode
+from runtime.control.images import ASPECT_TOLERANCE, load_image, to_tensor, warn_of_dark
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
 from runtime.sampling.request import check_text

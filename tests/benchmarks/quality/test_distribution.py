@@ -16,9 +16,9 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from benchmarks.quality.distribution import clip_score, feature_distance, fid, inception, vae_features
-from runtime.errors import InputError
 from runtime.loading.load import EMBEDDED
 from runtime.loading.quiet import quiet
+from tests.support.refusals import refusal
 from training.embedded.text import make_tokenizers, write_vocabulary
 
 RED_STAR = "a red star on sand"
@@ -26,13 +26,6 @@ RED_STAR = "a red star on sand"
 
 def pictures(count, size=16, seed=0, low=0, high=256):
     return list(np.random.default_rng(seed).integers(low, high, (count, size, size, 3), dtype=np.uint8))
-
-
-def message(call, *arguments):
-    with pytest.raises(InputError) as caught:
-        call(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class Network(nn.Module):
@@ -97,31 +90,31 @@ def test_fid_is_zero_for_equal_sets_and_grows_with_a_shift():
 
 def test_fid_names_what_is_wrong():
     good, network = pictures(3), Network()
-    assert message(fid, good, good[:1], network) == "fid: 1 generated pictures; expected two or more"
-    assert message(fid, [good[0], good[1][..., 0]], good, network) == (
+    assert refusal(fid, good, good[:1], network) == "fid: 1 generated pictures; expected two or more"
+    assert refusal(fid, [good[0], good[1][..., 0]], good, network) == (
         "fid: real picture 1 is (16, 16) uint8; expected an array (H, W, 3) uint8"
     )
-    assert "generated picture 0 is (16, 16, 3) float32" in message(
+    assert "generated picture 0 is (16, 16, 3) float32" in refusal(
         fid, good, [g.astype(np.float32) for g in good], network
     )
-    assert "real picture 0 is Image" in message(fid, [Image.fromarray(g) for g in good], good, network)
-    assert "real picture 2 is (8, 8, 3), others (16, 16, 3); expected one size" in message(
+    assert "real picture 0 is Image" in refusal(fid, [Image.fromarray(g) for g in good], good, network)
+    assert "real picture 2 is (8, 8, 3), others (16, 16, 3); expected one size" in refusal(
         fid, [*good[:2], *pictures(1, 8)], good, network
     )
-    assert "picture 35 is" in message(fid, [*pictures(35), None], good, network)
+    assert "picture 35 is" in refusal(fid, [*pictures(35), None], good, network)
 
 
 def test_fid_says_what_to_install_and_download(monkeypatch, tmp_path):
     good, weights = pictures(2), tmp_path / "weights.pth"
-    text = message(fid, good, good, weights)
+    text = refusal(fid, good, good, weights)
     assert f"{weights} is not a file" in text
     assert "pip install torch-fidelity" in text
     assert "weights-inception-2015-12-05-6726825d.pth" in text
     torch.save({}, weights)
     monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
-    assert "pip install torchmetrics torch-fidelity" in message(fid, good, good, weights)
+    assert "pip install torchmetrics torch-fidelity" in refusal(fid, good, good, weights)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    assert "pip install torchmetrics" in message(fid, good, good, weights)
+    assert "pip install torchmetrics" in refusal(fid, good, good, weights)
 
 
 class Harm:
@@ -145,10 +138,10 @@ def test_inception_gets_plain_tensors_only(monkeypatch, tmp_path):
     assert inception(weights).num_features == 2048
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))):
         save({"conv.bias": Harm(harm)}, weights)
-        assert f"{weights} holds no Inception weights" in message(inception, weights)
+        assert f"{weights} holds no Inception weights" in refusal(inception, weights)
         assert not harm.exists()
     torch.save({"conv.bias": torch.zeros(6)}, weights)
-    assert "Missing key" in message(inception, weights)
+    assert "Missing key" in refusal(inception, weights)
 
 
 @pytest.fixture
@@ -219,14 +212,14 @@ def test_clip_score_cuts_long_texts(clip):
 
 def test_clip_score_names_what_is_wrong(clip):
     images = pictures(2)
-    assert "2 pictures, 1 captions" in message(clip_score, images, [RED_STAR], clip)
-    assert "caption 1 is None" in message(clip_score, images, [RED_STAR, None], clip)
-    assert "picture 0 is (16, 16) uint8" in message(clip_score, [images[0][..., 0]], [RED_STAR], clip)
+    assert "2 pictures, 1 captions" in refusal(clip_score, images, [RED_STAR], clip)
+    assert "caption 1 is None" in refusal(clip_score, images, [RED_STAR, None], clip)
+    assert "picture 0 is (16, 16) uint8" in refusal(clip_score, [images[0][..., 0]], [RED_STAR], clip)
 
 
 def test_clip_score_says_what_the_folder_lacks(clip, tmp_path):
     def refused(folder):
-        return message(clip_score, pictures(1), [RED_STAR], folder)
+        return refusal(clip_score, pictures(1), [RED_STAR], folder)
 
     assert f"{tmp_path / 'none'} is not a folder; download openai/clip" in refused(tmp_path / "none")
     assert "holds no CLIP model" in refused(tmp_path)
@@ -276,6 +269,6 @@ def test_feature_distance_is_the_mean_of_squared_distances_of_unit_vectors():
 
 def test_feature_distance_names_what_is_wrong():
     one, two = pictures(2)
-    assert "1 and 2 pictures" in message(feature_distance, [one], [one, two], lambda pixels: [pixels])
-    text = message(feature_distance, [one, one], [two, two[:8]], lambda pixels: [pixels])
+    assert "1 and 2 pictures" in refusal(feature_distance, [one], [one, two], lambda pixels: [pixels])
+    text = refusal(feature_distance, [one, one], [two, two[:8]], lambda pixels: [pixels])
     assert text == "feature_distance: pair 1, picture 1 is (8, 16, 3), others (16, 16, 3); expected one size"

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from runtime.control import conditions
 from runtime.errors import InputError
+from tests.support.refusals import refusal
 
 EDGES = ["canny", "sobel", "sketch", "lineart"]
 
@@ -25,13 +26,6 @@ def pen(size=512):
         (size // 4, size // 4, size * 3 // 4, size * 3 // 4), outline=0, width=size // 50
     )
     return image
-
-
-def message(call, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", [name for name in conditions.names() if name != "depth"])
@@ -123,13 +117,13 @@ def test_none_is_the_picture_itself():
 
 
 def test_an_unknown_name_lists_the_known():
-    text = message(conditions.preprocess, "cany", square())
+    text = refusal(conditions.preprocess, "cany", square())
     assert text == f"preprocess 'cany' is unknown; expected one of {', '.join(conditions.names())}"
     assert {"canny", "sobel", "sketch", "lineart", "color", "depth", "none"} <= set(conditions.names())
 
 
 def test_a_bad_picture_is_named():
-    assert message(conditions.preprocess, "canny", "none.png").startswith(
+    assert refusal(conditions.preprocess, "canny", "none.png").startswith(
         "canny input: none.png does not exist"
     )
 
@@ -147,18 +141,18 @@ def test_register_adds_a_name_and_its_aliases(monkeypatch):
 
 def test_depth_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.delenv(conditions.DEPTH_MODEL_VARIABLE, raising=False)
-    text = message(conditions.preprocess, "depth", square())
+    text = refusal(conditions.preprocess, "depth", square())
     assert "install the package transformers" in text
     assert conditions.DEPTH_MODEL_VARIABLE in text
     monkeypatch.setenv(conditions.DEPTH_MODEL_VARIABLE, str(tmp_path / "none"))
-    assert f"{tmp_path / 'none'} is not a folder" in message(conditions.preprocess, "depth", square())
+    assert f"{tmp_path / 'none'} is not a folder" in refusal(conditions.preprocess, "depth", square())
     (tmp_path / "empty").mkdir()
-    text = message(conditions.preprocess, "depth", square(), model=tmp_path / "empty")
+    text = refusal(conditions.preprocess, "depth", square(), model=tmp_path / "empty")
     assert (
         "holds no depth-estimation model" in text or "requires the Torchvision library" in text
     )  # before 5.20
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install transformers" in message(conditions.preprocess, "depth", square(), model=tmp_path)
+    assert "pip install transformers" in refusal(conditions.preprocess, "depth", square(), model=tmp_path)
 
 
 def test_depth_runs_a_model_of_a_local_folder(tmp_path):

@@ -13,14 +13,7 @@ from PIL import Image
 from runtime.control import conditions
 from runtime.control.masks import box
 from runtime.control.region import PackedRegion, Region, pack, pad_regions
-from runtime.errors import InputError
-
-
-def message(call, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.support.refusals import refusal
 
 
 @pytest.fixture
@@ -58,7 +51,7 @@ def test_defaults_and_conversion(condition):
     ],
 )
 def test_bad_fields_are_named_with_their_value(fields, expected, condition):
-    assert expected in message(Region, **{"condition": condition, **fields})
+    assert expected in refusal(Region, **{"condition": condition, **fields})
 
 
 def test_pack_resizes_and_keeps_channels():
@@ -130,11 +123,11 @@ def test_nothing_is_warned_of_without_a_reason(condition):
 
 def test_bad_pictures_name_the_region(condition, tmp_path):
     nan = torch.full((64, 64), torch.nan)
-    assert "region 2 condition: contains NaN" in message(pack, [Region(condition), Region(nan)], 64, 64)
-    assert "region 1 mask: contains NaN" in message(pack, [Region(condition, mask=nan)], 64, 64)
+    assert "region 2 condition: contains NaN" in refusal(pack, [Region(condition), Region(nan)], 64, 64)
+    assert "region 1 mask: contains NaN" in refusal(pack, [Region(condition, mask=nan)], 64, 64)
     missing = Region(tmp_path / "none.png")
-    assert f"region 1 condition: {tmp_path / 'none.png'} does not exist" in message(pack, [missing], 64, 64)
-    assert "region 1: a str; expected" in message(pack, ["photo.png"], 64, 64)
+    assert f"region 1 condition: {tmp_path / 'none.png'} does not exist" in refusal(pack, [missing], 64, 64)
+    assert "region 1: a str; expected" in refusal(pack, ["photo.png"], 64, 64)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (96, 96)], ids=["same", "smaller", "larger"])
@@ -211,14 +204,14 @@ def test_from_dict_resolves_relative_paths(tmp_path):
     ],
 )
 def test_from_dict_names_the_region_and_the_key(fields, expected):
-    text = message(Region.from_dict, fields, "region 3")
+    text = refusal(Region.from_dict, fields, "region 3")
     assert text.startswith("region 3")
     assert expected in text
 
 
 def test_from_dict_lists_the_known_preprocessors(condition):
     for unknown in ("cany", ["canny"], 3):
-        text = message(Region.from_dict, {"condition": condition, "preprocess": unknown}, "region 1")
+        text = refusal(Region.from_dict, {"condition": condition, "preprocess": unknown}, "region 1")
         assert (
             text
             == f"region 1: preprocess {unknown!r} is unknown; expected one of {', '.join(conditions.names())}"
@@ -249,7 +242,7 @@ def test_from_dict_preprocesses_at_the_size_of_the_picture(tmp_path):
 )
 def test_reading_names_the_region_and_the_picture(fields, expected, monkeypatch):
     monkeypatch.delenv(conditions.DEPTH_MODEL_VARIABLE, raising=False)
-    text = message(Region.from_dict(fields, "region 3").read)
+    text = refusal(Region.from_dict(fields, "region 3").read)
     assert text.startswith("region 3") and expected in text
 
 

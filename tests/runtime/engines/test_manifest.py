@@ -22,6 +22,7 @@ from runtime.engines.manifest import (
 from runtime.engines.ports import Axis, Port, Profile
 from runtime.errors import InputError
 from tests.support import engines
+from tests.support.refusals import refusal
 from tests.support.saved_model import edit_json
 
 COMMAND = "python -m export.build_engine --target onnxruntime --out 'my engines'"
@@ -67,14 +68,6 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def refused(call, *arguments, **options) -> str:
-    """The one line that says why."""
-    with pytest.raises(InputError) as raised:
-        call(*arguments, **options)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
 def test_it_comes_back_equal(folder):
     found = read_manifest(folder)
     assert found == replace(MANIFEST, files=found.files)
@@ -107,7 +100,7 @@ def test_a_new_one_takes_the_place_of_the_old(folder):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    assert refused(write_manifest, MANIFEST, tmp_path / "no").startswith("manifest: cannot write ")
+    assert refusal(write_manifest, MANIFEST, tmp_path / "no").startswith("manifest: cannot write ")
 
 
 @pytest.mark.parametrize("where", ["no such folder", "empty folder", "a file"])
@@ -117,7 +110,7 @@ def test_no_manifest(tmp_path, where):
         path.mkdir()
     elif where == "a file":
         path.write_text("{}")
-    message = refused(read_manifest, path)
+    message = refusal(read_manifest, path)
     assert message.startswith(f"engine {path}: no {NAME} in it; expected a folder")
     assert "python -m export.build_engine" in message
 
@@ -125,26 +118,26 @@ def test_no_manifest(tmp_path, where):
 @pytest.mark.parametrize("name", [field.name for field in fields(Manifest)])
 def test_a_missing_field_is_named(folder, name):
     drop(folder, name)
-    message = refused(read_manifest, folder)
+    message = refusal(read_manifest, folder)
     assert message == f"{folder / NAME}: {name} is missing; expected an unedited manifest"
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(EngineSpec)])
 def test_a_missing_field_of_an_engine_is_named(folder, name):
     drop(folder, "engines", "unet", name)
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: {name} is missing")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: {name} is missing")
 
 
 @pytest.mark.parametrize("name", ["name", "dtype", "shape"])
 def test_a_missing_field_of_an_input_is_named(folder, name):
     drop(folder, "engines", "unet", "inputs", 0, name)
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: {name} is missing")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: {name} is missing")
 
 
 @pytest.mark.parametrize("name", ["images", "height", "width"])
 def test_a_missing_range_is_named(folder, name):
     drop(folder, "profile", name)
-    message = refused(read_manifest, folder)
+    message = refusal(read_manifest, folder)
     assert message.startswith(f"{folder / NAME}: ")
     assert name in message
 
@@ -162,7 +155,7 @@ def drop(folder: Path, *keys: str | int) -> None:
 @pytest.mark.parametrize("number", [FORMAT + 1, FORMAT - 1, "1", None])
 def test_another_format(folder, number):
     edit_json(folder / NAME, format=number)
-    message = refused(read_manifest, folder)
+    message = refusal(read_manifest, folder)
     assert message.startswith(f"{folder / NAME}: format {number!r}, this version reads {FORMAT}; rebuild")
 
 
@@ -180,12 +173,12 @@ def test_another_format(folder, number):
 )
 def test_what_is_no_manifest(folder, text, message):
     (folder / NAME).write_text(text)
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: {message}")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: {message}")
 
 
 def test_bytes_that_are_no_text(folder):
     (folder / NAME).write_bytes(b"\xff\xfe\x00\x81")
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: not a JSON file")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: not a JSON file")
 
 
 WRONG = {
@@ -209,7 +202,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_field_of_another_type(folder, case):
     edit_json(folder / NAME, **{case.split(" ", maxsplit=1)[0]: WRONG[case]})
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
 
 
 @pytest.mark.parametrize(
@@ -231,14 +224,14 @@ def test_an_engine_of_another_type(folder, field, value):
     data = json.loads((folder / NAME).read_text())
     data["engines"]["unet"][field] = value
     (folder / NAME).write_text(json.dumps(data))
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
 
 
 @pytest.mark.parametrize("profile", [{"depth": [1, 1, 1]}, {"height": [64, 64]}, {"height": 64}], ids=str)
 def test_a_profile_of_another_form(folder, profile):
     data = json.loads((folder / NAME).read_text())
     edit_json(folder / NAME, profile=data["profile"] | profile)
-    assert refused(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
+    assert refusal(read_manifest, folder).startswith(f"{folder / NAME}: not a manifest: ")
 
 
 def test_whole_files(folder):
@@ -266,7 +259,7 @@ def test_a_file_that_does_not_match(folder, harm, said):
         changed = {"edited": content[:-1] + b"!", "truncated": content[:-1], "longer": content + b"!"}
         path.write_bytes(changed[harm])
     manifest = read_manifest(folder)
-    message = refused(check_files, manifest, folder, list(FILES))
+    message = refusal(check_files, manifest, folder, list(FILES))
     assert message.startswith(f"engine {folder}: {name} {said}")
     assert message.endswith(f"; rebuild it: {COMMAND}")
     check_files(manifest, folder, ["engines/unet.onnx"])  # the other one is as it was
@@ -274,7 +267,7 @@ def test_a_file_that_does_not_match(folder, harm, said):
 
 def test_a_file_that_the_manifest_does_not_know(folder):
     (folder / "engines" / "new.onnx").write_text("x")
-    message = refused(check_files, read_manifest(folder), folder, ["engines/new.onnx"])
+    message = refusal(check_files, read_manifest(folder), folder, ["engines/new.onnx"])
     assert message == f"engine {folder}: files has no engines/new.onnx; rebuild it: {COMMAND}"
 
 
@@ -299,14 +292,14 @@ def test_versions(found, exact, expected):
     if expected is None:
         check_versions(MANIFEST, {"onnxruntime": found}, exact=exact)
         return
-    assert refused(check_versions, MANIFEST, {"onnxruntime": found}, exact=exact) == (
+    assert refusal(check_versions, MANIFEST, {"onnxruntime": found}, exact=exact) == (
         f"engine: built with onnxruntime 1.20.1, here is {found}; install {expected}, or rebuild it: {COMMAND}"
     )
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "or later"])
 def test_a_version_that_was_not_noted(exact):
-    message = refused(check_versions, MANIFEST, {"openvino": "2026.4"}, exact=exact)
+    message = refusal(check_versions, MANIFEST, {"openvino": "2026.4"}, exact=exact)
     assert "openvino" in message
     assert message.endswith(COMMAND)
     assert "install None" not in message
@@ -322,7 +315,7 @@ def test_a_version_that_was_not_noted(exact):
         ),
     ],
 )
-def test_ports_that_no_unet_has_are_refused(port, said, tmp_path):
+def test_ports_that_no_unet_has_are_message(port, said, tmp_path):
     folder = engines.copy_folder("onnxruntime", tmp_path)
     data = json.loads((folder / NAME).read_text())
     data["engines"]["unet"]["inputs"].append(port)
