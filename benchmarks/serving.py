@@ -34,8 +34,10 @@ from runtime import LocalControlPipeline
 from runtime.cli.command import Parser, exit_code
 from runtime.errors import InputError
 from runtime.sampling.drawing import Result
-from runtime.serve.engine import Engine, Watcher, most_rows
+from runtime.serve.admission import most_rows
+from runtime.serve.engine import Engine
 from runtime.serve.orders import Order
+from runtime.serve.work import Watcher
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from runtime.cli.command import exit_code, heartbeat, quick_imports, say
+from runtime.cli.command import exit_code, quick_imports, say
+from runtime.cli.load import load
 from runtime.cli.options import parse
 from runtime.cli.plan import (
     FIXED_BY_ENGINE,
@@ -29,7 +30,7 @@ from runtime.cli.plan import (
     region_paths,
 )
 from runtime.cli.regions import region_fields
-from runtime.cli.sources import adapter_sources, lora_sources
+from runtime.cli.sources import adapter_sources
 from runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -123,13 +124,8 @@ def draw(
 ) -> tuple[LocalControlPipeline, Result]:
     """Load the pipeline and draw the request, with a progress bar; the time that loading takes goes into `seconds`."""
     start = time.perf_counter()
-    pipe = load(options)
-    if options.compile or options.cuda_graph:
-        pipe.compile(compiler="inductor" if options.compile else None, cuda_graph=options.cuda_graph)
-        with heartbeat("compiling: minutes the first time, later from the cache on disk"):
-            pipe.warm_up(request=request)
+    pipe = load(options, request)
     seconds["model"] = time.perf_counter() - start
-    _say_stage("model", seconds["model"])
     with contextlib.ExitStack() as opened:
         bar = None
 
@@ -142,35 +138,6 @@ def draw(
             bar.update(done.step - bar.n)
 
         return pipe, pipe.draw(request, on_step)
-
-
-def load(options: argparse.Namespace) -> LocalControlPipeline:
-    """Return the pipeline that the options ask for, in torch or on engines."""
-    from runtime import LocalControlPipeline
-
-    common = {
-        "device": options.device,
-        "backend": options.backend,
-        "allow_pickle": options.allow_pickle,
-        "loras": lora_sources(options.lora),
-        "tokenizer": options.tokenizer,
-        "config": options.config,
-    }
-    adapters = adapter_sources(options.adapter)
-    if options.engine:
-        return LocalControlPipeline.from_engine(options.engine, adapters, model=options.model, **common)
-    return LocalControlPipeline.from_pretrained(
-        options.model or "embedded",
-        adapters,
-        dtype=options.dtype,
-        vae=options.vae,
-        prediction_type=options.prediction_type,
-        attention=options.attention or "auto",
-        quantize=options.quantize,
-        offload=options.offload,
-        vae_tiling=options.vae_tiling,
-        **common,
-    )
 
 
 def save(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from runtime.cli.cluster import add_ray, check_ray
 from runtime.cli.command import Parser, exit_code, quick_imports
+from runtime.cli.load import load
 from runtime.cli.options import add_model, add_speed
 from runtime.cli.plan import check_output
 from runtime.errors import InputError
@@ -131,7 +132,6 @@ def here(options: argparse.Namespace, lines: Iterator[Line], results: Results) -
     with quick_imports():
         from runtime.batch.draw import Drawer, draw
         from runtime.batch.orders import Ordered
-        from runtime.serve.__main__ import load
         from runtime.serve.identity import model_hash
         from runtime.serve.orders import heard
     pipe = load(options)

@@ -22,7 +22,8 @@ from runtime.batch.results import Results
 from runtime.capabilities import Capabilities
 from runtime.cli.cluster import replicas, share
 from runtime.cli.command import say
-from runtime.serve.engine import ROWS
+from runtime.cli.load import load
+from runtime.serve.admission import ROWS
 from runtime.serve.identity import model_hash
 from runtime.serve.orders import heard
 from runtime.serve.refusals import Refusal
@@ -80,8 +81,6 @@ class Replica:
     """A pipeline in a process of its own, that draws blocks of requests."""
 
     def __init__(self, options: argparse.Namespace):
-        from runtime.serve.__main__ import load
-
         self._held = ExitStack()
         self._held.enter_context(heard())  # for as long as the process lives
         pipe = load(options)

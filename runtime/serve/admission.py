@@ -1,12 +1,17 @@
-"""Who is let in: room among those that wait, the newest of a session; and how a work ends that was stopped."""
+"""Who is let in: room among those that wait and in a step, the newest of a session; how one that was stopped ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
+from runtime.pipeline import LocalControlPipeline
 from runtime.serve.limits import MIB, Limits
 from runtime.serve.refusals import Refusal
 from runtime.serve.work import REPLACED, Work
+
+ROWS = 16  # of the model's own size, in a step, where neither an option nor a GPU's memory says how many
 
 
 def check_room(queue: Iterable[Work], work: Work, limits: Limits, keyed: bool) -> None:
@@ -41,3 +46,18 @@ def end_of(work: Work) -> tuple[str, Refusal]:
 def _gives_way(older: Work, newer: Work) -> bool:
     """Return whether a newer request of the same session takes an older one's place."""
     return newer.session is not None and (older.owner, older.session) == (newer.owner, newer.session)
+
+
+def most_rows(pipe: LocalControlPipeline) -> int:
+    """Return how many rows of the model's own size a step may have: as many as its engine takes, or a GPU's memory."""
+    profile = pipe.denoiser.profile
+    if profile is not None and profile.range("rows")[2] < 2**10:  # one that was built for a number of them
+        return profile.range("rows")[2]
+    if pipe.device.type != "cuda":
+        return ROWS
+    torch.cuda.reset_peak_memory_stats(pipe.device)
+    before = torch.cuda.memory_allocated(pipe.device)
+    pipe.warm_up()
+    row = (torch.cuda.max_memory_allocated(pipe.device) - before) / 2  # two rows, and what decoding takes
+    free = torch.cuda.mem_get_info(pipe.device)[0]
+    return int(min(max(2, 0.8 * free / row), 4 * ROWS))

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -19,26 +18,14 @@ from runtime.sampling.batch import Batch
 from runtime.sampling.drawing import Drawing
 from runtime.sampling.loop import Run
 from runtime.sampling.progress import Progress
-from runtime.serve.admission import check_room, end_of, replace_older
+from runtime.serve.admission import check_room, end_of, most_rows, replace_older
 from runtime.serve.limits import Limits
 from runtime.serve.orders import weight
 from runtime.serve.refusals import Refusal
-from runtime.serve.work import Drawn, Work
+from runtime.serve.work import Drawn, Watcher, Work
 
 log = logging.getLogger("runtime.serve")
-ROWS = 16  # of the model's own size, in a step, where neither an option nor a GPU's memory says how many
 IDLE = 0.5  # seconds after which a thread that waits looks at its requests' ages
-
-
-class Watcher(Protocol):
-    """What is told of the engine's doings, on its thread, or of an end where one submits: it must not take long."""
-
-    def started(self, work: Work) -> None: ...
-    def stepped(self, work: Work, progress: Progress) -> None: ...
-    def drawn(self, work: Work, drawn: Drawn) -> None: ...
-    def ended(self, work: Work, state: str, error: Refusal | None) -> None: ...
-    def ticked(self, rows: int, seconds: float) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -310,18 +297,3 @@ class Engine:
     def _end(self, work: Work, state: str, error: Refusal) -> None:
         work.error = error
         self.watcher.ended(work, state, error)
-
-
-def most_rows(pipe: LocalControlPipeline) -> int:
-    """Return how many rows of the model's own size a step may have: as many as its engine takes, or a GPU's memory."""
-    profile = pipe.denoiser.profile
-    if profile is not None and profile.range("rows")[2] < 2**10:  # one that was built for a number of them
-        return profile.range("rows")[2]
-    if pipe.device.type != "cuda":
-        return ROWS
-    torch.cuda.reset_peak_memory_stats(pipe.device)
-    before = torch.cuda.memory_allocated(pipe.device)
-    pipe.warm_up()
-    row = (torch.cuda.max_memory_allocated(pipe.device) - before) / 2  # two rows, and what decoding takes
-    free = torch.cuda.mem_get_info(pipe.device)[0]
-    return int(min(max(2, 0.8 * free / row), 4 * ROWS))

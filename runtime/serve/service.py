@@ -16,12 +16,9 @@ from typing import Any
 
 import torch
 
-from runtime.cli.presets import PRESETS
-from runtime.control.image_files import formats
-from runtime.control.levels import SIZE_MULTIPLE
 from runtime.pipeline import LocalControlPipeline
-from runtime.sampling.schedulers import SCHEDULERS
-from runtime.serve.engine import Engine, most_rows
+from runtime.serve.admission import most_rows
+from runtime.serve.engine import Engine
 from runtime.serve.events import Events
 from runtime.serve.files import Files
 from runtime.serve.identity import Served
@@ -31,7 +28,7 @@ from runtime.serve.orders import Order, Orders
 from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
-from runtime.serve.store import OPEN, Job, Store
+from runtime.serve.store import OPEN, Job, Store, shown
 from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
@@ -213,31 +210,6 @@ class Service:
             self.engine.wake()
         return {**shown(self.store.get(job.id, job.owner)), "cancelling": True}
 
-    def capabilities(self) -> dict[str, Any]:
-        """Return what can be asked for."""
-        served, can = self.served, self.orders.capabilities
-        sizes = {"default": can.side, "multiple": SIZE_MULTIPLE, "most": self.limits.side}
-        if can.profile is not None:
-            for side in ("height", "width"):
-                sizes[side] = [can.profile.range(side)[0], min(can.profile.range(side)[2], self.limits.side)]
-        return {
-            "model": served.name,
-            "hash": served.hash,
-            "device": served.device,
-            "adapters": list(can.adapters),
-            "controlnets": list(served.controlnets),
-            "default_adapter": self.orders.default_adapter,
-            "preprocessors": self.orders.preprocessors,
-            "schedulers": list(SCHEDULERS),
-            "presets": PRESETS,
-            "sizes": sizes,
-            "formats": formats(),
-            "words": can.words,
-            "cache": can.whole_steps is None,
-            "rows": served.rows,
-            "limits": {name: getattr(self.limits, name) for name in vars(self.limits)},
-        }
-
     # What it is told of its works: see `pictures.Hearer`
 
     def started(self, work: Work) -> None:
@@ -316,15 +288,3 @@ class Service:
             call(*arguments)
         except Exception as error:
             log.error("server", exc_info=error)
-
-
-def shown(job: Job) -> Mapping[str, Any]:
-    """Return what a client is told of a job."""
-    found = {"id": job.id, "state": job.state, "created": job.created, "started": job.started}
-    found |= {"ended": job.ended, "request": job.body}
-    if job.error is not None:
-        found["error"] = job.error
-    if job.result is not None:
-        found["result"] = job.result
-        found["images"] = [f"/v1/jobs/{job.id}/images/{i}" for i in range(job.result["images"])]
-    return found

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,3 +242,15 @@ def _job(row: sqlite3.Row) -> Job:
     for name in ("body", "error", "result"):
         fields[name] = fields[name] and json.loads(fields[name])
     return Job(**fields)
+
+
+def shown(job: Job) -> Mapping[str, Any]:
+    """Return what a client is told of a job."""
+    found = {"id": job.id, "state": job.state, "created": job.created, "started": job.started}
+    found |= {"ended": job.ended, "request": job.body}
+    if job.error is not None:
+        found["error"] = job.error
+    if job.result is not None:
+        found["result"] = job.result
+        found["images"] = [f"/v1/jobs/{job.id}/images/{i}" for i in range(job.result["images"])]
+    return found

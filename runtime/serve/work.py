@@ -6,9 +6,10 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.sampling.drawing import Result
+from runtime.sampling.progress import Progress
 from runtime.serve.events import Events
 from runtime.serve.orders import Order
 from runtime.serve.refusals import Refusal
@@ -77,3 +78,14 @@ class Drawn:
     result: Result
     queued: float
     running: float
+
+
+class Watcher(Protocol):
+    """What is told of the engine's doings, on its thread, or of an end where one submits: it must not take long."""
+
+    def started(self, work: Work) -> None: ...
+    def stepped(self, work: Work, progress: Progress) -> None: ...
+    def drawn(self, work: Work, drawn: Drawn) -> None: ...
+    def ended(self, work: Work, state: str, error: Refusal | None) -> None: ...
+    def ticked(self, rows: int, seconds: float) -> None: ...
+    def close(self) -> None: ...

@@ -13,12 +13,12 @@ import uvicorn
 from PIL import Image
 
 from runtime import LocalControlPipeline
-from runtime.serve.__main__ import make_parser
-from runtime.serve.app import make_app
-from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
+from runtime.serve.options import make_parser
 from runtime.serve.service import Service
-from runtime.serve.wire import config_of, listening
+from runtime.serve.web.app import make_app
+from runtime.serve.web.guard import Access
+from runtime.serve.web.wire import config_of, listening
 from tests.support.tiny import make_adapter, make_pipeline
 
 SMALL = {"prompt": "a red star", "height": 64, "width": 64, "steps": 3, "seed": 7}

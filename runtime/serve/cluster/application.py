@@ -25,15 +25,16 @@ from ray.serve.schema import ApplicationStatus
 from runtime.cli.cluster import HERE, connected, failure, replicas, share
 from runtime.cli.command import heartbeat, say
 from runtime.errors import InputError
-from runtime.serve.__main__ import KEYS, access_of, data_folder, limits_of, log_lines, make_parser
-from runtime.serve.app import make_app
+from runtime.serve.admission import ROWS
 from runtime.serve.cluster.remote import RemoteEngine
 from runtime.serve.cluster.replica import Replica
-from runtime.serve.engine import ROWS
-from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
+from runtime.serve.log import log_lines
+from runtime.serve.options import KEYS, access_of, data_folder, limits_of, make_parser
 from runtime.serve.service import Service
-from runtime.serve.wire import listening
+from runtime.serve.web.app import make_app
+from runtime.serve.web.guard import Access
+from runtime.serve.web.wire import listening
 
 NAME = "localcontrol"
 HEAD = "node:__internal_head__"  # a resource that Ray gives the head node

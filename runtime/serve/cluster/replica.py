@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from runtime.serve.engine import Engine, most_rows
+from runtime.cli.load import load
+from runtime.serve.admission import most_rows
+from runtime.serve.engine import Engine
 from runtime.serve.identity import Served, model_hash
 from runtime.serve.limits import Limits
+from runtime.serve.log import log_lines
 from runtime.serve.orders import Order
 from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
@@ -28,8 +31,6 @@ class Replica:
 
     def __init__(self, options: argparse.Namespace, limits: Limits):
         """Load the model that the options say, and warm it up."""
-        from runtime.serve.__main__ import load, log_lines
-
         log_lines()
         pipe = load(options)
         rows = limits.rows or most_rows(pipe)

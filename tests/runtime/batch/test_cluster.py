@@ -77,7 +77,7 @@ def kill_once(run, out, count, kill):
 
 
 def test_a_block_has_a_row_for_each_request_with_its_warnings(tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.serve.__main__.load", lambda options: pipe())
+    monkeypatch.setattr("runtime.batch.cluster.load", lambda options: pipe())
     replica = cluster.Replica(make_parser().parse_args(["x", "y"]))
     try:
         Image.new("L", (64, 32), 255).save(tmp_path / "wide.png")

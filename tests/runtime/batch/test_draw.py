@@ -11,7 +11,7 @@ from runtime.batch.draw import Drawer, draw
 from runtime.batch.orders import Ordered
 from runtime.batch.requests import Line
 from runtime.batch.results import Results
-from runtime.serve.__main__ import make_parser
+from runtime.serve.options import make_parser
 from runtime.serve.orders import heard
 from tests.support.server import SMALL, pipe
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from runtime import LocalControlPipeline
 from runtime.errors import InputError
 from runtime.sampling.request import Request
 from runtime.serve import engine as engine_module
-from runtime.serve.engine import Engine, most_rows
+from runtime.serve.engine import Engine
 from runtime.serve.limits import Limits
 from runtime.serve.orders import Order
 from runtime.serve.refusals import Refusal
@@ -284,12 +283,6 @@ def test_what_cannot_be_prepared_or_decoded_fails_alone(started, monkeypatch, pa
     error = notes.states[bad][1]
     assert (error.status, error.field) == ((422, "scheduler") if part == "_schedule" else (500, None))
     assert engine.alive and not engine.busy
-
-
-def test_rows_of_this_machine(monkeypatch):
-    assert most_rows(pipe()) == engine_module.ROWS
-    compiled = LocalControlPipeline(pipe().model, pipe().adapters).compile(compiler=None)
-    assert most_rows(compiled) == engine_module.ROWS
 
 
 def test_ages_are_looked_at_while_others_run(started):

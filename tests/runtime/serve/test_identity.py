@@ -2,8 +2,8 @@
 
 import shutil
 
-from runtime.serve.__main__ import make_parser
 from runtime.serve.identity import model_hash
+from runtime.serve.options import make_parser
 from tests.support import engines, saved_model
 
 

@@ -10,9 +10,8 @@ import sys
 import time
 
 import pytest
-from starlette.datastructures import Headers
 
-from runtime.serve.__main__ import access_of, main, make_parser
+from runtime.serve.__main__ import main
 from tests.support import saved_model
 from tests.support.server import Client
 
@@ -146,15 +145,6 @@ def test_bad_options_are_one_line(arguments, message, tmp_path, capsys, monkeypa
     assert main(["--data", str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1] and said[-1].startswith("error: ")
-
-
-def test_names_and_sites_are_taken_as_browsers_say_them(monkeypatch):
-    monkeypatch.setenv("LOCALCONTROL_API_KEYS", "one")
-    given = ["--host", "0.0.0.0", "--allow-host", "Pictures.Example"]
-    given += ["--allow-origin", "https://Shop.example/"]
-    access = access_of(make_parser().parse_args(given))
-    headers = {"host": "pictures.example", "origin": "https://shop.example", "authorization": "Bearer one"}
-    assert access.check("/v1/generate", Headers(headers))
 
 
 def test_keys_come_from_the_environment(server):

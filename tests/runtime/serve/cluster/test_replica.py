@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from runtime.sampling.request import Request
-from runtime.serve import __main__ as command
 from runtime.serve.cluster.replica import EVERY, Replica
 from runtime.serve.limits import Limits
+from runtime.serve.options import make_parser
 from runtime.serve.orders import Order
 from runtime.serve.schema import Generate
 from tests.support.server import pipe, wait_until
@@ -18,8 +18,8 @@ from tests.support.server import pipe, wait_until
 
 @pytest.fixture
 def replica(monkeypatch):
-    monkeypatch.setattr(command, "load", lambda options: pipe())
-    made = Replica(command.make_parser().parse_args([]), Limits(rows=4))
+    monkeypatch.setattr("runtime.serve.cluster.replica.load", lambda options: pipe())
+    made = Replica(make_parser().parse_args([]), Limits(rows=4))
     yield made
     made.engine.close()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.serve.guard import Access
+from runtime.serve.web.guard import Access
 from tests.support.browser import embedded, tab
 from tests.support.server import running
 

@@ -18,7 +18,12 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from runtime.control.png import png_bytes
-from runtime.serve.answers import (
+from runtime.serve.events import Event
+from runtime.serve.orders import of_validation
+from runtime.serve.pictures import base64_of
+from runtime.serve.refusals import Refusal
+from runtime.serve.schema import Drawing, Generate, ImagesGenerations, RegionBody
+from runtime.serve.web.answers import (
     body_of,
     off_loop,
     ready,
@@ -30,11 +35,6 @@ from runtime.serve.answers import (
     takes,
     wait_for,
 )
-from runtime.serve.events import Event
-from runtime.serve.orders import of_validation
-from runtime.serve.pictures import base64_of
-from runtime.serve.refusals import Refusal
-from runtime.serve.schema import Drawing, Generate, ImagesGenerations, RegionBody
 from runtime.serve.work import Work
 
 OWN = "localcontrol"  # a name of the model, whichever it is

@@ -1,11 +1,11 @@
-"""runtime.serve.answers: what routes share."""
+"""runtime.serve.web.answers: what routes share."""
 
 from types import SimpleNamespace
 
 import anyio
 
-from runtime.serve.answers import WAITING, apart
 from runtime.serve.refusals import Refusal
+from runtime.serve.web.answers import WAITING, apart
 
 
 def test_of_requests_that_come_at_once_so_many_wait_and_the_others_are_refused():

@@ -1,4 +1,4 @@
-"""runtime.serve.app: the routes, asked over HTTP."""
+"""runtime.serve.web.app: the routes, asked over HTTP."""
 
 import base64
 import io
@@ -14,11 +14,11 @@ import anyio
 import pytest
 from PIL import Image
 
-from runtime.serve import app as app_module
 from runtime.serve import service as service_module
 from runtime.serve.events import Events
-from runtime.serve.guard import Access
 from runtime.serve.limits import Limits
+from runtime.serve.web import app as app_module
+from runtime.serve.web.guard import Access
 from tests.support.server import SMALL, events, pipe, png, running, wait_until
 
 MASK = png(Image.new("L", (64, 64), 255))

@@ -1,13 +1,13 @@
-"""runtime.serve.docs: the page of the routes."""
+"""runtime.serve.web.docs: the page of the routes."""
 
 from html.parser import HTMLParser
 
 import pytest
 
-from runtime.serve import docs
-from runtime.serve.__main__ import make_parser
-from runtime.serve.app import document, make_app
+from runtime.serve.options import make_parser
 from runtime.serve.service import Service
+from runtime.serve.web import docs
+from runtime.serve.web.app import document, make_app
 from tests.support.server import pipe
 
 

@@ -1,4 +1,4 @@
-"""runtime.serve.guard: who may ask, how much may be sent, what is logged."""
+"""runtime.serve.web.guard: who may ask, how much may be sent, what is logged."""
 
 import json
 import logging
@@ -7,9 +7,9 @@ import socket
 import pytest
 from starlette.datastructures import Headers
 
-from runtime.serve import guard
-from runtime.serve.guard import HEADERS, Access
 from runtime.serve.refusals import Refusal
+from runtime.serve.web import guard
+from runtime.serve.web.guard import HEADERS, Access
 from tests.support.server import SMALL, running, wait_until
 
 

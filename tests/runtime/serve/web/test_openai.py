@@ -1,4 +1,4 @@
-"""runtime.serve.openai: asked by OpenAI's own client."""
+"""runtime.serve.web.openai: asked by OpenAI's own client."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import openai
 import pytest
 from PIL import Image
 
-from runtime.serve.openai import partial_steps
+from runtime.serve.web.openai import partial_steps
 from tests.support.server import SMALL, pipe, png, running
 
 OWN = {"steps": 3, "seed": 7}

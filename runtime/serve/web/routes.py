@@ -1,29 +1,23 @@
-"""The HTTP interface: routes, and the application they make."""
+"""The routes: drawing at once, jobs, pictures, and the server's health."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
-import anyio
 from fastapi import FastAPI, Header, Path, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-import kernels
 from runtime.control.png import png_bytes
-from runtime.serve import docs, openai
-from runtime.serve.answers import (
-    COMPONENTS,
-    PARSERS,
+from runtime.serve.capabilities import capabilities_of
+from runtime.serve.events import LAST, Event
+from runtime.serve.pictures import base64_of
+from runtime.serve.refusals import Refusal
+from runtime.serve.schema import Condition, Generate, GenerateNow
+from runtime.serve.store import Job, shown
+from runtime.serve.web.answers import (
     apart,
     at_store,
     body_of,
@@ -38,17 +32,8 @@ from runtime.serve.answers import (
     takes,
     wait_for,
 )
-from runtime.serve.events import LAST, Event
-from runtime.serve.guard import Access, Guard, refused
-from runtime.serve.orders import heard
-from runtime.serve.pictures import base64_of
-from runtime.serve.refusals import Refusal
-from runtime.serve.schema import Condition, Generate, GenerateNow, ImagesGenerations
-from runtime.serve.service import Service, shown
-from runtime.serve.store import Job
 from runtime.serve.work import Work
 
-log = logging.getLogger("runtime.serve")
 PNG = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
 EVENTS = {200: {"content": {"text/event-stream": {}}}, 204: {"description": "it has ended, and all was sent"}}
 PICTURE = {
@@ -63,99 +48,7 @@ BINARY = {
         "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-PAGE = files("runtime.serve") / "page"
-CLEAN = 600.0  # seconds
 JobId = Annotated[str, Path(max_length=64)]
-
-
-class Page(StaticFiles):
-    """Files of the page, which a browser asks for again once they have changed."""
-
-    def file_response(self, *arguments, **options) -> Response:
-        answer = super().file_response(*arguments, **options)
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
-
-
-def make_app(service: Service, access: Access | None = None, log_prompts: bool = False) -> FastAPI:
-    """Return the application; the service starts and ends with it."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parsers, app.state.readers = anyio.CapacityLimiter(PARSERS), anyio.CapacityLimiter(PARSERS)
-        app.state.conditions, app.state.apart = anyio.CapacityLimiter(1), 0
-        with heard():
-            service.start()
-            try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(keep_clean, service)
-                    yield
-                    group.cancel_scope.cancel()
-            finally:
-                await anyio.to_thread.run_sync(service.close)
-
-    app = FastAPI(
-        title="localcontrol",
-        version=kernels.__version__,
-        lifespan=lifespan,
-        docs_url=None,  # FastAPI's page fetches its scripts from another host
-        redoc_url=None,
-        description="Text-to-image with controls that act only inside painted regions.",
-    )
-    app.state.service = service
-    for add in (add_drawing, add_jobs, add_pictures, openai.add_routes, add_health):
-        add(app)
-    add_page(app)
-    app.add_middleware(
-        Guard,
-        access=access or Access(),
-        limits=service.limits,
-        metrics=service.metrics,
-        log_prompts=log_prompts,
-    )
-    app.add_exception_handler(Refusal, lambda request, error: refused(error))
-    app.add_exception_handler(HTTPException, _refused_by_framework)
-    app.add_exception_handler(RequestValidationError, _refused_by_parameters)
-    app.openapi = lambda: document(app)
-    return app
-
-
-async def keep_clean(service: Service) -> None:
-    """Remove what is too old, now and then, also where nothing new comes."""
-    while True:
-        await anyio.sleep(CLEAN)
-        try:
-            await anyio.to_thread.run_sync(service.clean)
-        except Exception as error:  # a full disk, a locked table: the next time may do
-            log.error("cleaning", exc_info=error)
-
-
-def _refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:
-    said = {404: f"{request.url.path[:80]}: no such route", 405: f"{request.method}: not for this route"}
-    answer = refused(Refusal(error.status_code, said.get(error.status_code, str(error.detail))))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-def _refused_by_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    field = str(first["loc"][-1])
-    return refused(Refusal(422, f"{field}: {first['msg']}", field))
-
-
-def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with the bodies that routes read themselves."""
-    if app.openapi_schema is None:
-        made = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        schemas = made.setdefault("components", {}).setdefault("schemas", {})
-        for model in (GenerateNow, Generate, Condition, ImagesGenerations):
-            schema = model.model_json_schema(ref_template=COMPONENTS)
-            schemas |= schema.pop("$defs", {})
-            schemas[model.__name__] = schema
-        app.openapi_schema = made
-    return app.openapi_schema
 
 
 def add_drawing(app: FastAPI) -> None:
@@ -281,20 +174,8 @@ def add_pictures(app: FastAPI) -> None:
     @app.get("/v1/capabilities")
     async def capabilities(request: Request) -> JSONResponse:
         """Return what can be asked for: sizes, adapters, schedulers, presets, limits."""
-        return JSONResponse(service_of(request).capabilities())
-
-
-def add_page(app: FastAPI) -> None:
-    """Add the page at /; its files by their names, so that it hides no route."""
-
-    def add(path: str, name: str) -> None:
-        @app.get(path, include_in_schema=False)
-        async def file() -> FileResponse:
-            return FileResponse(str(PAGE / name), headers={"Cache-Control": "no-cache"})
-
-    for path, name in (("/", "index.html"), ("/style.css", "style.css"), ("/icon.svg", "icon.svg")):
-        add(path, name)
-    app.mount("/js", Page(directory=str(PAGE / "js")), name="page")
+        service = service_of(request)
+        return JSONResponse(capabilities_of(service.served, service.orders, service.limits))
 
 
 def add_health(app: FastAPI) -> None:
@@ -312,14 +193,6 @@ def add_health(app: FastAPI) -> None:
         if service.engine.draining:
             raise Refusal(503, "server: it is ending", retry_after=5)
         return PlainTextResponse("ready\n")
-
-    @app.get("/docs", include_in_schema=False)
-    async def read_docs() -> HTMLResponse:
-        return HTMLResponse(docs.page(document(app)))
-
-    @app.get("/docs/style.css", include_in_schema=False)
-    async def style() -> Response:
-        return Response(docs.STYLE, media_type="text/css")
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> PlainTextResponse:

@@ -1,0 +1,1 @@
+"""The server's face: routes, their answers, and who may ask."""
