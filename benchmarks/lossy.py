@@ -35,7 +35,7 @@ from runtime.control.conditions import preprocess
 from runtime.engines.manifest import read_manifest
 from runtime.machine.arithmetic import is_quick
 from runtime.optimize.fp8 import multiplies_here
-from runtime.sampling.drawing import Result
+from runtime.sampling.result import Result
 from training.embedded.shapes import adherence
 from training.loop.validate import control_region
 from training.metrics import lfmse_canny

@@ -33,7 +33,7 @@ from benchmarks.serving_policies import Baseline, Notes, make_policies
 from runtime import LocalControlPipeline
 from runtime.cli.command import Parser, exit_code
 from runtime.errors import InputError
-from runtime.sampling.drawing import Result
+from runtime.sampling.result import Result
 from runtime.serve.admission import most_rows
 from runtime.serve.engine import Engine
 from runtime.serve.orders import Order

@@ -14,8 +14,9 @@ from kernels import ops
 from runtime import LocalControlPipeline
 from runtime.model.attention import use_attention
 from runtime.sampling.batch import Batch
-from runtime.sampling.drawing import Drawing, Result
+from runtime.sampling.drawing import Drawing
 from runtime.sampling.progress import Progress
+from runtime.sampling.result import Result
 from runtime.serve.engine import Engine, Watcher
 from runtime.serve.limits import Limits
 from runtime.serve.refusals import Refusal

@@ -35,7 +35,7 @@ from runtime.engines.unet_graph import UNetGraph, level_ports, pixel_axes, unet_
 from runtime.loading.load import Model
 from runtime.model.vae import vae_factor
 from runtime.optimize.packed import unpack_weights
-from runtime.sampling.text import encode_ids
+from runtime.text.encode import encode_ids
 
 
 @dataclass(frozen=True)

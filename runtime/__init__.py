@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from runtime.control.region import Region
     from runtime.errors import Cancelled, InputError
     from runtime.pipeline import LocalControlPipeline
-    from runtime.sampling.drawing import Result
     from runtime.sampling.progress import Progress
+    from runtime.sampling.result import Result
 
 __all__ = ["Cancelled", "InputError", "LocalControlPipeline", "Progress", "Region", "Result"]
 
@@ -26,7 +26,7 @@ _MODULES = {
     "LocalControlPipeline": "runtime.pipeline",
     "Progress": "runtime.sampling.progress",
     "Region": "runtime.control.region",
-    "Result": "runtime.sampling.drawing",
+    "Result": "runtime.sampling.result",
 }
 
 

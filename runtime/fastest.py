@@ -215,7 +215,7 @@ def has_long_prompt(engine: Path, request: Request) -> bool:
         return False
     from transformers import CLIPTokenizer
 
-    from runtime.sampling.text import is_long
+    from runtime.text.encode import is_long
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(engine / MODEL_FILES / "tokenizer", local_files_only=True)

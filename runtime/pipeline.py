@@ -33,12 +33,13 @@ from runtime.optimize.fp8 import check_quantize
 from runtime.optimize.fused import fuse_encoder, fuse_unet, fuses_here
 from runtime.optimize.offload import Offload, check_offload
 from runtime.optimize.specialize import distinct, specialize
-from runtime.sampling.decode import decode
 from runtime.sampling.denoiser import Denoiser, TorchDenoiser
-from runtime.sampling.drawing import Drawing, Result
+from runtime.sampling.drawing import Drawing
 from runtime.sampling.held import Reference
+from runtime.sampling.pixels import decode
 from runtime.sampling.progress import OnStep
 from runtime.sampling.request import Request
+from runtime.sampling.result import Result
 
 
 class LocalControlPipeline:

@@ -24,7 +24,7 @@ from runtime.cli.command import Parser, exit_code
 from runtime.cli.sources import adapter_sources
 from runtime.control.region import Region
 from runtime.pipeline import LocalControlPipeline
-from runtime.sampling.drawing import Result
+from runtime.sampling.result import Result
 
 WAYS = ("free", "held", "pasted")
 FIGURES = ("lfmse_inside", "f1", "seam", "leakage", "seconds", "seconds_with_reference")

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,44 +26,20 @@ from runtime.machine.finite import check_finite
 from runtime.machine.report import timed
 from runtime.model.attention import use_attention
 from runtime.sampling import held
-from runtime.sampling.decode import decode, to_images
-from runtime.sampling.encode import encode
 from runtime.sampling.loop import AfterStep, Run, make_noise
+from runtime.sampling.pixels import decode, encode
 from runtime.sampling.progress import OnStep, Progress, projection_of
 from runtime.sampling.request import MAX_SEED, Request
+from runtime.sampling.result import OUTPUT, Result
 from runtime.sampling.schedulers import make_scheduler, noise_levels, rehearse, set_timesteps
-from runtime.sampling.text import Reading, encode_guidance, encode_words
+from runtime.text.encode import Reading, encode_guidance, encode_words
 
 if TYPE_CHECKING:
     from runtime.pipeline import LocalControlPipeline
 
-OUTPUT = {
-    "pil": to_images,
-    "pt": lambda pixels: pixels.cpu(),
-    "np": lambda pixels: pixels.permute(0, 2, 3, 1).cpu().numpy(),
-}
 T = TypeVar("T")
 Runs = Generator[Run, None, T]  # yields runs, each of which is done when the next is asked for; returns a T
 TextRows = tuple[Tensor, Tensor]  # states (G, S, D) and pooled embeddings (G, P)
-
-
-@dataclass
-class Result:
-    """Pictures, and what made them.
-
-    images: PIL, RGB; where another output_type was asked for, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1],
-    or none. latents: (B, C, h, w) float32, what was decoded. timings: seconds of each stage that was run (encode, text,
-    reference, adapter, denoise, decode) and "total". seed: of the first image, image i has seed + i; a given
-    generator's own. region_steps: the steps, from 0, in which each region acts. reference: where the outside was held,
-    what it was held to; the next call takes it.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    latents: Tensor
-    timings: dict[str, float]
-    seed: int
-    region_steps: list[list[int]] = field(default_factory=list)
-    reference: held.Reference | None = None
 
 
 class Drawing:

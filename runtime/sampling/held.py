@@ -18,7 +18,7 @@ from torch import Tensor
 from runtime.control.images import pad
 from runtime.control.masks import feather, mask_pyramid
 from runtime.errors import InputError
-from runtime.sampling.decode import to_images
+from runtime.sampling.pixels import to_images
 
 if TYPE_CHECKING:
     from runtime.loading.load import Model

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kernels import ops, reference
 from runtime.errors import Cancelled, InputError
-from runtime.sampling.composition import Composer, Composition
-from runtime.sampling.encode import noised
 from runtime.sampling.linear_steps import LinearSteps, linear_steps
+from runtime.sampling.pixels import noised
 from runtime.sampling.request import guided_steps
 from runtime.sampling.schedulers import noise_levels
 from runtime.sampling.torch_step import Step
+from runtime.text.composition import Composer, Composition
 
 AfterStep = Callable[[Tensor, int], Tensor]  # (latents after a step, its index) -> latents
 # Called after a step with the latents, and with what gives the z0 that the step has predicted

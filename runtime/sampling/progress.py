@@ -13,7 +13,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.loading.load import Model
 from runtime.model.latent_rgb import FILE, LatentRGB, fit
-from runtime.sampling.decode import to_images
+from runtime.sampling.pixels import to_images
 
 
 @dataclass

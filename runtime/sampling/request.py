@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +18,11 @@ from runtime.control.masks import RESIZES
 from runtime.control.profile import rgb_profile, warn_of_transparency
 from runtime.control.region import PackedRegion, Region, labelled, pack
 from runtime.errors import InputError
-from runtime.sampling.composition import Composition
+from runtime.sampling.fields import check_text, read_generators, read_negatives, read_noise, read_texts
 from runtime.sampling.lists import batch, check_count, check_lists
-from runtime.sampling.prompts import SYNTAXES, check_prompt, parse
 from runtime.sampling.unused import warn_of_unused
+from runtime.text.composition import Composition
+from runtime.text.prompts import SYNTAXES, check_prompt, parse
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -69,8 +69,8 @@ class Request:
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        self.prompts = _texts(self.prompt)
-        self.negatives = _negatives(self.negative_prompt, len(self.prompts))
+        self.prompts = read_texts(self.prompt)
+        self.negatives = read_negatives(self.negative_prompt, len(self.prompts))
         for name, known in (("prompt_syntax", SYNTAXES), ("output_type", OUTPUTS), ("outside", OUTSIDES)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(known)}")
@@ -101,8 +101,8 @@ class Request:
         self._check_start()
         self.composition = Composition.of(self.prompts, self.prompt_syntax, self.images_per_prompt)
         self._check_composition()
-        self.latents = _noise(self.latents)
-        self.generators = _generators(self.generator, self.seed, self.images)
+        self.latents = read_noise(self.latents)
+        self.generators = read_generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
         for region in self.regions:
@@ -244,65 +244,3 @@ def guided_steps(guidance: float, guidance_range: tuple[float, float], count: in
     """
     start, end = guidance_range
     return [guidance > 1 and start <= i / count and (i + 1) / count <= end for i in range(count)]
-
-
-def _negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]:
-    """Return a negative prompt for each of `count` prompts."""
-    texts = _texts(negative, "negative_prompt")
-    if isinstance(negative, str):
-        return texts * count
-    if len(texts) != count:
-        raise InputError(
-            f"negative_prompt: {len(texts)} texts for {count} prompts; expected one, or one for each"
-        )
-    return texts
-
-
-def _generators(given, seed: int | None, images: int) -> tuple[torch.Generator, ...] | None:
-    """Return the generators that were given: one for all pictures, or one for each."""
-    if given is None:
-        return None
-    found = (given,) if isinstance(given, torch.Generator) else given
-    if not isinstance(found, (list, tuple)) or not all(isinstance(g, torch.Generator) for g in found):
-        raise InputError(
-            f"generator: a {type(given).__name__}; expected a torch.Generator, or a list of them"
-        )
-    if seed is not None:
-        raise InputError("generator: given beside a seed; expected one of the two")
-    if len(found) not in (1, images):
-        raise InputError(f"generator: {len(found)} for {images} pictures; expected one, or one for each")
-    return tuple(found)
-
-
-def _texts(prompt: str | Sequence[str], name: str = "prompt") -> tuple[str, ...]:
-    prompts = (prompt,) if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError(f"{name} {prompt!r}: expected a text, or a list of texts")
-    for text in prompts:
-        check_text(text, name)
-    return tuple(prompts)
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise InputError for a text that is not Unicode, such as what a shell makes of broken UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown, place = text.encode("utf-8", "replace").decode("utf-8"), error.start + 1
-        raise InputError(f"{name} {shown!r}: broken UTF-8 at character {place}; expected a text") from error
-
-
-def _noise(latents) -> Tensor | None:
-    """Return the given noise as float32. Raises InputError where it is not a tensor or array of finite numbers."""
-    if latents is None:
-        return None
-    if isinstance(latents, np.ndarray) and latents.dtype.kind in "fiu":
-        latents = torch.from_numpy(latents.astype(np.float32))
-    if not isinstance(latents, Tensor):
-        raise InputError(f"latents: a {type(latents).__name__}; expected a tensor of N(0, 1) noise")
-    if not latents.is_floating_point() or latents.ndim != 4:
-        found = f"{str(latents.dtype).removeprefix('torch.')} {tuple(latents.shape)}"
-        raise InputError(f"latents: {found}; expected floats (B, C, h, w)")
-    if not latents.isfinite().all():
-        raise InputError("latents: NaN or infinite values; expected N(0, 1) noise")
-    return latents.float()

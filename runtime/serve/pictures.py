@@ -18,9 +18,9 @@ from runtime.control.region import union
 from runtime.control.sheet import changed_outside
 from runtime.errors import InputError
 from runtime.pipeline import LocalControlPipeline
-from runtime.sampling.drawing import Result
 from runtime.sampling.progress import Progress
 from runtime.sampling.request import Request
+from runtime.sampling.result import Result
 from runtime.serve.refusals import Refusal
 from runtime.serve.work import Drawn, Work
 

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from runtime.sampling.drawing import Result
 from runtime.sampling.progress import Progress
+from runtime.sampling.result import Result
 from runtime.serve.events import Events
 from runtime.serve.orders import Order
 from runtime.serve.refusals import Refusal

@@ -36,13 +36,13 @@ from runtime.loading.lora import find_lora, fuse_lora
 from runtime.loading.single_file import check_layout, declared_schedule
 from runtime.loading.weights import load_pickle, tensor_shapes
 from runtime.model.latent_rgb import FILE, SDXL, LatentRGB
-from runtime.sampling.prompts import check_prompt, cut, parse, split
 from runtime.sampling.request import Request
 from runtime.serve import orders
 from runtime.serve.files import Files
 from runtime.serve.limits import Limits
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import GenerateNow
+from runtime.text.prompts import check_prompt, cut, parse, split
 from tests.fuzz.mutate import VALUES, damaged, json_bytes, tensors_bytes
 from tests.support import engines, saved_model, server
 from tests.support.single_file_layout import controlnet_tensors

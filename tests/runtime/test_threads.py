@@ -13,7 +13,7 @@ from runtime import LocalControlPipeline, Region
 from runtime.engines.base import BINDINGS
 from runtime.loading.load import from_diffusers
 from runtime.model.attention import use_attention
-from runtime.sampling.text import encode_prompts
+from runtime.text.encode import encode_prompts
 from tests.support import engines, saved_model
 from tests.support.tiny import make_adapter, make_pipeline
 

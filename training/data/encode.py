@@ -9,7 +9,7 @@ import torch
 from runtime.errors import InputError
 from runtime.loading.load import Model
 from runtime.machine.arithmetic import name_of
-from runtime.sampling.text import Reading, encode_prompts
+from runtime.text.encode import Reading, encode_prompts
 from training.config import TrainConfig
 from training.data.stores import CACHE_DTYPES, Stores, text_key
 

@@ -17,7 +17,7 @@ from runtime.control.image_files import decode
 from runtime.control.images import ASPECT_TOLERANCE, load_image, to_tensor, warn_of_dark
 from runtime.control.masks import read_mask
 from runtime.errors import InputError
-from runtime.sampling.request import check_text
+from runtime.sampling.fields import check_text
 from training.config import TrainConfig
 from training.data.cache import digest
 from training.data.crops import Crop, bucket_sizes, make_crop, nearest_bucket

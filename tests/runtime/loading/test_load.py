@@ -16,7 +16,7 @@ from torch import nn
 from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.load import from_diffusers, load_model
-from runtime.sampling.text import encode_prompts
+from runtime.text.encode import encode_prompts
 from tests.support import saved_model
 from tests.support.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
 from tests.support.tiny import make_adapter, make_pipeline

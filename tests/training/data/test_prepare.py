@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from runtime.control.conditions import preprocess
 from runtime.errors import InputError
 from runtime.loading.load import load_model
-from runtime.sampling.text import encode_prompts
+from runtime.text.encode import encode_prompts
 from tests.support.tolerances import assert_close
 from training.config import TrainConfig
 from training.data import workers

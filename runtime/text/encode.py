@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from runtime.control.region import Region
 from runtime.errors import InputError
 from runtime.loading.load import Model
-from runtime.sampling.prompts import MOST_CHUNKS, Chunk, cut, parse
+from runtime.text.prompts import MOST_CHUNKS, Chunk, cut, parse
 
 # A call sets the padding of the tokenizer's Rust half, which refuses two threads; pipelines may share one.
 _TOKENIZING = threading.Lock()

@@ -1,11 +1,11 @@
-"""runtime.sampling.prompts: stable-diffusion-webui's syntax and chunks, by its own documented values."""
+"""runtime.text.prompts: stable-diffusion-webui's syntax and chunks, by its own documented values."""
 
 import random
 
 import pytest
 
 from runtime.errors import InputError
-from runtime.sampling.prompts import BACKTRACK, Fragment, check_prompt, cut, parse, split
+from runtime.text.prompts import BACKTRACK, Fragment, check_prompt, cut, parse, split
 
 COMMA = 7
 

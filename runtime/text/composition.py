@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.sampling.prompts import split
+from runtime.text.prompts import split
 
 
 @dataclass(frozen=True)

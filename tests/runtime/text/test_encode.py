@@ -7,7 +7,7 @@ import torch
 
 from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
-from runtime.sampling.text import Reading, encode_guidance, encode_prompts
+from runtime.text.encode import Reading, encode_guidance, encode_prompts
 from tests.support.tiny import make_pipeline
 from tests.support.tolerances import assert_close, relative_rms
 
@@ -51,7 +51,7 @@ def test_each_text_is_encoded_once(monkeypatch):
         lengths = torch.tensor([[float(len(text))] for text in texts])
         return lengths[:, None], lengths
 
-    monkeypatch.setattr("runtime.sampling.text.encode_prompts", encode)
+    monkeypatch.setattr("runtime.text.encode.encode_prompts", encode)
     rows, pooled = encode_guidance(MODEL, ["ab", "c", "ab"], ["", "c", ""], guided=True)
     assert seen == [["", "c", "ab"]]
     assert pooled.flatten().tolist() == rows.flatten().tolist() == [0, 1, 0, 2, 1, 2]

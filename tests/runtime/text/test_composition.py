@@ -7,10 +7,10 @@ from runtime import Region
 from runtime.capabilities import Capabilities
 from runtime.engines.ports import Profile
 from runtime.errors import InputError
-from runtime.sampling.composition import Composer, Composition
 from runtime.sampling.request import Request
 from runtime.sampling.schedulers import make_scheduler
-from runtime.sampling.text import encode_guidance
+from runtime.text.composition import Composer, Composition
+from runtime.text.encode import encode_guidance
 from tests.support.together import LEFT, LIMIT, SHOWN, pipe
 
 NEGATIVE, GUIDANCE, STEPS = "grey", 4.0, 4
