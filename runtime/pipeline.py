@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from runtime.errors import InputError
 from runtime.loading import load as loading
 from runtime.loading.adapter import embedded_adapters
 from runtime.loading.controlnet import check_controlnet
-from runtime.loading.controls import KINDS, AdapterSource, load_controls, named
+from runtime.loading.controls import AdapterSource, load_controls, named, own_adapter
 from runtime.loading.load import Model
 from runtime.loading.lora import LoraSource
 from runtime.machine.device import check_backend, check_compile, pick_device, pick_dtype
@@ -38,6 +37,7 @@ from runtime.sampling.drawing import Drawing
 from runtime.sampling.held import Reference
 from runtime.sampling.pixels import decode
 from runtime.sampling.progress import OnStep
+from runtime.sampling.rehearsals import rehearsals
 from runtime.sampling.request import Request
 from runtime.sampling.result import Result
 
@@ -136,13 +136,7 @@ class LocalControlPipeline:
         adapters, attention: as in `from_pretrained`; by default the pipeline's own adapter or ControlNet, if it has
         one, named "canny".
         """
-        own = getattr(pipe, "adapter", None) or getattr(pipe, "controlnet", None)
-        if adapters is None and own is not None:
-            if not isinstance(getattr(own, "_orig_mod", own), KINDS):
-                raise InputError(
-                    f"{type(pipe).__name__}: a {type(own).__name__}; name each: adapters={{'canny': ...}}"
-                )
-            adapters = {"canny": own}
+        adapters = own_adapter(pipe) if adapters is None else adapters
         model = loading.from_diffusers(pipe)
         adapters, nets = load_controls(adapters or {}, pipe.device, pipe.unet.dtype)
         if fuses_here(backend, pipe.device):
@@ -219,18 +213,8 @@ class LocalControlPipeline:
         """
         if request is None:
             request = Request("", height=height, width=width, images_per_prompt=images, **settings)
-        kinds = sorted(
-            set(request.guided_steps(request.run_steps)), reverse=True
-        )  # a step with guidance, one without
-        once = {"steps": len(kinds), "guidance_range": (0.0, sum(kinds) / len(kinds)), "scheduler": "euler"}
-        once |= dict(zip(("height", "width"), request.size(self.default_size), strict=True))
-        once |= {"image": None, "strength": 1.0, "generator": None, "outside": "free", "reference": None}
-        words = [Region(prompt=text, label=f"region {i + 1}") for i, text in enumerate(request.words)]
-        names = {r.adapter for r in request.regions if r.condition is not None} & self.controlnets.keys()
-        black = torch.zeros(1, 1, *request.size(self.default_size))
-        nets = [Region(black, adapter=name, label=name) for name in sorted(names)]
-        for regions in ([], *filter(None, (words, words + nets if nets else []))):
-            self.draw(replace(request, **once, regions=regions, latents=None, seed=0, cache_interval=1))
+        for once in rehearsals(request, request.size(self.default_size), self.controlnets):
+            self.draw(once)
 
     def __call__(
         self,

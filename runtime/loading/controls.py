@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
+from diffusers import ControlNetModel, ControlNetUnionModel, DiffusionPipeline, T2IAdapter
 from torch import nn
 
 from runtime.errors import InputError
@@ -28,6 +28,21 @@ def named(sources: Mapping[str, AdapterSource]) -> Mapping[str, AdapterSource]:
     if not isinstance(sources, Mapping):
         raise InputError(f"adapters {sources!r}: expected names and their files, such as {{'canny': folder}}")
     return sources
+
+
+def own_adapter(pipe: DiffusionPipeline) -> dict[str, AdapterSource]:
+    """Return the adapter or ControlNet that a diffusers pipeline has itself, named "canny"; none where it has none.
+
+    Raises InputError where it has several, or one of another kind.
+    """
+    own = getattr(pipe, "adapter", None) or getattr(pipe, "controlnet", None)
+    if own is None:
+        return {}
+    if not isinstance(getattr(own, "_orig_mod", own), KINDS):
+        raise InputError(
+            f"{type(pipe).__name__}: a {type(own).__name__}; name each: adapters={{'canny': ...}}"
+        )
+    return {"canny": own}
 
 
 def load_controls(
