@@ -18,7 +18,6 @@ import runtime.cli.interrupt  # noqa: F401 -- before the seconds that the other 
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import sys
 import time
@@ -38,6 +37,7 @@ from runtime.engines.manifest import MODEL_FILES, NAME, read_manifest
 from runtime.errors import InputError, first_line
 from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
+from runtime.machine.cache import cache_folder
 from runtime.machine.device import pick_device, pick_dtype
 from runtime.machine.files import expand, reason_of, sha256, write_json
 from runtime.machine.lock import locked
@@ -261,18 +261,6 @@ def fingerprint(source: str | Path) -> str:
     kept = [file for file in files if "__pycache__" not in file.parts]
     facts = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in kept]
     return f"{path.absolute()} {hashlib.sha256(repr(facts).encode()).hexdigest()}"
-
-
-def cache_folder(create: bool = True) -> Path:
-    """Return the folder that the table is in. Raises InputError where LOCALCONTROL_CACHE names none."""
-    folder = os.environ.get("LOCALCONTROL_CACHE", "~/.cache/localcontrol")
-    path = expand(folder, "LOCALCONTROL_CACHE")
-    try:
-        if create:
-            path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"LOCALCONTROL_CACHE {folder}: {first_line(error)}; expected a folder") from error
-    return path
 
 
 def read_table() -> list[dict]:

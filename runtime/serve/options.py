@@ -13,6 +13,9 @@ from runtime.cli.cluster import add_ray
 from runtime.cli.command import Parser
 from runtime.cli.options import add_model, add_speed
 from runtime.errors import InputError
+from runtime.machine.cache import cache_folder
+from runtime.machine.files import expand
+from runtime.machine.lock import owned
 from runtime.serve.limits import Limits
 
 EXAMPLES = """\
@@ -105,8 +108,4 @@ def _is_loopback(host: str) -> bool:
 
 def data_folder(given: str | None) -> AbstractContextManager[Path]:
     """Return a context with the folder of files and jobs, which no other process uses. Raises InputError."""
-    from runtime.fastest import cache_folder
-    from runtime.machine.files import expand
-    from runtime.machine.lock import owned
-
     return owned(expand(given, "--data") if given else cache_folder() / "serve", "--data")
