@@ -1,6 +1,5 @@
 // The page: one painting, its pictures, and how the parts hear of each other.
 
-import * as api from "./api.js";
 import { Scene } from "./canvas.js";
 import { Compare } from "./compare.js";
 import { get, input, say } from "./dom.js";
@@ -15,12 +14,12 @@ import { acting, request } from "./regions.js";
 import { restored } from "./restore.js";
 import { Results } from "./results.js";
 import { Runner, said } from "./runner.js";
+import { Sent } from "./sent.js";
 import * as settings from "./settings.js";
 import * as store from "./store.js";
 import { Hands } from "./tools.js";
 import { View } from "./view.js";
 
-/** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 /** @typedef {import("./project.js").Packed} Packed */
 /** @typedef {import("./results.js").Result} Result */
 
@@ -47,13 +46,13 @@ export class Page {
       },
     });
     this.pngs = new Pngs((bitmap) => this.painting.version(bitmap));
-    /** @type {WeakMap<Blob, Promise<string>>} */ this.sent = new WeakMap(); // files that the server has
+    this.sent = new Sent(this.pngs);
     this.hands = new Hands(this.scene, this.view, this.painting, {
       resized: () => this.sized(), wanted: () => this.add(), split: (share) => this.compare.slide(share),
     });
     this.live = new Live(() => this.draw());
     this.results = new Results((result) => this.present(result));
-    this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.fileOf(what)));
+    this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.sent.id(what)));
     this.runner = new Runner(this.running(), tab);
     this.live.painting = () => this.hands.pointer !== null;
     this.live.busy = () => this.runner.busy;
@@ -136,28 +135,17 @@ export class Page {
     this.scene.draw();
   }
 
-  /** @param {Bitmap | Blob} what @returns {Promise<string>} the id of its file, sent once for as long as it is the same */
-  async fileOf(what) {
-    const blob = what instanceof Blob ? what : await this.pngs.of(what);
-    let id = this.sent.get(blob);
-    if (!id) {
-      this.sent.set(blob, (id = api.keep(blob)));
-      id.catch(() => this.sent.delete(blob));
-    }
-    return id;
-  }
-
   /** Draw what is painted now. */
   draw() {
     this.live.stop();
     const { painting } = this, passing = this.live.painting();
     return this.runner.draw(async (anew) => {
-      if (anew) this.sent = new WeakMap();
+      if (anew) this.sent.forget();
       const state = copied(painting.state); // as it is now, whatever is changed while its files are sent
       this.names = acting(state.regions).map(({ region }) => region.name);
       const drawn = passing ? settings.draft(state.settings, this.can) : state.settings;
       const [packed, body] = await Promise.all([
-        this.pngs.pack(state), request(state.regions, drawn, (what) => this.fileOf(what)),
+        this.pngs.pack(state), request(state.regions, drawn, (what) => this.sent.id(what)),
       ]);
       return { body, painted: { packed, passing, steps: drawn.steps } };
     });

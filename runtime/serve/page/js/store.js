@@ -119,8 +119,8 @@ export async function save(tab, state, live, version) {
   };
   const regions = state.regions.map((each) => ({ ...each, mask: kept(each.mask), ink: kept(each.ink) }));
   transaction.objectStore("paintings").put({ tab, when: Date.now(), live, state: { ...state, regions } });
-  const all = bitmaps.getAllKeys(IDBKeyRange.bound(`${tab} `, `${tab} ~`));
-  all.onsuccess = () => all.result.filter((key) => !used.has(key)).forEach((key) => bitmaps.delete(key));
+  transaction.commit(); // now: a page that is closed would never be asked whether that was all
+  clean(tab, used, transaction);
   try {
     await ended(transaction);
   } catch (error) {
@@ -128,6 +128,16 @@ export async function save(tab, state, live, version) {
     throw error;
   }
 }
+
+/** Remove a tab's bitmaps that nothing uses any more, before another saving begins. @param {string} tab @param {Set<string>} used @param {IDBTransaction} saving */
+function clean(tab, used, saving) {
+  let saved = false; // where it failed, what was kept before is in use still
+  saving.addEventListener("complete", () => (saved = true));
+  const bitmaps = saving.db.transaction("bitmaps", "readwrite").objectStore("bitmaps");
+  const all = bitmaps.getAllKeys(IDBKeyRange.bound(`${tab} `, `${tab} ~`));
+  all.onsuccess = () => saved && all.result.filter((key) => !used.has(/** @type {string} */ (key))).forEach((key) => bitmaps.delete(key));
+}
+
 /** @type {WeakMap<Bitmap, string>} */
 const keys = new WeakMap(); // of bitmaps that are kept
 /** @type {WeakMap<Bitmap, number>} */

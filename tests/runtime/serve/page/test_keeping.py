@@ -92,6 +92,23 @@ def test_a_closed_tab_is_found_again_and_two_tabs_keep_their_own(chromium, serve
     assert not first.wrong and not second.wrong
 
 
+def test_what_is_saved_is_committed_at_once(page):
+    """A tab that is closed would never be asked whether that was all: one in twenty lost its last change."""
+    committed = page.page.evaluate(
+        """() => {
+            const found = [], { commit } = IDBTransaction.prototype;
+            IDBTransaction.prototype.commit = function () {
+                found.push([...this.objectStoreNames]);
+                return commit.call(this);
+            };
+            localcontrol.save();
+            IDBTransaction.prototype.commit = commit;
+            return found;
+        }"""
+    )
+    assert committed == [["bitmaps", "paintings"]]
+
+
 def test_a_crashed_tab_finds_its_painting_behind_newer_ones(page):
     """Nine tabs were saved since: one of them is forgotten, with what is drawn for it, but not the tab's own."""
     paint(page)
