@@ -8,7 +8,8 @@ from functools import cache, partial
 from benchmarks.gpu.device import ON_GPU, free_memory, peak_gib, time_calls
 from benchmarks.gpu.ours import Recorder, profiled
 from benchmarks.gpu.world import SIZE
-from benchmarks.training import diffusers_step, full_size_parts, our_step
+from benchmarks.training import diffusers_step, our_step
+from benchmarks.training_world import full_size_parts
 from kernels import ops
 
 SECONDS = 15

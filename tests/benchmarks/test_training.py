@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from benchmarks import training
+from benchmarks.training_world import embedded_parts
 
 OPTIONS = argparse.Namespace(batch=2, full_size=False, small=False)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return training.embedded_parts(OPTIONS, "fp32", tmp_path_factory.mktemp("world"))
+    return embedded_parts(OPTIONS, "fp32", tmp_path_factory.mktemp("world"))
 
 
 def test_both_sides_train_an_adapter_of_their_own(world, monkeypatch):
