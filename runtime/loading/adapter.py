@@ -5,7 +5,7 @@ from the image. What they do to the UNet is `runtime.control.features`'s.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from runtime.control.levels import COUNT, STRIDES
 from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes
+from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes, weight_files
 from runtime.machine.files import expand, read_json
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
@@ -64,10 +64,11 @@ def load_adapter(
     """
     label = f"adapter {source}" if name is None else f"adapter {name} ({source})"
     path, declared = find_adapter(str(source), label, allow_pickle), {}
+    paths = [path]
     if path.is_dir():
         declared = _read_config(path, label)
-        path = _weights_in(path)
-    given = tensor_shapes(path, allow_pickle)
+        paths = weight_files(path, dtype, allow_pickle)
+    given = {key: shape for part in paths for key, shape in tensor_shapes(part, allow_pickle).items()}
     names = _diffusers_names(without_prefix(given, MARKERS))
     _check_kind(given, names, label)
     shapes = {new: given[old] for new, old in names.items()}
@@ -79,7 +80,7 @@ def load_adapter(
             )
     with torch.device("meta"):
         adapter = T2IAdapter(**config)
-    fill(adapter, path, names, shapes, label, TYPE)
+    fill(adapter, paths, names, shapes, label, TYPE)
     check_finite_weights({"adapter": adapter}, label)
     with quiet():
         return adapter.to(device, dtype).eval()
@@ -95,7 +96,12 @@ def find_adapter(source: str, label: str, allow_pickle: bool) -> Path:
             raise InputError(f"{label}: {error.strerror}; expected a folder, a file or a hub id") from error
     looked = f"looked in {Path(source).absolute()}, {EMBEDDED}"
     if is_hub_id(source):
-        patterns = ["config.json", "diffusion_pytorch_model*.safetensors"] + ["*.bin"] * allow_pickle
+        patterns = [
+            "config.json",
+            "diffusion_pytorch_model*.safetensors",
+            "diffusion_pytorch_model*.index*.json",
+        ]
+        patterns += ["*.bin"] * allow_pickle
         for offline in (True, False):
             folder = fetch_files(source, patterns, offline=offline)
             if folder is not None and any(folder.glob("diffusion_pytorch_model*")):
@@ -123,32 +129,27 @@ def _read_config(folder: Path, label: str) -> dict:
     return config
 
 
-def _weights_in(folder: Path) -> Path:
-    """Return the folder's weight file: .safetensors before a pickle, whole precision before fp16."""
-    name = "diffusion_pytorch_model"
-    files = [folder / f"{name}{v}.{suffix}" for suffix in ("safetensors", "bin") for v in ("", ".fp16")]
-    return next((file for file in files if file.exists()), files[0])
-
-
 def fill(
     model: nn.Module,
-    path: Path,
+    paths: Sequence[Path],
     names: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     label: str,
     what: str,
 ) -> None:
-    """Give a model without values those of a file. names, shapes: of the file's tensors, by the model's names.
+    """Give a model without values those of a file, or of its shards. names, shapes: of their tensors, by the model's.
 
-    Raises InputError, saying that it is not a whole `what`, unless the file has the model's tensors and no others.
+    Raises InputError, saying that it is not a whole `what`, unless they have the model's tensors and no others.
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for key in sorted(expected.keys() | shapes.keys()):
         if shapes.get(key) != expected.get(key):
-            found, wanted = shapes.get(key, "missing"), expected.get(key, "no such tensor")
-            raise InputError(f"{label}: not a whole {what}: {key} is {found}, expected {wanted}")
-    weights = load_file(path) if content(path) == "safetensors" else load_pickle(path)
-    weights = {key: weights[names[key]] for key in shapes}
+            has, wanted = shapes.get(key, "missing"), expected.get(key, "no such tensor")
+            raise InputError(f"{label}: not a whole {what}: {key} is {has}, expected {wanted}")
+    found = {}
+    for path in paths:
+        found |= load_file(path) if content(path) == "safetensors" else load_pickle(path)
+    weights = {key: found[names[key]] for key in shapes}
     if other := [key for key, value in weights.items() if not value.is_floating_point()]:
         raise InputError(f"{label}: {other[0]} is {weights[other[0]].dtype}; expected floating-point numbers")
     model.load_state_dict(weights, assign=True)

@@ -169,7 +169,7 @@ def _load_file(path: Path, label: str, allow_pickle: bool, name: str | None) -> 
             net = ControlNetUnion(known, control_of(name, known.num_control_type, label))
         else:
             net = ControlNet(known)
-    fill(net, path, names, shapes, label, "ControlNet")
+    fill(net, [path], names, shapes, label, "ControlNet")
     net.assumed = ASSUMED
     return net.requires_grad_(False).to(memory_format=torch.channels_last)
 

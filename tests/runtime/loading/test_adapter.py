@@ -57,6 +57,17 @@ def test_folder(tmp_path, variant):
     assert not loaded.training and not list(tmp_path.glob("*.bin"))
 
 
+def test_a_folder_of_shards(tmp_path):
+    expected = make_adapter()
+    expected.save_pretrained(tmp_path, max_shard_size=sum(p.nbytes for p in expected.parameters()) // 3)
+    shards = sorted(tmp_path.glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert_same_features(load(tmp_path), expected)
+    shards[-1].unlink()
+    with pytest.raises(InputError, match=f"{shards[-1].name}: weight file missing"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 @pytest.mark.parametrize(
     ("channels", "in_channels", "blocks"), [(CHANNELS, 1, 2), ((8, 8, 16, 24), 3, 2), ((8, 16, 16, 16), 3, 1)]
