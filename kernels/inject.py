@@ -187,7 +187,14 @@ def _inject(
 def _inject_(
     hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor | None], scales: Tensor
 ) -> None:
+    """Into `hidden`; by way of a copy where another argument lies in its memory, and would be read once that is
+    written.
+    """
+    if any(t is not None and torch._C._is_alias_of(hidden, t) for t in (*features, *masks, scales)):
+        hidden.copy_(_inject(hidden, features, masks, scales))
+        return
     inject_fwd(hidden, features, masks, scales, hidden)
+    torch.autograd.graph.increment_version(hidden)  # what a gradient needs is not changed unseen
 
 
 def _inject_backward(

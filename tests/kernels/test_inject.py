@@ -173,6 +173,33 @@ def test_in_place_under_autograd():
         assert torch.equal(one, other)
 
 
+SHARED = {  # the sum's other arguments, in the memory of hidden (4, 4, 3, 5)
+    "a feature of one row": lambda h: ([h[:1]], [uniform(2, 1, 3, 5)], random(1)),
+    "nine features, of two launches": lambda h: ([h] * 9, None, random(9)),
+    "a mask": lambda h: ([random(1, 4, 3, 5)], [h[:1, :1]], random(1)),
+    "the strengths": lambda h: ([random(1, 4, 3, 5)], None, h.flatten()[:1]),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_in_place_beside_itself(name):
+    """Nothing is read after it was written: the sum is that of the values before."""
+    hidden = random(4, 4, 3, 5, seed=9)
+    with ops.use_backend("triton"):
+        expected = ops.inject(hidden, *SHARED[name](hidden))
+        assert ops.inject(hidden, *SHARED[name](hidden), inplace=True) is hidden
+    assert torch.equal(hidden, expected)
+
+
+def test_in_place_is_seen_by_autograd():
+    """A value that a gradient needs is not changed behind its back."""
+    saved = random(2, 4, 3, 5).requires_grad_().exp()
+    with torch.no_grad(), ops.use_backend("triton"):
+        ops.inject(saved, [random(1, 4, 3, 5)], None, random(1), inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+
+
 @pytest.mark.parametrize("inplace", [False, True], ids=["new", "in place"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
 def test_no_strength_or_no_mask_changes_no_bit(dtype, inplace):
