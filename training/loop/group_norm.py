@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from runtime.optimize.exchange import exchange
 
@@ -24,6 +25,7 @@ class _GroupNorm(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
+    @once_differentiable  # a second derivative would take mean and rstd for constants
     def backward(ctx, dy):
         x, mean, rstd, weight = ctx.saved_tensors
         (b, c, h, w), groups = x.shape, mean.shape[1]

@@ -49,3 +49,11 @@ def test_it_takes_the_place_of_nn_group_norm():
     assert list(model.state_dict()) == names
     tokens = torch.randn(2, 8, 5)  # other inputs go nn.GroupNorm's way
     assert torch.equal(model[1](tokens), nn.GroupNorm(2, 8)(tokens))
+
+
+def test_no_second_derivative_is_given():
+    """It would be a wrong one: the first knows the statistics as numbers."""
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(GroupNorm(2, 4)(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
