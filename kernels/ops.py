@@ -14,6 +14,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels import reference
 from kernels.reference import Float8Rows
@@ -210,7 +211,15 @@ def _obstacle(
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constant):
         return "has no gradient for an argument that requires one"
+    if _is_transformed():
+        return "has no forward-mode derivatives and no transforms of torch.func"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Return whether tensors here may carry tangents, or stand for others: a kernel would lose what it cannot see."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @torch.compiler.assume_constant_result

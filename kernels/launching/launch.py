@@ -167,8 +167,8 @@ def warps(elements: int, itemsize: int) -> int:
 def call(function: Callable[..., T], operator: Callable[..., T], *args) -> T:
     """`operator(*args)`, the registered form of `function`; `function` itself where nobody has to see the call.
 
-    Autograd, a compiler and tensor subclasses need the operator; going through the dispatcher and the autograd
-    machinery costs the CPU more than the launch itself.
+    Autograd, a compiler and a dispatch mode, as that of fake tensors, need the operator; going through the dispatcher
+    and the autograd machinery costs the CPU more than the launch itself.
     """
     seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return (operator if seen or needs_grad(*args) else function)(*args)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from kernels import ops, reference
 
@@ -119,6 +120,29 @@ def test_triton_says_what_it_cannot_take(monkeypatch, dtype, scales, obstacle):
     x = torch.zeros(1, 2, 3, 3, dtype=dtype)
     with pytest.raises(RuntimeError, match=f"inject: the triton backend {obstacle}; use 'auto' or 'torch'"):
         ops.inject(x, [x], None, scales)
+
+
+def test_a_tangent_is_not_lost(monkeypatch):
+    """A kernel does not see the tangent that a tensor carries: plain torch is taken, or the kernels say so."""
+    x, tangent = torch.randn(3, 14), torch.randn(3, 14)
+
+    def derivative(backend):
+        with ops.use_backend(backend), forward_ad.dual_level():
+            return forward_ad.unpack_dual(ops.geglu(forward_ad.make_dual(x, tangent))).tangent
+
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    with pytest.raises(RuntimeError, match="geglu: the triton backend has no forward-mode derivatives"):
+        derivative("triton")
+    wanted = derivative("torch")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # "auto" would take the kernels here
+    assert torch.equal(derivative("auto"), wanted)
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda x: f(x).sum())])
+def test_transformed_functions_are_refused_by_name(monkeypatch, transform):
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    with ops.use_backend("triton"), pytest.raises(RuntimeError, match=r"no transforms of torch\.func; use"):
+        transform(ops.geglu)(torch.randn(2, 3, 14))
 
 
 @pytest.mark.usefixtures("_no_interpreter")
