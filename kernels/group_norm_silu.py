@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks
+from kernels import checks, reference
 from kernels.group_norm_gradient import group_norm_silu_backward_op
 from kernels.groups import (
     chunk_start,
@@ -205,6 +205,6 @@ def group_norm_silu(
     """`reference.group_norm_silu` in two launches. Gradients: x, weight and bias."""
     checks.check_group_norm(x, weight, bias, num_groups, offset)
     if x.numel() == 0:
-        return launch.empty_pixels_like(x)
+        return reference.group_norm_silu(x, weight, bias, num_groups, eps, silu, offset=offset)
     args = x, weight.contiguous(), bias.contiguous(), num_groups, float(eps), bool(silu), offset
     return launch.call(_group_norm_silu, group_norm_silu_op, *args)[0]

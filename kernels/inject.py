@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import checks
+from kernels import checks, reference
 from kernels.launching import launch, tuning
 from kernels.launching.tiles import tile_at, tile_inside, tile_start
 
@@ -252,7 +252,7 @@ def inject(
     masks = [None] * len(features) if masks is None else list(masks)
     checks.check_inject(hidden, features, masks, scales)
     if not features or hidden.numel() == 0:
-        return hidden if inplace else hidden.clone()
+        return reference.inject(hidden, features, masks, scales, inplace=inplace)
     args = hidden, features, masks, scales.contiguous()
     overlaps = (
         0 in hidden.stride()

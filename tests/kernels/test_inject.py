@@ -266,5 +266,7 @@ def test_compiles_once_for_all_sizes():
 
 def test_nothing_to_add_to():
     with ops.use_backend("triton"):
-        out = ops.inject(torch.zeros(0, 3, 2, 5, device=DEVICE), [random(1, 3, 2, 5)], None, random(1))
-    assert out.shape == (0, 3, 2, 5)
+        feature = random(1, 3, 2, 5).requires_grad_()
+        out = ops.inject(torch.zeros(0, 3, 2, 5, device=DEVICE), [feature], None, random(1))
+        out.sum().backward()
+    assert out.shape == (0, 3, 2, 5) and (feature.grad == 0).all()

@@ -213,5 +213,8 @@ def test_compiles_once_for_all_sizes():
 
 def test_no_samples_no_losses():
     with ops.use_backend("triton"):
-        losses = ops.noise_and_z0_loss(*(t[:0] for t in loss_case(masks=2)))
-    assert [loss.shape for loss in losses] == [(0,), (0,)]
+        output, *rest = (t[:0] for t in loss_case(masks=2))
+        losses = ops.noise_and_z0_loss(output.requires_grad_(), *rest)
+        assert [loss.shape for loss in losses] == [(0,), (0,)]
+        sum(losses).sum().backward()
+    assert output.grad.shape == output.shape
