@@ -99,8 +99,11 @@ def candidates(default: Sizes) -> list[Sizes]:
 
 
 def table_path(device: torch.device) -> Path:
-    """Return where the tuned sizes of this device and this Triton are kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Return where the tuned sizes of this device and this Triton are kept; without a home they are not kept."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user that is a number alone
+        cache = Path(os.devnull)
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
     return cache / "localcontrol" / "autotune" / f"{name}-triton-{triton.__version__}.json"
 
@@ -122,11 +125,16 @@ def _is_sizes(sizes: object) -> bool:
 
 def _write(path: Path, table: dict[str, Sizes]) -> None:
     """Whole or not at all, with what another process has added meanwhile; a read-only disk only loses the tuning."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         merged = _read(path) | table
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
             json.dump(merged, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+        os.replace(part, path)
     except OSError:
         return
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)

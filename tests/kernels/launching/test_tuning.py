@@ -1,6 +1,8 @@
 """kernels.launching.tuning: sizes that were timed when asked for, kept on disk by device and Triton version."""
 
 import json
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -105,3 +107,22 @@ def test_unwritable_folder_is_no_error(timed, monkeypatch, tmp_path):
     (tmp_path / "localcontrol").write_text("a file where the folder would be")
     monkeypatch.setenv(tuning.VARIABLE, "1")
     assert pick(timed)["num_warps"] == 8
+
+
+def test_who_has_no_home_only_loses_the_tuning(timed, monkeypatch):
+    """As a container's user that is a number alone: a kernel runs all the same."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
+    with pytest.raises(RuntimeError):
+        Path.home()
+    monkeypatch.setenv(tuning.VARIABLE, "1")
+    assert pick(timed)["num_warps"] == 8
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(timed, monkeypatch):
+    path = tuning.table_path(GPU)
+    path.mkdir(parents=True)  # a folder where the file would be
+    monkeypatch.setenv(tuning.VARIABLE, "1")
+    assert pick(timed)["num_warps"] == 8
+    assert list(path.parent.iterdir()) == [path]
