@@ -7,6 +7,8 @@ are the offset of the norm that follows, which moves a mean; the second one's go
 
 from __future__ import annotations
 
+from operator import is_
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
@@ -24,21 +26,44 @@ class WithoutBias(nn.Conv2d):
 
 
 class ProductShortcut(nn.Conv2d):
-    """A 1x1 convolution as a product of pixels, which adds `both`, its own bias and that of the block's second
+    """A 1x1 convolution as a product of pixels, which adds its own bias and `other`, that of the block's second
     convolution.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    summed, versions = (), []  # the biases that the sum was made of, and autograd's count of their changes
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """other: or None for the sum of both as it was kept last."""
         pixels = x.permute(0, 2, 3, 1)  # contiguous: x is channels_last
+        both = self.both if other is None else self.bias + other
         # rows, as of an image PyTorch makes a product and a sum
-        rows = F.linear(pixels.flatten(0, 2), self.weight.flatten(1), self.both)
+        rows = F.linear(pixels.flatten(0, 2), self.weight.flatten(1), both)
         return rows.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def keep(self, other: Tensor) -> None:
+        """Keep the sum of both biases where they are others than before, in the memory that it had: a graph that was
+        captured reads it there.
+        """
+        biases = self.bias, other
+        versions = [None if bias.is_inference() else bias._version for bias in biases]  # None: there is none
+        if None not in versions and versions == self.versions and all(map(is_, biases, self.summed)):
+            return
+        both = self.bias + other.to(self.bias.device)  # either may be offloaded
+        if "both" in self._buffers:
+            self.both.copy_(both)
+        else:
+            self.register_buffer("both", both, persistent=False)
+        self.summed, self.versions = biases, versions
 
 
 class FusedResnet(Resnet):
     """A block of the UNet, on the projections of its own `project_time`."""
 
     def project_time(self, embedding: Tensor) -> Tensor:
+        """Return it with the first convolution's bias. Once per image, and weights may have changed since the last."""
+        if isinstance(self.conv_shortcut, ProductShortcut):
+            self.conv_shortcut.keep(self.conv2.bias)
         return super().project_time(embedding) + self.conv1.bias.to(embedding.device)  # it may be offloaded
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -51,8 +76,13 @@ class FusedVaeResnet(ResnetBlock2D):
 
     def forward(self, x: Tensor, *_, **__) -> Tensor:
         h = self.norm2(self.conv1(self.norm1(x)), self.conv1.bias[None])
-        h = _add(self.conv2(self.dropout(h)), x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = _add(self.conv2(self.dropout(h)), self._shortcut(x))
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv_shortcut, ProductShortcut):
+            return self.conv_shortcut(x, self.conv2.bias)
+        return x if self.conv_shortcut is None else self.conv_shortcut(x)
 
 
 def fuse_resnet(resnet: Resnet | ResnetBlock2D) -> None:
@@ -68,8 +98,8 @@ def fuse_resnet(resnet: Resnet | ResnetBlock2D) -> None:
     if _is_layer(shortcut) and shortcut.bias is not None:
         exchange(resnet.conv2, WithoutBias)
         exchange(shortcut, ProductShortcut)
-        both = (shortcut.bias + resnet.conv2.bias).detach()
-        shortcut.register_buffer("both", both, persistent=False)
+        if isinstance(resnet, Resnet):
+            shortcut.keep(resnet.conv2.bias)
 
 
 def _is_layer(shortcut: nn.Module | None) -> bool:

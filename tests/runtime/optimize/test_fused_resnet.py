@@ -86,6 +86,20 @@ def test_moved_biases_follow_the_model():
     assert both and {b.dtype for b in both} == {torch.bfloat16}
 
 
+def test_other_weights_are_used_whole():
+    """Weights that are loaded into a fused model, or into the diffusers model that it shares them with."""
+    pipe, vae = make_pipeline(), make_pipeline().vae
+    unet, fused = from_diffusers(pipe).unet, fuse_vae(copy.deepcopy(vae))
+    before = predict(fuse_unet(unet))
+    pipe.unet.load_state_dict(loud(copy.deepcopy(pipe.unet)).state_dict())
+    fused.load_state_dict(loud(vae).state_dict())
+    made = predict(unet)
+    assert not torch.allclose(made, before)
+    assert_close("shared with diffusers", made, predict(from_diffusers(pipe).unet), "unet")
+    latents = torch.randn(1, 4, 4, 6)
+    assert_close("vae", fused.decode(latents).sample, vae.decode(latents).sample, "unet")
+
+
 def test_fusing_again_changes_nothing():
     """A trainer fuses what a pipeline has fused already."""
     unet = loud(from_diffusers(make_pipeline()).unet)
