@@ -68,7 +68,8 @@ class FusedResnet(Resnet):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.norm2(self.conv1(self.norm1(x)), time)
-        return _add(self.conv2(h), self.conv_shortcut(x))
+        learns = torch.is_grad_enabled() and self.conv2.bias.requires_grad
+        return _add(self.conv2(h), _shortcut(self, x, keeps=not learns))
 
 
 class FusedVaeResnet(ResnetBlock2D):
@@ -76,13 +77,8 @@ class FusedVaeResnet(ResnetBlock2D):
 
     def forward(self, x: Tensor, *_, **__) -> Tensor:
         h = self.norm2(self.conv1(self.norm1(x)), self.conv1.bias[None])
-        h = _add(self.conv2(self.dropout(h)), self._shortcut(x))
+        h = _add(self.conv2(self.dropout(h)), _shortcut(self, x))
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if isinstance(self.conv_shortcut, ProductShortcut):
-            return self.conv_shortcut(x, self.conv2.bias)
-        return x if self.conv_shortcut is None else self.conv_shortcut(x)
 
 
 def fuse_resnet(resnet: Resnet | ResnetBlock2D) -> None:
@@ -100,6 +96,14 @@ def fuse_resnet(resnet: Resnet | ResnetBlock2D) -> None:
         exchange(shortcut, ProductShortcut)
         if isinstance(resnet, Resnet):
             shortcut.keep(resnet.conv2.bias)
+
+
+def _shortcut(resnet: Resnet | ResnetBlock2D, x: Tensor, keeps: bool = False) -> Tensor:
+    """Return the way around the block. keeps: with the sum of biases that was kept, which has no gradient."""
+    layer = resnet.conv_shortcut
+    if isinstance(layer, ProductShortcut):
+        return layer(x, None if keeps else resnet.conv2.bias)
+    return layer(x) if _is_layer(layer) else x
 
 
 def _is_layer(shortcut: nn.Module | None) -> bool:

@@ -100,6 +100,21 @@ def test_other_weights_are_used_whole():
     assert_close("vae", fused.decode(latents).sample, vae.decode(latents).sample, "unet")
 
 
+def test_biases_of_a_fused_model_still_learn():
+    unet = loud(from_diffusers(make_pipeline()).unet).requires_grad_()
+    grads = []
+    for model in (copy.deepcopy(unet), fuse_unet(unet)):
+        time = torch.ones(2, model.resnets()[0].time_emb_proj.in_features)
+        for resnet in model.resnets():
+            x = torch.linspace(-1, 2, 2 * resnet.conv1.in_channels * 12).view(2, -1, 3, 4)
+            resnet(x, resnet.project_time(time)).square().sum().backward()
+        biases = {n: p for n, p in model.named_parameters() if "resnets" in n and n.endswith("bias")}
+        assert all(bias.grad is not None for bias in biases.values())
+        grads.append(biases)
+    for name, bias in grads[1].items():
+        assert_close(name, bias.grad, grads[0][name].grad, "gradient")
+
+
 def test_fusing_again_changes_nothing():
     """A trainer fuses what a pipeline has fused already."""
     unet = loud(from_diffusers(make_pipeline()).unet)
