@@ -26,6 +26,12 @@ MOST_SIZES = 4096  # of inputs, that a convolution knows its weights for
 class Packed(nn.Module):
     """A layer with a weight that only oneDNN can read: for inference."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute as oneDNN does, or as a plain layer, slowly, where a gradient is recorded: oneDNN's operators have
+        none, and would cut it off.
+        """
+        return self.plain()(x) if torch.is_grad_enabled() and x.requires_grad else self.packed(x)
+
     def __deepcopy__(self, memo) -> Packed:
         return self  # nothing changes it, and such a weight has no copy
 
@@ -40,7 +46,8 @@ class PackedLinear(Packed):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def packed(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)  # as nothing casts it under autocast
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
     def plain(self) -> nn.Linear:
@@ -59,8 +66,9 @@ class PackedGEGLU(Packed):
             for weight, bias in zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def packed(self, x: Tensor) -> Tensor:
         gate = self.gate
+        x = x.to(gate.weight.dtype)
         gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "gelu", [], "none")
         return gated.mul_(self.value(x))
 
@@ -90,7 +98,7 @@ class PackedConv2d(Packed):
         self._by_layout = {layout(self.weight): self.weight}
         self._by_size: dict[tuple[int, ...], Tensor] = {}  # rows, height, width and threads: its weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def packed(self, x: Tensor) -> Tensor:
         rows, _, *sides = x.shape
         size = rows, *sides, torch.get_num_threads()
         weight = self._by_size.get(size)
@@ -98,6 +106,7 @@ class PackedConv2d(Packed):
             if len(self._by_size) >= MOST_SIZES:
                 self._by_size.clear()
             weight = self._by_size[size] = self._for(size[:-1])
+        x = x.to(weight.dtype)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.shape, "none", [], "")
 
     def _for(self, size: tuple[int, int, int]) -> Tensor:

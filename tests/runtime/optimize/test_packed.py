@@ -85,6 +85,33 @@ def test_a_convolution(conv, size, dtype):
     assert relative_rms(made, expected) < CLOSE[dtype]
 
 
+LAYERS = {  # a packed layer of float32, the plain one, and an input's shape
+    "linear": lambda: (PackedLinear((layer := nn.Linear(48, 40)).weight, layer.bias), layer, (2, 7, 48)),
+    "gate": lambda: (PackedGEGLU((layer := GEGLU(48, 96)).proj), layer, (2, 7, 48)),
+    "convolution": lambda: (PackedConv2d(layer := nn.Conv2d(16, 24, 3, padding=1)), layer, (2, 16, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_gradient_goes_through(name):
+    """oneDNN's operators would cut it off with no more than a warning."""
+    packed, plain, shape = LAYERS[name]()
+    x = torch.randn(shape, requires_grad=True)
+    weights = torch.randn_like(plain(x))
+    made, expected = (torch.autograd.grad(layer(x), x, weights)[0] for layer in (packed, plain))
+    assert_close("gradient", made, expected, "gradient")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", LAYERS)
+def test_under_autocast(name):
+    """What comes is of another dtype than the weights, which autocast does not know."""
+    packed, plain, shape = LAYERS[name]()
+    x = torch.randn(shape).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative_rms(packed(x).float(), plain(x.float()).float()) < 1e-2
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(4, 4), (31, 33), (32, 32), (32, 33)])
 @both
