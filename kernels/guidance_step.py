@@ -136,7 +136,7 @@ def guidance_step_fwd(
     ]
     strides = [s and launch.constant_strides(s) for _, s in tensors]
     guided = output.shape[0] == 2 * batch
-    rescaled = guided and rescale > 0
+    rescaled = guided and rescale != 0
     # With rescaling one program walks the whole sample: twice the loads in flight, from as many threads. At 8 warps
     # ptxas keeps to 64 registers and spills on sm_100.
     sizes = launch.tile(pixels, channels, tensors[0][1], sample.itemsize, elements=2048 if rescaled else 1024)

@@ -46,6 +46,7 @@ CASES = {
     "rescaled": (make(2, False, FP16, (NHWC, NHWC)), 0.7),
     "rescaled, previous": (make(2, True, BF16, (NHWC, NCHW)), 0.7),
     "rescaled in full": (make(2, True, FP32, (NCHW, NHWC)), 1.0),
+    "rescaled the other way": (make(2, False, FP32), -0.5),
     "one value": (make(2, True, shape=(1, 1, 1, 1)), 0.0),
     "two tiles, the second nearly empty": (make(2, True, shape=(1, 2, 19, 27)), 0.0),  # 513 pixels
     "rescaled over several tiles": (make(2, True, shape=(1, 9, 19, 27)), 0.7),
