@@ -60,13 +60,22 @@ def current_backend() -> str:
     return resolve(_backend.get())
 
 
-def check_backend(name: str) -> None:
-    """Raise ValueError unless `name` is a backend, RuntimeError unless it can run in this process."""
+def check_backend(name: str, device: torch.device | None = None) -> None:
+    """Raise ValueError unless `name` is a backend, RuntimeError unless it can run in this process, and on `device`."""
     source = "backend" if name == resolve(name) else VARIABLE
-    if resolve(name) == "triton" and not (HAS_TRITON and (INTERPRETED or torch.cuda.is_available())):
+    if resolve(name) != "triton":
+        return
+    runs = INTERPRETED or (device.type == "cuda" if device is not None else torch.cuda.is_available())
+    if not (HAS_TRITON and runs):
+        found = "" if device is None else f", and the device is {device}"
         raise RuntimeError(
-            f"{source} 'triton' needs the package triton and a CUDA device (or TRITON_INTERPRET=1); "
+            f"{source} 'triton' needs the package triton and a CUDA device (or TRITON_INTERPRET=1){found}; "
             "use 'auto' or 'torch'"
+        )
+    if device is not None and device.type == "cuda" and not _is_recent(device, OLDEST_GPU):
+        oldest = ".".join(map(str, OLDEST_GPU))
+        raise RuntimeError(
+            f"{source} 'triton' needs a GPU of compute capability {oldest} or later; use 'auto' or 'torch'"
         )
 
 

@@ -61,12 +61,12 @@ class LocalControlPipeline:
         attention: see `runtime.model.attention`. offload: what brings a model that waits in main memory to its device.
         controlnets: ControlNets by name, which other adapters do not have.
         """
-        check_backend(backend)
         self.model, self.adapters, self.backend = model, dict(adapters), backend
         self.controlnets = dict(controlnets or {})
         self.attention, self.offload = attention, offload
         self.denoiser = denoiser or TorchDenoiser(model.unet, offload and offload.device)
         self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
+        check_backend(backend, self.device)
         check_attention(attention, self.device, self.dtype)
         for name, net in self.controlnets.items():
             check_controlnet(name, net, model.unet.config, self.vae_factor)
@@ -102,9 +102,9 @@ class LocalControlPipeline:
 
         Raises InputError, naming what is missing or does not fit.
         """
-        check_backend(backend)
         allow_pickle, vae_tiling = truth(allow_pickle, "allow_pickle"), truth(vae_tiling, "vae_tiling")
         device = pick_device(device)
+        check_backend(backend, device)
         dtype = pick_dtype(dtype, device)
         check_quantize(quantize, device, dtype)
         check_offload(offload, device)
@@ -166,9 +166,9 @@ class LocalControlPipeline:
 
         Raises InputError, naming what does not match between the folder, this machine and the model.
         """
-        check_backend(backend)
         allow_pickle = truth(allow_pickle, "allow_pickle")
         device = pick_device(device or engine_device(folder))
+        check_backend(backend, device)
         options |= {"allow_pickle": allow_pickle}
         loaded, denoiser, own = load_engines(folder, device, source=model, loras=loras, **options)
         others, nets = load_controls(adapters or {}, device, denoiser.dtype, allow_pickle)

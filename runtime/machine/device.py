@@ -49,10 +49,10 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     return found
 
 
-def check_backend(backend: str) -> None:
-    """Raise InputError where the kernels' backend is unknown or cannot run here."""
+def check_backend(backend: str, device: torch.device | None = None) -> None:
+    """Raise InputError where the kernels' backend is unknown or cannot run here, or not on `device`."""
     try:
-        ops.check_backend(backend)
+        ops.check_backend(backend, device)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from error
 

@@ -94,6 +94,20 @@ def test_triton_is_refused_before_the_block_runs():
         pytest.fail("the block ran")
 
 
+@pytest.mark.usefixtures("_no_interpreter")
+def test_triton_is_refused_on_a_device_that_it_cannot_use(monkeypatch):
+    """A CPU beside a GPU, and an old GPU: known before anything is loaded."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(ops, "HAS_TRITON", True)
+    ops.check_backend("triton")
+    with pytest.raises(RuntimeError, match="backend 'triton' needs .* and the device is cpu; use"):
+        ops.check_backend("triton", torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="backend 'triton' needs a GPU of compute capability 8.0"):
+        ops.check_backend("triton", torch.device("cuda"))
+    ops.check_backend("auto", torch.device("cpu"))
+
+
 def test_triton_is_refused_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(ops, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="needs the package triton"), ops.use_backend("triton"):

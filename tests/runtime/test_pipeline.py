@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLAdapterPipeline, T2IAdapter
 
+from kernels import ops
 from runtime import LocalControlPipeline, Region
 from runtime.control.features import Control
 from runtime.control.masks import box
@@ -428,3 +429,13 @@ def test_an_adapters_weights_are_shared_and_its_mode_is_its_own():
     assert adapter.training and not taken.training
     pairs = zip(adapter.parameters(), taken.parameters(), strict=True)
     assert all(theirs.data_ptr() == ours.data_ptr() for theirs, ours in pairs)
+
+
+def test_a_backend_that_the_device_has_not_is_refused_before_loading(monkeypatch):
+    """On a machine with a GPU, too."""
+    monkeypatch.setattr(ops, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(
+        InputError, match="backend 'triton' needs .* the device is cpu; use 'auto' or 'torch'"
+    ):
+        LocalControlPipeline.from_pretrained("no such model", device="cpu", backend="triton")
