@@ -62,9 +62,13 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
             f"{name}: {path} has too many pixels; expected at most {limit} (LOCALCONTROL_MAX_PIXELS sets another limit)"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(
-            f"{name}: {path} is not an image in a known format; expected {', '.join(formats())}"
-        ) from error
+        found, expected = "not an image in a known format", ", ".join(formats())
+        if is_tiff(source):
+            found, expected = (
+                "a TIFF whose kind of pixels is not read",
+                "8 or 16 bits, or one channel in float32",
+            )
+        raise InputError(f"{name}: {path} is {found}; expected {expected}") from error
     except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
         raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
     try:
@@ -72,6 +76,12 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
     except Exception as error:  # the picture itself is whole
         warnings.warn(f"{name}: {path}: its EXIF data are damaged, taken as upright: {error}", stacklevel=2)
         return image
+
+
+def is_tiff(file) -> bool:
+    """Return whether an open file begins as a TIFF does; Pillow calls one with other kinds of pixels unknown."""
+    file.seek(0)
+    return file.read(4) in (b"II*\0", b"MM\0*")
 
 
 def _widen_transparency(image: Image.Image) -> None:

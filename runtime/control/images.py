@@ -215,6 +215,10 @@ def _from_array(source, name: str) -> Tensor:
         expected = "an array (H, W), (H, W, C) or (1, H, W, C) with C = 1, 3 or 4"
         if source.dtype.kind not in "biuf":
             raise InputError(f"{name}: values of type {source.dtype}; expected uint8, or float in [0, 1]")
+        if np.ma.is_masked(source):
+            raise InputError(
+                f"{name}: an array with masked values; expected plain ones, such as filled(0) gives"
+            )
         native = np.float32 if source.dtype.kind == "f" else source.dtype.newbyteorder("=")
         tensor = torch.from_numpy(source.astype(native))
         tensor = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,15 @@ def test_bad_files_are_named(content, expected, tmp_path):
         path.write_bytes(content)
     text = refusal(load_image, path, "condition")
     assert text.startswith(f"condition: {path} {expected}")
+
+
+def test_a_tiff_of_other_pixels_is_not_called_unknown(tmp_path):
+    for pixels in (np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.float64)):
+        assert cv2.imwrite(str(tmp_path / "a.tif"), pixels)
+        said = refusal(load_image, tmp_path / "a.tif")
+        assert "is a TIFF whose kind of pixels is not read; expected 8 or 16 bits" in said
+    assert cv2.imwrite(str(tmp_path / "a.tif"), np.ones((8, 8), np.float32))
+    assert load_image(tmp_path / "a.tif").getpixel((0, 0)) == 255
 
 
 def test_folders_pipes_and_impossible_names(tmp_path):

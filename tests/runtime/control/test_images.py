@@ -123,6 +123,7 @@ def test_every_mode_becomes_grey_or_rgb(mode):
         (torch.zeros(2, 3, 4, 4), "shape (2, 3, 4, 4); expected a tensor (H, W), (C, H, W) or (1, C, H, W)"),
         (torch.zeros(3, 0, 4), "shape (3, 0, 4)"),
         (np.zeros(4), "shape (4,)"),
+        (np.ma.masked_array(np.zeros((2, 2)), mask=[[0, 1], [0, 0]]), "an array with masked values"),
         (torch.zeros(4, 4).to_sparse(), "a tensor of kind sparse_coo; expected a dense one, with values"),
         (torch.zeros(4, 4, device="meta"), "a tensor of kind meta; expected a dense one, with values"),
         (None, "a NoneType is not an image; expected a path, a PIL image, an array or a tensor"),
