@@ -82,6 +82,8 @@ def train(config: TrainConfig) -> None:
     check_heeded(config)
     check_optimizer(config)
     out = check_out(config)
+    # as every reader of the configuration is to see them: a shell leaves the ~ of --out=~/run as it is
+    config = dataclasses.replace(config, out=str(out), resume=str(expand(config.resume, "resume")))
     checkpoint.check_resume(config)
     source = open_source(config)  # first: a mistyped --data leaves no folder
     make_folder(checkpoint.checkpoints(out), "out", out)

@@ -290,6 +290,17 @@ def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, ca
     assert "the samples are others" in capsys.readouterr().err
 
 
+def test_home_in_an_options_value_is_the_same_folder(scenes, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(scenes, "~/out", "--steps=2") == 0
+    assert train(scenes, "~/out", "--steps=3") == 0
+    assert "resuming at step 2" in "".join(capfd.readouterr())
+    assert train(scenes, "~/other", "--steps=3", "--resume=~/out/checkpoints/00000002") == 0
+    assert [path.name for path in newest(tmp_path / "out")] == ["00000002", "00000003"]
+    assert not (tmp_path / "~").exists()
+
+
 def test_never_resuming_does_not_overwrite(scenes, finished, capsys):
     assert train(scenes, finished, "--resume=never") == 2
     assert "has checkpoints" in capsys.readouterr().err
