@@ -61,7 +61,9 @@ class TarSource:
             if not _is_whole(path):
                 kind = _other_kind(path) or "cut off"
                 raise InputError(f"data {config.data}: {path} is {kind}; expected a tar with its end")
-        self.fingerprint = digest(*map(stat_line, self.tars))
+        # what is read of them is kept, too: the list of samples with their captions, and each one's condition
+        read = (config.caption_key, config.condition_from or "", config.mask_from or "")
+        self.fingerprint = digest(*map(stat_line, self.tars), *read)
 
     def read(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Sample]]:
         number = 0

@@ -514,6 +514,13 @@ def test_a_tars_fingerprint_changes_with_it(tars, tmp_path):
     assert fingerprint(tars) != before
 
 
+@pytest.mark.parametrize(
+    "options", [{"caption_key": "said"}, {"condition_from": "edges.png"}, {"mask_from": "mask.png"}], ids=str
+)
+def test_a_tars_fingerprint_changes_with_what_is_read_of_it(options, tars):
+    assert fingerprint(tars, **options) == fingerprint(tars, **options) != fingerprint(tars)
+
+
 def test_tars_are_shared_out_by_the_reader_and_not_by_webdataset(tars, monkeypatch):
     """Which would see a launch of two processes, and refuse."""
     monkeypatch.setenv("RANK", "1")
