@@ -174,8 +174,9 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
     model's.
     """
     device = accelerator.device
-    model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], vae=config.vae)
-    model.vae.float()  # latents are cached once: in full precision, as diffusers' trainer encodes them
+    # latents are cached once: in full precision, as diffusers' trainer encodes them
+    full = {"vae": config.vae, "vae_dtype": torch.float32}
+    model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], **full)
     adapter = new_control(config, model)
     step = min(config.bucket_step, config.resolution or model.sample_size * 8)
     config = dataclasses.replace(

@@ -59,6 +59,7 @@ def load_model(
     config: str | Path | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
+    vae_dtype: torch.dtype | None = None,
 ) -> Model:
     """Load an SDXL text-to-image model.
 
@@ -72,6 +73,7 @@ def load_model(
     tokenizer, config: for a single file: a folder with CLIP's vocabulary; one with diffusers' configs.
     prediction_type: "epsilon" or "v_prediction", what the model predicts; by default what its files say.
     rescale_betas_zero_snr: whether its noise schedule ends at zero SNR; by default what its files say.
+    vae_dtype: the VAE's own, by default as said of dtype.
 
     Raises InputError, naming the file and what was expected, before anything large is read where it can.
     """
@@ -101,7 +103,9 @@ def load_model(
             )
         else:
             pipe = load_folder(path, dtype=dtype, vae=new_vae, allow_pickle=allow_pickle)
-        if not (dtype == torch.float16 and pipe.vae.config.force_upcast):
+        if vae_dtype is not None:
+            pipe.vae.to(vae_dtype)
+        elif not (dtype == torch.float16 and pipe.vae.config.force_upcast):
             pipe.vae.to(dtype)
         set_schedule(pipe, prediction_type, rescale_betas_zero_snr)
         pipe.to(device)

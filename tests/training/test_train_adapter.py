@@ -12,18 +12,20 @@ import warnings
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import T2IAdapter
 from PIL import Image
 from safetensors.torch import load_file
 
 from runtime import LocalControlPipeline, Region
-from tests.support import cpus
+from runtime.machine.arithmetic import DTYPES
+from tests.support import cpus, saved_model
 from tests.support.processes import ON_TWO, run
 from tests.support.tiny import make_adapter
 from tests.support.training_runs import command, make_scenes, train
 from training.config import TrainConfig, with_preset
 from training.loop.checkpoint import WEIGHTS, describe, newest
-from training.train_adapter import make_parser, with_dtype
+from training.train_adapter import load, make_parser, with_dtype
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -48,6 +50,16 @@ def same_weights(a, b):
 def test_every_setting_is_an_option():
     options = {o for action in make_parser()._actions for o in action.option_strings}
     assert {"--" + name.replace("_", "-") for name in TrainConfig.__dataclass_fields__} <= options
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_latents_come_from_the_vae_as_its_file_has_it(dtype):
+    """Not from one rounded to the data type of the UNet and back."""
+    config = TrainConfig(model=str(saved_model.folder()), dtype=dtype)
+    _, model, _ = load(config, Accelerator(cpu=True))
+    expected = saved_model.pipeline().vae.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.vae.state_dict().items())
+    assert model.unet.conv_in.weight.dtype == DTYPES[dtype]
 
 
 def test_options_given_by_hand_win_over_the_preset(scenes, tmp_path):
