@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,8 +281,6 @@ def test_missing_data_leaves_no_folder(tmp_path):
 
 
 def test_changed_settings_are_named_and_can_be_forced(scenes, finished, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(finished, tmp_path / "out")
     assert train(scenes, tmp_path / "out", "--z0-weight=0.5", "--save-every=3") == 2
     said = capsys.readouterr().err
@@ -291,8 +290,6 @@ def test_changed_settings_are_named_and_can_be_forced(scenes, finished, tmp_path
 
 
 def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(finished, tmp_path / "out")
     assert train(scenes, tmp_path / "out", "--batch=4", "--steps=8") == 2
     assert "samples of a step 4, was 2" in capsys.readouterr().err
@@ -300,6 +297,17 @@ def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, ca
     next((tmp_path / "scenes").glob("*.png")).unlink()
     assert train(tmp_path / "scenes", tmp_path / "out", "--steps=8") == 2
     assert "the samples are others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other", ["--adapter-blocks=2", "--condition-channels=3", "--control=controlnet"], ids=lambda o: o[2:]
+)
+def test_another_network_cannot_be_forced(other, scenes, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "out")
+    assert train(scenes, tmp_path / "out", other, "--steps=8", "--force-resume") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "it trained another network: " in lines[0]
+    assert same_weights(finished, tmp_path / "out")
 
 
 def test_home_in_an_options_value_is_the_same_folder(scenes, tmp_path, monkeypatch, capfd):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from runtime.errors import InputError
 from training.loop.optimize import Average
 
 T = TypeVar("T")
@@ -67,6 +68,17 @@ class Learner:
         """Return everything that `restore` needs; all processes have to ask."""
         average = self.named(self.average.values) if self.average else {}
         return Learned(self.named(self.parameters), average, optimizer_tensors(self.optimizer, self.names))
+
+    def check_fits(self, learned: Learned, where: object) -> None:
+        """Raise InputError, naming `where` it lies, unless a state's weights are of the shapes that learn here."""
+        shapes = {name: tuple(p.shape) for name, p in zip(self.names, self.parameters, strict=True)}
+        theirs = {name: tuple(value.shape) for name, value in learned.weights.items()}
+        for name in (*shapes, *theirs):
+            if shapes.get(name) != theirs.get(name):
+                raise InputError(
+                    f"{where}: it trained another network: {name} {shapes.get(name)}, was {theirs.get(name)}; give "
+                    "the control, adapter, channels and blocks that it had, or another --out"
+                )
 
     @torch.no_grad()
     def restore(self, step: int, learned: Learned) -> None:

@@ -270,6 +270,7 @@ class Trainer:
         if not found:
             return
         path, state = found
+        self.learner.check_fits(state.learned, f"resume {path}")
         self.learner.restore(state.step, state.learned)
         self.accelerator.print(f"resuming at step {self.step} from {path}")
 
