@@ -89,8 +89,16 @@ class Store:
 
     def add(self, key: str, row: Row) -> None:
         """Keep a row. It is on the disk after the next `flush`, which comes by itself every SHARD_BYTES."""
-        self._new[key] = {name: tensor.detach().cpu().contiguous() for name, tensor in row.items()}
-        self._new_bytes += sum(t.numel() * t.itemsize for t in row.values())
+        self.add_all({key: row})
+
+    def add_all(self, rows: Mapping[str, Row]) -> None:
+        """Keep rows that were computed together: all of them are in one shard, so that none is ever missing alone.
+
+        What is computed in other company has other last bits.
+        """
+        for key, row in rows.items():
+            self._new[key] = {name: tensor.detach().cpu().contiguous() for name, tensor in row.items()}
+            self._new_bytes += sum(t.numel() * t.itemsize for t in row.values())
         if self._new_bytes >= SHARD_BYTES:
             self.flush()
 

@@ -63,16 +63,16 @@ class Encoder:
             return
         vae = self.model.vae
         pixels = torch.stack([v["pixels"] for v in variants]).to(self.device, vae.dtype)
-        posterior = vae.encode(pixels / 127.5 - 1).latent_dist
+        posterior, rows = vae.encode(pixels / 127.5 - 1).latent_dist, {}
         for variant, mean, std in zip(variants, posterior.mean, posterior.std, strict=True):
             if not mean.isfinite().all():
                 raise InputError(f"the VAE's latents are not finite in {vae.dtype}; give --vae one that is")
-            row = {
+            rows[variant["key"]] = {
                 "mean": self._rounded(mean, "latents"),
                 "std": self._rounded(std, "latents"),
                 "ids": torch.tensor(variant["ids"]),
             }
-            self.stores.latents.add(variant["key"], row)
+        self.stores.latents.add_all(rows)
 
     @torch.inference_mode()
     def _encode_captions(self) -> None:
@@ -81,8 +81,8 @@ class Encoder:
             text, pooled = (
                 self._rounded(x, "text") for x in encode_prompts(self.model, captions, self.reading)
             )
-            for caption, states, vector in zip(captions, text, pooled, strict=True):
-                self.stores.text.add(text_key(caption), {"states": states, "pooled": vector})
+            rows = zip(captions, text, pooled, strict=True)
+            self.stores.text.add_all({text_key(c): {"states": s, "pooled": p} for c, s, p in rows})
 
     def _rounded(self, values: torch.Tensor, what: str) -> torch.Tensor:
         """Return them in the cache's type. Raises InputError where that cannot hold them."""

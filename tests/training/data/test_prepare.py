@@ -24,8 +24,10 @@ from runtime.loading.load import load_model
 from runtime.text.encode import encode_prompts
 from tests.support.tolerances import assert_close
 from training.config import TrainConfig
-from training.data import workers
+from training.data import encode, workers
+from training.data.cache import Store
 from training.data.crops import make_crop
+from training.data.encode import Encoder
 from training.data.prepare import prepare
 from training.data.reader import Reader, decode_png
 from training.data.sample import Sample
@@ -521,6 +523,40 @@ def test_images_of_one_bucket_go_through_the_vae_together_up_to_a_limit(run, mod
     run()
     hook.remove()
     assert sorted(sizes) == [(1, 3, 48, 80), (1, 3, 64, 64), (2, 3, 64, 64)]
+
+
+def test_what_is_encoded_together_is_kept_together(run, tmp_path, monkeypatch):
+    """Or a pass that was killed would encode the rest in other company, where its last bits are others."""
+    monkeypatch.setattr(encode, "ENCODE_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr(encode, "PROMPTS", 2)
+    groups, images, prompts, flush = [], Encoder._encode_images, encode.encode_prompts, Store.flush
+
+    def seen_images(encoder, variants):
+        groups.append([v["key"] for v in variants])
+        images(encoder, variants)
+
+    def seen_prompts(model, captions, reading):
+        groups.append(captions)
+        return prompts(model, captions, reading)
+
+    def killed(store):
+        flush(store)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "_encode_images", seen_images)
+    monkeypatch.setattr(encode, "encode_prompts", seen_prompts)
+    run()
+    whole = groups.copy()
+    groups.clear()
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("training.data.cache.SHARD_BYTES", 1)
+    monkeypatch.setattr(Store, "flush", killed)
+    for _ in range(3):  # each time after one more shard
+        with pytest.raises(KeyboardInterrupt):
+            run(out=str(tmp_path / "other"))
+    monkeypatch.setattr(Store, "flush", flush)
+    run(out=str(tmp_path / "other"))
+    assert len(whole) > 4 and all(group in whole for group in groups)
 
 
 @pytest.mark.parametrize("count", [0, 2])
