@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from runtime.loading.load import Model
 from runtime.loading.weights import weights_digest
@@ -41,7 +43,10 @@ class Stores:
             "max_aspect": config.max_aspect, "crops": config.crops, "flip": config.flip,
         }  # fmt: skip
         vae = {"vae": weights_digest(model.vae), "dtype": config.cache_dtype}
-        text = {"text_encoders": weights_digest(*model.text_encoders), "dtype": config.cache_dtype}
+        text = {
+            "text_encoders": weights_digest(*model.text_encoders), "dtype": config.cache_dtype,
+            "tokenizers": digest(*map(_tokenizer_facts, model.tokenizers)),
+        }  # fmt: skip
         condition = "ready" if config.condition_from else config.condition
         return cls(
             Store(folder, "latents", crops | vae),
@@ -70,3 +75,12 @@ def row_key(key: str, variant: int) -> str:
 
 def text_key(caption: str) -> str:
     return digest(caption)
+
+
+def _tokenizer_facts(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return what decides the tokens that a tokenizer makes of a text."""
+    own = json.loads(tokenizer.backend_tokenizer.to_str())
+    of_last_call = ("padding", "truncation")
+    kept = {name: value for name, value in own.items() if name not in of_last_call}
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length
+    return json.dumps([kept, ends], sort_keys=True)

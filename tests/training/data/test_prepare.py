@@ -559,6 +559,21 @@ def test_what_is_encoded_together_is_kept_together(run, tmp_path, monkeypatch):
     assert len(whole) > 4 and all(group in whole for group in groups)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_text_of_another_tokenizer_is_not_used(which, run, model, encoded):
+    run()
+    tokenizers = [copy.deepcopy(tokenizer) for tokenizer in model.tokenizers]
+    again = dataclasses.replace(model, tokenizers=tuple(tokenizers))
+    for tokenizer in tokenizers:
+        tokenizer(["a text"], padding="max_length")  # its Rust half notes how it was called last
+    encoded.clear()
+    run(model=again)
+    assert encoded == {}
+    tokenizers[which].pad_token = tokenizers[which].convert_ids_to_tokens(5)
+    run(model=again)
+    assert encoded == {"prompts": 5}
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_processes_and_their_workers_share_out_the_samples(count, model, config):
     stores = Stores.open(Path(config.out) / "cache", config, model)
