@@ -42,6 +42,7 @@ from training.data.stores import Stores
 from training.heeded import check_heeded
 from training.loop import checkpoint
 from training.loop.controls import new_control
+from training.loop.loss import check_schedule, schedule_of
 from training.loop.optimize import check_optimizer
 from training.loop.trainer import NotFinite, Stopped, Trainer
 
@@ -177,6 +178,8 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
     # latents are cached once: in full precision, as diffusers' trainer encodes them
     full = {"vae": config.vae, "vae_dtype": torch.float32}
     model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], **full)
+    # known before hours of encoding
+    check_schedule(schedule_of(model.scheduler), model.scheduler.config.prediction_type, config)
     adapter = new_control(config, model)
     step = min(config.bucket_step, config.resolution or model.sample_size * 8)
     config = dataclasses.replace(

@@ -6,6 +6,7 @@ Notation of kernels.reference: z_t = alpha z0 + sigma eps, abar = alpha^2.
 from __future__ import annotations
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from kernels import ops
@@ -14,6 +15,7 @@ from training.config import TrainConfig
 
 EDGES = {"mse": "none", "sobel": "sobel", "laplacian": "laplacian"}  # z0_loss -> the op's name for it
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PURE_NOISE = 1e-7  # abar that counts as 0: diffusers' Euler, which divides by it, puts 2^-24 there
 
 
 def add_noise(latents: Tensor, noise: Tensor, abar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,11 +76,22 @@ def z0_weight(t: Tensor, abar: Tensor, config: TrainConfig) -> Tensor:
     return weight
 
 
+def schedule_of(scheduler: SchedulerMixin) -> Tensor:
+    """Return abar at every timestep, (T,) float32. Raises InputError where a model was trained on another process."""
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if abar is None:
+        raise InputError(
+            f"model: its {type(scheduler).__name__} has no alphas_cumprod, the noise schedule that is trained on; "
+            "expected SDXL's, such as EulerDiscreteScheduler"
+        )
+    return abar.float()
+
+
 def check_schedule(abar: Tensor, prediction: str, config: TrainConfig) -> None:
     """Raise InputError where the model's noise schedule cannot give the loss that is asked for."""
     if prediction not in PREDICTIONS:
         raise InputError(f"the model predicts {prediction!r}; expected one of {', '.join(PREDICTIONS)}")
-    if prediction == "epsilon" and config.z0_loss != "off" and float(abar.min()) <= 0:
+    if prediction == "epsilon" and config.z0_loss != "off" and float(abar.min()) < PURE_NOISE:
         raise InputError(
             "z0_loss: the model's noise schedule ends in pure noise, where epsilon says nothing of z0; "
             "expected a v_prediction model, or --z0-loss off"

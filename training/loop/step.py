@@ -14,7 +14,7 @@ from runtime.model.blocks import Injection
 from training.config import TrainConfig
 from training.loop.controls import trains_controlnet
 from training.loop.frozen import FrozenUNet
-from training.loop.loss import add_noise, check_schedule, training_loss
+from training.loop.loss import add_noise, check_schedule, schedule_of, training_loss
 
 
 class LossOf:
@@ -24,8 +24,8 @@ class LossOf:
         self.config, self.dtype = config, DTYPES[config.dtype]
         self.unet = FrozenUNet(model.unet, compiled=config.compile)
         self.device = self.unet.device
+        self.abar = schedule_of(model.scheduler).to(self.device)  # (T,)
         self.prediction = model.scheduler.config.prediction_type
-        self.abar = model.scheduler.alphas_cumprod.float().to(self.device)  # (T,)
         self.ones = torch.ones(1, device=self.device)
         check_schedule(self.abar, self.prediction, config)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,12 +19,14 @@ from training.loop.loss import (
     add_noise,
     check_schedule,
     noise_weight,
+    schedule_of,
     training_loss,
     v_target,
     z0_weight,
 )
 
 COUNT = 1000
+SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ABAR = torch.tensor([0.9991, 0.8, 0.5, 0.0047])  # from SDXL's first timestep to its last
 SNR = ABAR.double() / (1 - ABAR.double())
 T = torch.tensor([0, 200, 500, 999])
@@ -226,6 +229,21 @@ def test_epsilon_at_pure_noise_cannot_give_the_z0_loss():
     check_schedule(ends_in_noise, "epsilon", TrainConfig(z0_loss="off"))
     check_schedule(ends_in_noise, "v_prediction", TrainConfig())
     check_schedule(ABAR, "epsilon", TrainConfig())
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_pure_noise_is_known_as_each_scheduler_writes_it(scheduler):
+    made = [scheduler(**SDXL_BETAS, rescale_betas_zero_snr=zero) for zero in (True, False)]
+    noise, usual = map(schedule_of, made)
+    with pytest.raises(InputError, match="ends in pure noise"):
+        check_schedule(noise, "epsilon", TrainConfig())
+    check_schedule(noise, "v_prediction", TrainConfig())
+    check_schedule(usual, "epsilon", TrainConfig())
+
+
+def test_a_scheduler_of_another_process_is_refused():
+    with pytest.raises(InputError, match="its FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
+        schedule_of(FlowMatchEulerDiscreteScheduler())
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
