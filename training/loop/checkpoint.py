@@ -106,8 +106,12 @@ def checkpoints(out: str | Path) -> Path:
 
 
 def newest(out: str | Path) -> list[Path]:
-    """Return the whole checkpoints of a run, the oldest first."""
-    return sorted(p.parent for p in checkpoints(out).glob(f"[0-9]*/{RUN}"))
+    """Return the whole checkpoints of a run, the one written last at the end.
+
+    That is not always the one of most steps: a run that was sent back to an earlier one goes on from there.
+    """
+    found = checkpoints(out).glob(f"[0-9]*/{RUN}")
+    return [p.parent for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p))]
 
 
 def _files(folder: Path) -> list[str]:

@@ -72,6 +72,15 @@ def test_only_the_last_ones_are_kept(adapter, tmp_path):
     assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000020", "00000100"]
 
 
+def test_a_run_that_was_sent_back_goes_on_from_what_it_wrote_last(adapter, tmp_path):
+    for step in (2, 4, 6):
+        saved(adapter, tmp_path, step)
+    path, config, _ = saved(adapter, tmp_path, 3)
+    assert found(config)[0] == path
+    saved(adapter, tmp_path, 4, keep=2)
+    assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000003", "00000004"]
+
+
 @pytest.mark.parametrize("name", [f"adapter/{WEIGHTS}", f"ema/{WEIGHTS}", OPTIMIZER, RUN])
 def test_damaged_checkpoint_gives_way_to_the_one_before(name, adapter, tmp_path):
     first, config, _ = saved(adapter, tmp_path, 1)
