@@ -321,6 +321,18 @@ def test_home_in_an_options_value_is_the_same_folder(scenes, tmp_path, monkeypat
     assert not (tmp_path / "~").exists()
 
 
+def test_another_model_in_the_place_of_the_first_is_another_run(scenes, tmp_path, capsys):
+    model = saved_model.copy_folder(tmp_path)
+    options = f"--model={model}", "--bucket-step=16"
+    assert train(scenes, tmp_path / "out", *options, "--steps=1") == 0
+    assert train(scenes, tmp_path / "out", *options, "--steps=2") == 0
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    saved_model.edit_tensors(weights, lambda tensors: tensors["conv_in.bias"].add_(1))
+    assert train(scenes, tmp_path / "out", *options, "--steps=3") == 2
+    assert "settings have changed: the model's weights are others;" in capsys.readouterr().err
+    assert train(scenes, tmp_path / "out", *options, "--steps=3", "--force-resume") == 0
+
+
 def test_never_resuming_does_not_overwrite(scenes, finished, capsys):
     assert train(scenes, finished, "--resume=never") == 2
     assert "has checkpoints" in capsys.readouterr().err

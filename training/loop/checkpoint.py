@@ -35,13 +35,14 @@ class State:
     """A run after `step` steps.
 
     samples: of a step, over all processes. data: a digest of the samples trained on. With both, `step` says which ones
-    come next.
+    come next. model: a digest of the frozen model's weights, "" where it was not noted.
     """
 
     step: int
     learned: Learned
     samples: int
     data: str
+    model: str = ""
 
 
 def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) -> Path:
@@ -56,10 +57,12 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
                 save_control(partial / "ema", state.learned.average, adapter_config, config)
             save_file(dict(state.learned.optimizer), partial / OPTIMIZER)
             files = {name: sha256(partial / name) for name in _files(partial)}
-            about = describe(
-                config, state.step, samples_of_step=state.samples, data_digest=state.data, files=files
-            )
-            (partial / RUN).write_text(about, "utf-8")
+            of_run = {
+                "samples_of_step": state.samples,
+                "data_digest": state.data,
+                "model_digest": state.model,
+            }
+            (partial / RUN).write_text(describe(config, state.step, **of_run, files=files), "utf-8")
     except (OSError, SafetensorError) as error:
         last = newest(config.out)
         kept = f"the last checkpoint is {last[-1]}" if last else "there is no checkpoint"
@@ -118,10 +121,10 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
 
 
-def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State] | None:
+def find(config: TrainConfig, samples: int, data: str, say, model: str = "") -> tuple[Path, State] | None:
     """Return the checkpoint to go on from: the newest that can be read, or the one that `resume` names.
 
-    samples, data: of this run, as in State. say: takes lines for the user.
+    samples, data, model: of this run, as in State. say: takes lines for the user.
 
     Raises InputError where that one cannot be read, or where settings have changed and `force_resume` is not given.
     """
@@ -130,7 +133,7 @@ def find(config: TrainConfig, samples: int, data: str, say) -> tuple[Path, State
         return None
     found = _newest_readable(config, say) if config.resume == "auto" else _read(Path(config.resume))
     if found is not None:
-        _check_same(*found, config, samples, data, say)
+        _check_same(*found, config, State(0, found[1].learned, samples, data, model), say)
     return found
 
 
@@ -182,18 +185,21 @@ def _read(path: Path) -> tuple[Path, State]:
             learned=learned,
             samples=int(about["samples_of_step"]),
             data=str(about["data_digest"]),
+            model=str(about.get("model_digest", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise Unreadable(f"checkpoint {path}: cannot be read: {error}") from error
 
 
-def _check_same(path: Path, state: State, config: TrainConfig, samples: int, data: str, say) -> None:
-    """Raise InputError where the run was another one, unless `force_resume` is given."""
+def _check_same(path: Path, state: State, config: TrainConfig, ours: State, say) -> None:
+    """Raise InputError where the run was another one than ours, unless `force_resume` is given."""
     changed = config.changed(TrainConfig.read(path / RUN))
-    if state.samples != samples:
-        changed.append(f"samples of a step {samples}, was {state.samples}")
-    if state.data != data:
+    if state.samples != ours.samples:
+        changed.append(f"samples of a step {ours.samples}, was {state.samples}")
+    if state.data != ours.data:
         changed.append("the samples are others")
+    if state.model and ours.model and state.model != ours.model:
+        changed.append("the model's weights are others")
     if changed and not config.force_resume:
         raise InputError(
             f"resume {path}: settings have changed: {'; '.join(changed)}; give the same ones, another --out, or "

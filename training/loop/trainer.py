@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kernels import ops
 from runtime.errors import InputError
 from runtime.loading.load import Model
+from runtime.loading.weights import weights_digest
 from training.config import TrainConfig
 from training.data.cache import digest
 from training.data.held_out import split
@@ -68,6 +69,8 @@ class Trainer:
         adapter = adapter.float().to(memory_format=layout).train()
         held_out, training = split(entries, config.validation_samples, accelerator.print)
         vae = model.vae.config.scaling_factor
+        # as they are loaded: what trains on them puts them together in other ways
+        self.weights = weights_digest(model.unet, model.vae, *model.text_encoders)
         self.loss_of = LossOf(model, config)
         self.adapter = adapter
         if config.checkpointing == "on":
@@ -263,10 +266,10 @@ class Trainer:
         self.offload()
 
     def _state(self) -> State:
-        return State(self.step, self.learner.state(), self.samples, self.data)
+        return State(self.step, self.learner.state(), self.samples, self.data, self.weights)
 
     def _resume(self) -> None:
-        found = checkpoint.find(self.config, self.samples, self.data, self.accelerator.print)
+        found = checkpoint.find(self.config, self.samples, self.data, self.accelerator.print, self.weights)
         if not found:
             return
         path, state = found
