@@ -90,11 +90,16 @@ def train(config: TrainConfig) -> None:
     make_folder(checkpoint.checkpoints(out), "out", out)
     if config.cache and not config.require_cache:  # a whole one may be read-only
         make_folder(expand(config.cache), "cache", expand(config.cache))
-    if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
-        return train_in(out, source, config)
-    with locked(out / ".lock", f"out {out}: in use"):
-        clear_partials(out, checkpoint.checkpoints(out))
-        return train_in(out, source, config)
+    try:
+        if int(os.environ.get("RANK", "0")):  # of the run that holds the folder
+            return train_in(out, source, config)
+        with locked(out / ".lock", f"out {out}: in use"):
+            clear_partials(out, checkpoint.checkpoints(out))
+            return train_in(out, source, config)
+    except OSError as error:  # a disk that is full or gone, as the tracker notices it, or a list
+        last = checkpoint.newest(out)
+        kept = f"the same command goes on from {last[-1]}" if last else "there is no checkpoint"
+        raise InputError(f"out {out}: cannot go on: {error}; {kept}") from error
 
 
 def train_in(out: Path, source: Source, config: TrainConfig) -> None:

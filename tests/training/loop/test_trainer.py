@@ -153,6 +153,20 @@ def test_full_disk_keeps_the_last_checkpoint(scenes, tmp_path, monkeypatch, caps
     assert train(scenes, tmp_path) == 0
 
 
+def test_full_disk_under_the_logs_is_one_line(scenes, tmp_path, monkeypatch, capsys):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fill)
+    assert train(scenes, tmp_path, "--tracker=tensorboard") == 2
+    said = capsys.readouterr().err
+    assert "cannot go on: [Errno 28] No space left on device; the same command goes on from" in said
+    monkeypatch.undo()
+    assert train(scenes, tmp_path, "--tracker=tensorboard") == 0
+
+
 def test_sheets_and_lfmse_while_it_trains(scenes, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
