@@ -108,7 +108,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         write_json({"rows": [asdict(row) for row in rows]}, options.json, "--json")
     if options.tolerance is None:
-        _note_if_writable(options.folder, rows, whole=not options.graphs)
+        _note_if_writable(options.folder, rows, not options.graphs, options.smallest)
     failed = [row for row in rows if not row.passed]
     print(f"{len(rows) - len(failed)} of {len(rows)} within tolerance")
     return int(bool(failed) or not rows)
@@ -120,11 +120,12 @@ def device_of(folder: Path) -> torch.device:
     return torch.device(kind if torch.cuda.is_available() else "cpu")
 
 
-def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool) -> None:
+def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool, smallest: bool = False) -> None:
     """Note in the folder what its own engines computed on this machine (see `runtime.engines.verified`).
 
-    whole: whether every graph was compared; otherwise only a failure is worth noting. Raises InputError where the
-    folder cannot be written.
+    whole: whether every graph was compared; otherwise only a failure is worth noting. smallest: at the smallest size
+    alone, which takes no failure back: that may be one of a larger size. Raises InputError where the folder cannot be
+    written.
     """
     folder = expand(folder)
     manifest = read_manifest(folder)
@@ -133,13 +134,16 @@ def note_rows(folder: str | Path, rows: Sequence[Row], whole: bool) -> None:
         return
     worst = max(own, key=lambda row: float("inf") if isnan(row.rms) else row.rms / row.limit)
     text = f"{worst.graph} {worst.output}: relative RMS {worst.rms:.1e}, at most {worst.limit:.0e} at {worst.sizes}"
-    passed = all(row.passed for row in own)
-    verified.note(manifest, folder, device_of(folder), {"worst": text}, passed)
+    passed, device = all(row.passed for row in own), device_of(folder)
+    known = verified.noted(manifest, folder, device) if passed and smallest else None
+    if known is not None and known.get("passed") is not True:
+        return
+    verified.note(manifest, folder, device, {"worst": text}, passed)
 
 
-def _note_if_writable(folder: str, rows: Sequence[Row], whole: bool) -> None:
+def _note_if_writable(folder: str, rows: Sequence[Row], whole: bool, smallest: bool) -> None:
     try:
-        note_rows(folder, rows, whole)
+        note_rows(folder, rows, whole, smallest)
     except InputError as error:
         say(f"not noted: {error}")
 

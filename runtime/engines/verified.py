@@ -49,13 +49,18 @@ def note(
     write_json({"machines": machines}, folder / FILE, FILE)
 
 
+def noted(manifest: Manifest, folder: Path, device: torch.device) -> dict | None:
+    """Return the outcome on this kind of machine; None where the engines were never compared on one."""
+    here = machine(manifest, folder, device)
+    return next((entry for entry in entries(folder) if entry == entry | here), None)
+
+
 def check_verified(manifest: Manifest, folder: Path, device: torch.device) -> None:
     """Warn where the engines were never compared with torch on this kind of machine.
 
     Raises InputError where they were, and computed something else.
     """
-    here = machine(manifest, folder, device)
-    found = next((entry for entry in entries(folder) if entry == entry | here), None)
+    found, here = noted(manifest, folder, device), machine(manifest, folder, device)
     if found is None:
         warnings.warn(
             f"engine {folder}: not yet compared with torch on {here['device']}; "

@@ -124,6 +124,17 @@ def test_a_failure_is_noted_and_the_folder_is_not_opened_any_more(tmp_path, monk
         LocalControlPipeline.from_engine(folder)
 
 
+def test_a_failure_at_a_larger_size_is_not_taken_back_at_the_smallest(tmp_path, monkeypatch):
+    folder = engines.copy_folder("onnxruntime", tmp_path, ("text_encoder",))
+    monkeypatch.setitem(verify.TOLERANCES, torch.float32, 1e-12)
+    assert verify.main([str(folder)]) == 1
+    monkeypatch.undo()
+    assert verify.main([str(folder), "--smallest"]) == 0
+    assert [passed for passed, _ in entries(folder)] == [False]
+    assert verify.main([str(folder)]) == 0
+    assert [passed for passed, _ in entries(folder)] == [True]
+
+
 def test_a_folder_that_cannot_be_written_is_compared_all_the_same(tmp_path, monkeypatch, capsys):
     folder = engines.copy_folder("onnxruntime", tmp_path)
 
