@@ -8,6 +8,7 @@ pixels wide, and shrinking them later fades them.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from runtime.control.images import load_image
 from runtime.errors import InputError, first_line
+from runtime.machine.files import sha256
 
 COLOURED = ("color", "colour", "none")  # those that can have colours; all others are grey
 DEPTH_MODEL_VARIABLE = "LOCALCONTROL_DEPTH_MODEL"
@@ -146,6 +148,17 @@ def _depth_folder(model: str | os.PathLike | None) -> str:
     if not folder.is_dir():
         raise InputError(f"depth: {folder} is not a folder; expected that of a depth-estimation model")
     return str(folder)
+
+
+def depth_model_digest() -> str | None:
+    """Return a hash of the model that depth is computed by here; None where none is named, or it is not there."""
+    try:
+        folder = Path(_depth_folder(None))
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
+        facts = "".join(f"{path.name} {sha256(path)}\n" for path in files)
+    except (InputError, OSError):
+        return None
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from runtime.control.conditions import depth_model_digest
 from runtime.loading.load import Model
 from runtime.loading.weights import weights_digest
+from runtime.machine.files import read_json
 from training.config import TrainConfig
 from training.data.cache import Store, digest
 
@@ -47,11 +50,13 @@ class Stores:
             "text_encoders": weights_digest(*model.text_encoders), "dtype": config.cache_dtype,
             "tokenizers": digest(*map(_tokenizer_facts, model.tokenizers)),
         }  # fmt: skip
-        condition = "ready" if config.condition_from else config.condition
+        shown = crops | {"condition": "ready" if config.condition_from else config.condition}
+        by = (depth_model_digest() or _only_model(folder, shown)) if shown["condition"] == "depth" else None
+        shown |= {"model": by} if by else {}
         return cls(
             Store(folder, "latents", crops | vae),
             Store(folder, "text", text),
-            Store(folder, "conditions", crops | {"condition": condition}),
+            Store(folder, "conditions", shown),
             Store(folder, "masks", crops | {"kind": config.mask_kind}) if config.mask_from else None,
         )
 
@@ -67,6 +72,16 @@ class Stores:
         wanted = [(store, text if store is self.text else keys) for store in self.all()]
         absent = ((store.kind, sum(key not in store for key in keys)) for store, keys in wanted)
         return [f"{count} {kind}" for kind, count in absent if count]
+
+
+def _only_model(folder: Path, settings: Mapping[str, object]) -> str | None:
+    """Return the depth model whose conditions the cache has: where all is there, a machine needs no model."""
+    models = set()
+    for path in folder.glob("conditions-*/settings.json"):
+        theirs = read_json(path)
+        if settings.items() <= theirs.items():
+            models.add(theirs.get("model"))
+    return models.pop() if len(models) == 1 else None
 
 
 def row_key(key: str, variant: int) -> str:

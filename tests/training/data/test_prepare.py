@@ -14,11 +14,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from runtime.control.conditions import preprocess
+from runtime.control.conditions import DEPTH_MODEL_VARIABLE, preprocess
 from runtime.errors import InputError
 from runtime.loading.load import load_model
 from runtime.text.encode import encode_prompts
@@ -160,6 +161,44 @@ def test_conditions_are_computed_from_the_crop(condition, run, folder, config):
         expected = np.atleast_3d(np.asarray(preprocess(condition, picture)))
         found = decode_png(stores.conditions.get(key))[0].permute(1, 2, 0)
         assert np.array_equal((found * 255).round().byte().numpy(), expected)
+
+
+@pytest.fixture
+def depth_models(tmp_path):
+    """Two folders of depth models with other weights."""
+    backbone = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"], apply_layernorm=True,
+    )  # fmt: skip
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8, head_hidden_size=8, patch_size=14,
+    )  # fmt: skip
+    folders = [tmp_path / "depth-a", tmp_path / "depth-b"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        transformers.DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+        transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folders
+
+
+def test_depth_of_another_model_is_not_used(depth_models, run, monkeypatch):
+    def stored(model):
+        monkeypatch.setenv(DEPTH_MODEL_VARIABLE, str(model)) if model else monkeypatch.delenv(
+            DEPTH_MODEL_VARIABLE
+        )
+        try:
+            entries, stores = run(condition="depth")
+        except InputError as error:
+            if "needs another package" in str(error):
+                pytest.skip(str(error))
+            raise
+        return [bytes(stores.conditions.get(row_key(e.key, 0))["png"].numpy()) for e in entries]
+
+    first = stored(depth_models[0])
+    assert stored(None) == first  # all is there: a machine without the model can train on it
+    assert stored(depth_models[1]) != first
+    assert stored(depth_models[0]) == first
 
 
 @pytest.fixture
