@@ -141,7 +141,10 @@ class Store:
 
 
 def _checked_rows(path: Path) -> dict[str, list[str]] | None:
-    """Return a shard's keys and the names of each one's tensors; None where the file is not what its name says."""
+    """Return a shard's keys and the names of each one's tensors; None where the file is not what its name says.
+
+    Raises OSError where the disk does not give it now: what it holds may be good.
+    """
     try:
         if sha256(path) != path.stem:
             return None
@@ -151,5 +154,5 @@ def _checked_rows(path: Path) -> dict[str, list[str]] | None:
                 key, _, tensor = name.rpartition("/")
                 rows.setdefault(key, []).append(tensor)
         return rows
-    except (OSError, SafetensorError):
+    except (FileNotFoundError, SafetensorError):
         return None

@@ -155,6 +155,19 @@ def test_a_damaged_shard_is_removed_and_its_rows_alone_are_missing(harm, tmp_pat
         store.get("bad")
 
 
+def test_a_shard_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
+    path = shard_of(filled(tmp_path, {"a": 1}), "a")
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(cache, "sha256", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        opened(tmp_path)
+    monkeypatch.undo()
+    assert path.exists() and opened(tmp_path).get("a")["x"].item() == 1
+
+
 def test_a_removed_row_can_be_computed_again(tmp_path):
     damaged = shard_of(filled(tmp_path, {"bad": 1, "good": 2}), "bad")
     truncate(damaged)
