@@ -7,30 +7,27 @@ files' hashes: what a killed build leaves never looks finished, and a resumed on
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import psutil
 import torch
 
 from export.graphs import Component, make_components
 from export.onnx_export import export_onnx
+from export.out_folder import check_folder, check_room
 from export.progress import stage
 from export.sizes import make_profile
-from export.stages import LOCK, Stages
-from export.targets.compile import MEMORY, compile_engine
+from export.stages import Stages
+from export.targets.compile import compile_engine
 from export.targets.options import CompileOptions
 from runtime.control.adapters import check_adapter
 from runtime.control.levels import SIZE_MULTIPLE
-from runtime.engines import verified
 from runtime.engines.base import package_version
 from runtime.engines.manifest import (
     MODEL_FILES,
-    NAME,
     EngineSpec,
     Manifest,
     encode,
@@ -46,7 +43,7 @@ from runtime.loading.adapter import embedded_adapters, load_adapter
 from runtime.loading.load import Model, load_model
 from runtime.loading.weights import weights_digest
 from runtime.machine.arithmetic import DTYPES
-from runtime.machine.files import read_json, size_of
+from runtime.machine.files import size_of
 from runtime.machine.report import versions
 from runtime.model.vae import vae_factor
 from runtime.sampling.progress import projection_of
@@ -118,44 +115,6 @@ def _build(
     return manifest
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise InputError unless the folder can be made, or is one of engines that may be replaced."""
-    parent = folder.resolve().parent
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {folder}: a file of that name is there; expected a folder")
-        if folder.exists() and any(folder.iterdir()):
-            if not overwrite:
-                raise InputError(f"--out {folder}: not empty; expected a new folder, or --overwrite")
-            if not (folder / NAME).is_file():
-                raise InputError(
-                    f"--out {folder}: no folder of engines (no {NAME}), so it is not overwritten"
-                )
-            _check_ours(folder)
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot make {parent}: {error.strerror}") from error
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"--out {folder}: {parent} is not writable")
-
-
-def _check_ours(folder: Path) -> None:
-    """Raise InputError, naming it, where a file in the folder is neither the build's nor a comparison's."""
-    try:
-        listed = set(read_json(folder / NAME)["files"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"--out {folder}: its {NAME} lists no files, so it is not overwritten") from error
-    ours = listed | {NAME, verified.FILE, LOCK}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if name not in ours and not (path.name.startswith(".") and path.suffix == ".part"):
-            raise InputError(
-                f"--out {folder}: has {name}, which is no part of the engines; move it, so that it is not deleted"
-            )
-
-
 @dataclass(frozen=True)
 class Plan:
     """What the model turned out to be: the sizes, the engines to make, and the manifest's facts on the model."""
@@ -182,7 +141,7 @@ def make_graphs(settings: BuildSettings, stages: Stages, force: bool, say: Say) 
         raise InputError(
             f"--resume: {settings.model} or an adapter has changed since; expected the same weights"
         )
-    check_room(settings, plan, stages, force, say)
+    check_room(settings.compiler.target, plan.bytes, stages, force, say)
     shutil.rmtree(stages.work / MODEL_FILES, ignore_errors=True)  # of a build that was stopped
     configs = _save_configs(model, settings.components, stages.work / MODEL_FILES)
     stages.finish("model", asdict(plan), configs, cost)
@@ -256,25 +215,6 @@ def _plan(settings: BuildSettings, model: Model, components: list[Component]) ->
         specs={name: encode(asdict(spec)) for name, spec in specs.items()},
         bytes={c.name: sum(p.nbytes for p in c.module.parameters()) for c in components},
     )
-
-
-def check_room(settings: BuildSettings, plan: Plan, stages: Stages, force: bool, say: Say) -> None:
-    """Say how much disk and memory the build takes; InputError where they are not there."""
-    copies = 1 if settings.compiler.target == "onnxruntime" else 2
-    there = sum(entry["bytes"] for entry in stages.files().values())  # of a build that goes on
-    disk = max(0, int(1.02 * copies * sum(plan.bytes.values())) + 2**26 - there)
-    factor, extra = MEMORY[settings.compiler.target]
-    memory = int(factor * max(plan.bytes.values())) + extra
-    # the model's own memory is free again by then
-    free = psutil.virtual_memory().available + sum(plan.bytes.values())
-    room = shutil.disk_usage(stages.work).free
-    say(f"about {size_of(disk)} on disk and {size_of(memory)} of memory are needed")
-    for what, needed, left in (("disk", disk, room), ("memory", memory, free)):
-        if needed > left and not force:
-            raise InputError(
-                f"--out {stages.work.parent}: about {size_of(needed)} of {what} needed, {size_of(left)} "
-                "free; free some, take a smaller precision, or --force"
-            )
 
 
 def _save_configs(model: Model, components: tuple[str, ...], folder: Path) -> list[Path]:
