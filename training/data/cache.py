@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.machine.files import replacing, sha256
+from runtime.machine.files import read_json, replacing, sha256
 
 SHARD_BYTES = 128 * 2**20
 FORMAT = 1  # raised when what a row holds changes
@@ -125,7 +125,7 @@ class Store:
         lines = []
         for path in sorted(self.folder.parent.glob(f"{self.kind}-*/settings.json")):
             if path.parent != self.folder:
-                theirs = json.loads(path.read_text("utf-8"))
+                theirs = read_json(path)
                 names = sorted(
                     n for n in theirs.keys() | self.settings if theirs.get(n) != self.settings.get(n)
                 )

@@ -220,6 +220,13 @@ def test_stores_of_other_settings_are_told_by_what_differs(tmp_path):
     ]
 
 
+def test_damaged_settings_of_another_store_are_one_line(tmp_path):
+    store = filled(tmp_path, {"a": 1})
+    (store.folder / "settings.json").write_text("{")
+    with pytest.raises(InputError, match="settings.json: not a JSON file"):
+        Store(tmp_path, store.kind, {"other": 1}).others()
+
+
 def test_there_are_no_others_where_nothing_else_was_kept(tmp_path):
     assert filled(tmp_path, {"a": 1}).others() == []
 
