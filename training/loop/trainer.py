@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from training.data.stores import Entry, Stores
 from training.loop import checkpoint
 from training.loop.checkpoint import State
 from training.loop.controls import condition_channels, trains_controlnet, with_weights
+from training.loop.gradients import Gradients, largest, recompute
 from training.loop.learner import Learner, whole
 from training.loop.optimize import learning_rate, make_optimizer
 from training.loop.progress import Progress
@@ -72,15 +73,15 @@ class Trainer:
         # as they are loaded: what trains on them puts them together in other ways
         self.weights = weights_digest(model.unet, model.vae, *model.text_encoders)
         self.loss_of = LossOf(model, config)
-        self.adapter = adapter
         if config.checkpointing == "on":
-            self._recompute()
+            recompute(self.loss_of, adapter, config)
         self.rows = Rows(training, stores, config, len(self.loss_of.abar), vae, condition_channels(adapter))
         self.validation = Validation(model, self.rows, held_out, config) if held_out else None
-        self.adapter = accelerator.prepare(adapter)
-        parameters = list(self.adapter.parameters())
+        adapter = accelerator.prepare(adapter)
+        parameters = list(adapter.parameters())
         optimizer = accelerator.prepare(make_optimizer(parameters, config))
         self.learner = Learner(dict(zip(names, parameters, strict=True)), optimizer, config.ema)
+        self.gradients = Gradients(config, accelerator, self.loss_of, adapter, optimizer)
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
@@ -125,99 +126,12 @@ class Trainer:
         """Take one optimizer step, skipped but counted where the gradient is not finite; return the mean terms."""
         rate = learning_rate(self.step, self.config, self.samples)
         parts = list(islice(batches, self.config.accumulate))
-        return self.learner.take_step(rate, lambda: self._gradients(parts), self._clip)
-
-    def _gradients(self, parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Add up the gradients of a step's batches; return their mean terms.
-
-        Where memory runs out on any process, all of them start again from the first batch.
-        """
-        total = {}
-        for i, batch in enumerate(parts):
-            last = i == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.adapter):
-                part = self._unet_gradients(batch)
-                if part is None:
-                    break
-                terms, features, gradients = part
-                if not self._add(features, gradients):
-                    break
-            for name, value in terms.items():
-                total[name] = total.get(name, 0) + value / len(parts)
-        else:
-            return total
-        self._free()
-        self._make_room(batch)
-        return self._gradients(parts)
-
-    def _add(self, features: list[Tensor], gradients: tuple[Tensor, ...]) -> bool:
-        """Add up the adapter's gradients; return whether memory sufficed. Of several processes, all wait in here."""
-        try:
-            torch.autograd.backward(features, gradients)
-        except torch.OutOfMemoryError:
-            if self.accelerator.num_processes > 1:
-                raise
-            return False
-        return True
-
-    def _unet_gradients(self, batch: Mapping[str, Tensor]) -> tuple[dict, list[Tensor], tuple] | None:
-        """Return the mean terms, the adapter's features and the gradients by them; None if a process lacks the memory.
-
-        Nearly all memory is the UNet's. No process waits for another in its passes, so that one that runs out of
-        memory does not leave the others waiting; the adapter's backward, in which they wait, comes after all agree.
-        """
-        try:
-            part = self._try_unet(batch)
-        except torch.OutOfMemoryError:
-            part = None  # outside of the handler, whose traceback holds on to the memory
-        return part if self._all(part is not None) else None
-
-    def _try_unet(self, batch: Mapping[str, Tensor]) -> tuple[dict, list[Tensor], tuple]:
-        features = self.loss_of.features(self.adapter, batch)
-        leaves = [f.detach().requires_grad_() for f in features]
-        terms = {name: value.mean() for name, value in self.loss_of.terms(leaves, batch).items()}
-        loss = sum(terms.values()) / self.config.accumulate
-        scaler = self.accelerator.scaler
-        gradients = torch.autograd.grad(scaler.scale(loss) if scaler else loss, leaves)
-        return {name: value.detach() for name, value in terms.items()}, features, gradients
+        return self.learner.take_step(rate, lambda: self.gradients.of(parts), self._clip)
 
     def _clip(self) -> bool:
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters, self.config.clip or math.inf)
         finite = self._is_finite(norm)
         return finite or bool(self.accelerator.scaler)  # float16's scaler skips by itself, and then adapts
-
-    def _make_room(self, batch: Mapping[str, Tensor]) -> None:
-        """Have activations recomputed from now on. Raises InputError where that is not allowed, or done already."""
-        if self.config.checkpointing != "auto" or self.loss_of.unet.checkpointing:
-            self._too_large(batch)
-        self.accelerator.print("out of memory: recomputing activations from now on (--checkpointing on)")
-        self._recompute()
-
-    def _recompute(self) -> None:
-        """Have activations recomputed: the UNet's, and a ControlNet's."""
-        self.loss_of.unet.checkpointing = True
-        if trains_controlnet(self.config):
-            self.accelerator.unwrap_model(self.adapter).enable_gradient_checkpointing()
-
-    def _too_large(self, batch: Mapping[str, Tensor]) -> None:
-        """Say which batch would fit: the largest that goes through, by halving."""
-        fits, fails = 0, len(batch["t"])
-        while fails - fits > 1:
-            size = (fits + fails) // 2
-            if self._unet_gradients({name: value[:size] for name, value in batch.items()}):
-                fits = size
-            else:
-                fails = size
-            self._free()
-        largest = f"the largest that fits is {fits}" if fits else "not even one sample fits"
-        raise InputError(
-            f"batch {self.config.batch}: out of memory; {largest} (--accumulate makes up for it)"
-        )
-
-    def _free(self) -> None:
-        self.learner.optimizer.zero_grad(set_to_none=True)
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _is_finite(self, norm: Tensor) -> bool:
         """Return whether to take the step; the norm is of all processes' gradients, so that they agree."""
@@ -291,15 +205,5 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """Return whether any process was; all of them stop after the same step."""
-        self.stop.signal = self._largest(self.stop.signal)
+        self.stop.signal = largest(self.accelerator, self.stop.signal)
         return self.stop.signal != 0
-
-    def _all(self, good: bool) -> bool:
-        """Return whether it holds in every process."""
-        return not self._largest(int(not good))
-
-    def _largest(self, number: int) -> int:
-        """Return the largest number of all processes."""
-        if self.accelerator.num_processes == 1:
-            return number
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
