@@ -64,6 +64,7 @@ class BuildSettings:
     loras: list[tuple[str, float]]
     tokenizer: str | None
     config: str | None
+    prediction_type: str | None
     allow_pickle: bool
     components: tuple[str, ...]
     sizes: Mapping[str, str | None]
@@ -177,6 +178,7 @@ def load(settings: BuildSettings) -> tuple[Model, dict]:
         loras=settings.loras,
         tokenizer=settings.tokenizer,
         config=settings.config,
+        prediction_type=settings.prediction_type,
         **options,
     )
     for name in adapters:

@@ -157,6 +157,7 @@ def build(options: argparse.Namespace, command: str) -> int:
         loras=loras,
         tokenizer=options.tokenizer,
         config=options.config,
+        prediction_type=options.prediction_type,
         allow_pickle=options.allow_pickle,
         components=tuple(name for name in COMPONENTS if name in components),
         sizes={"batch": options.batch, "height": options.height, "width": options.width},

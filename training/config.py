@@ -32,6 +32,11 @@ class TrainConfig:
     out: str = option("", "folder of the adapter, its checkpoints and logs")
     model: str = option("embedded", "the frozen SDXL model: embedded, folder, .safetensors file or hub id")
     vae: str | None = option(None, "another VAE, as for runtime.generate")
+    prediction_type: str | None = option(
+        None,
+        "what the model predicts, where its files do not say it; by default as they say, or epsilon",
+        choices=("epsilon", "v_prediction"),
+    )
     adapter: str = option("new", "where to start: new (random weights), or an adapter's folder, file or id")
     preset: str = option("masked-sobel", "the method, and for 'paper' its whole recipe; other options win")
 
@@ -205,7 +210,7 @@ def check(config: TrainConfig) -> None:
     for spec in fields(config):
         value, choices = getattr(config, spec.name), spec.metadata.get("choices")
         values = value if isinstance(value, tuple) else (value,)
-        if choices and not (values and set(values) <= set(choices)):
+        if choices and value is not None and not (values and set(values) <= set(choices)):
             raise InputError(f"{spec.name} {value!r}: expected {' or '.join(map(str, choices))}")
     shares = "mask_min_area", "mask_soft", "mask_full", "prompt_drop", "max_skipped"
     _expect(config, shares, lambda x: 0 <= x <= 1, "a share, 0 to 1")

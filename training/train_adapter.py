@@ -181,7 +181,7 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
     """
     device = accelerator.device
     # latents are cached once: in full precision, as diffusers' trainer encodes them
-    full = {"vae": config.vae, "vae_dtype": torch.float32}
+    full = {"vae": config.vae, "vae_dtype": torch.float32, "prediction_type": config.prediction_type}
     model = load_model(config.model, device=device, dtype=DTYPES[config.dtype], **full)
     # known before hours of encoding
     check_schedule(schedule_of(model.scheduler), model.scheduler.config.prediction_type, config)

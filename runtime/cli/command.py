@@ -139,5 +139,10 @@ def add_model_sources(group) -> None:
         "--config", metavar="FOLDER", help="diffusers' configs, for a single file of another shape"
     )
     group.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts, where its files do not say it (default: as they say, or epsilon)",
+    )
+    group.add_argument(
         "--allow-pickle", action="store_true", help="also read .bin and .ckpt files (tensors only)"
     )

@@ -192,11 +192,6 @@ def add_model(group) -> None:
         "that were not compiled, --adapter adds adapters, --lora needs engines built with --refit",
     )
     add_model_sources(group)
-    group.add_argument(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="what the model predicts, where its files do not say it (default: as they say, or epsilon)",
-    )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     group.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 or fp16 on a GPU, fp32 on a CPU"

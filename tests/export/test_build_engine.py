@@ -20,8 +20,9 @@ from export import build as builder
 from export import build_engine
 from runtime.cli.command import CANCELLED
 from runtime.engines import base as engine
-from runtime.engines.manifest import NAME, Manifest, read_manifest
+from runtime.engines.manifest import MODEL_FILES, NAME, Manifest, read_manifest
 from runtime.engines.ports import Profile
+from runtime.machine.files import read_json
 from tests.support import engines, saved_model
 from tests.support.saved_model import edit_tensors
 from tests.support.tiny import make_adapter
@@ -70,6 +71,7 @@ def made(monkeypatch) -> list[str]:
 
     def load(source, **options):
         shared = source == str(saved_model.folder()) and SHARED.items() <= options.items()
+        shared = shared and options["prediction_type"] is None
         return engines.model() if shared else load_model(source, **options)
 
     saved_model.folder()  # which says how it goes when it is first written
@@ -162,6 +164,13 @@ def test_a_build(monkeypatch, capsys):
     component = engines.component("text_encoder")
     given = engines.random_inputs(component.inputs, {"items": 1})
     engines.assert_near(opened(given, items=1), engines.run_torch(component, given))
+
+
+def test_what_the_model_predicts_goes_with_its_engines():
+    for given in ([], ["--prediction-type", "v_prediction", "--overwrite"]):
+        assert run(*given) == 0
+        scheduler = read_json(OUT / MODEL_FILES / "scheduler" / "scheduler_config.json")
+        assert scheduler["prediction_type"] == (given[1] if given else "epsilon")
 
 
 def test_components_are_built_once_each_in_an_order_of_their_own(made):

@@ -19,6 +19,7 @@ OTHERS = {
     "out": ("made", "made"),
     "model": ("sdxl", "sdxl"),
     "vae": ("vae", "vae"),
+    "prediction_type": ("v_prediction", "v_prediction"),
     "adapter": ("canny", "canny"),
     "preset": ("paper", "paper"),
     "caption_key": ("caption", "caption"),

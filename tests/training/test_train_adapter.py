@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runtime import LocalControlPipeline, Region
+from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES
 from tests.support import cpus, saved_model
 from tests.support.processes import ON_TWO, run
@@ -51,6 +52,16 @@ def same_weights(a, b):
 def test_every_setting_is_an_option():
     options = {o for action in make_parser()._actions for o in action.option_strings}
     assert {"--" + name.replace("_", "-") for name in TrainConfig.__dataclass_fields__} <= options
+
+
+def test_what_the_model_predicts_may_be_said():
+    options = make_parser().parse_args(["--prediction-type", "v_prediction"])
+    for given in ({}, vars(options)):
+        config = TrainConfig(model=str(saved_model.folder()), dtype="fp32", **given)
+        _, model, _ = load(config, Accelerator(cpu=True))
+        assert model.scheduler.config.prediction_type == given.get("prediction_type", "epsilon")
+    with pytest.raises(InputError, match="prediction_type 'v': expected epsilon or v_prediction"):
+        TrainConfig(prediction_type="v")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
