@@ -15,7 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image, ImageChops
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
 
 from runtime.control.png import png_bytes
 from runtime.serve.events import Event
@@ -149,11 +150,9 @@ def _size(text: str | None) -> dict[str, int]:
 
 async def _read_form(request: Request) -> tuple[ImagesGenerations, dict[str, bytes]]:
     """Return an edit's fields and files. Raises Refusal."""
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
-        raise Refusal(415, f"Content-Type {kind[:60]!r}: expected multipart/form-data", "Content-Type")
     fields, files = {}, {}
-    async with request.form(max_files=4, max_fields=MANY) as form:
+    form = await _parts(request)
+    try:
         for name, value in form.multi_items():
             name = name.removesuffix("[]")
             if name in fields or name in files:
@@ -164,6 +163,8 @@ async def _read_form(request: Request) -> tuple[ImagesGenerations, dict[str, byt
                 files[name] = await value.read()
             else:
                 fields[name] = value
+    finally:
+        await form.close()
     if fields.get("input_fidelity") == "low":
         del fields["input_fidelity"]
     for name in fields.keys() & {"regions", "guidance_range"}:
@@ -175,6 +176,19 @@ async def _read_form(request: Request) -> tuple[ImagesGenerations, dict[str, byt
         return ImagesGenerations.model_validate(fields, strict=False), files
     except ValidationError as error:
         raise of_validation(error) from None
+
+
+async def _parts(request: Request) -> FormData:
+    """Return a form's parts. Raises Refusal where it is none, or its last part is not there."""
+    kind = request.headers.get("content-type", "")
+    about, options = parse_options_header(kind)
+    if about != b"multipart/form-data":
+        raise Refusal(415, f"Content-Type {kind[:60]!r}: expected multipart/form-data", "Content-Type")
+    end, raw = options.get(b"boundary"), await request.body()
+    # The parser drops a part that is cut off: without its mask an edit would draw the whole picture.
+    if end and end + b"--" not in raw and not raw.rstrip().endswith(end):
+        raise Refusal(400, "body: cut off within a part; expected its boundary at the end", "body")
+    return await request.form(max_files=4, max_fields=MANY)
 
 
 def _form() -> dict[str, Any]:

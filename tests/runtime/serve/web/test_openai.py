@@ -136,6 +136,27 @@ def test_bad_edits(images, server):
     assert broken[0] in (400, 422) and json.loads(broken[2])["error"]["message"]
 
 
+def form(**parts):
+    """A form's body, of boundary B; what is bytes is a file."""
+    lines = []
+    for name, value in parts.items():
+        file = f'; filename="{name}.png"' if isinstance(value, bytes) else ""
+        lines += [f'--B\r\nContent-Disposition: form-data; name="{name}"{file}\r\n'.encode()]
+        lines += [value if file else value.encode()]
+    return b"\r\n".join([*lines, b"--B--\r\n"])
+
+
+def test_a_form_that_is_cut_off_is_not_drawn_without_its_mask(server):
+    """Nor is one refused whose last boundary ends it without the two dashes."""
+    photo = Image.new("RGB", (64, 64), "white")
+    body = form(prompt="a red star", steps="3", image=png(photo), mask=png(Image.new("LA", (64, 64), 0)))
+    kind = "Multipart/Form-Data; boundary=B"
+    for whole in (body, body + b"an epilogue", body[:-4]):
+        assert server.post("/v1/images/edits", whole, Content_Type=kind)[0] == 200
+    for cut in (body[:-20], body[:-7], body[:30], b""):
+        assert server.error(400, "/v1/images/edits", cut, Content_Type=kind)["param"] == "body"
+
+
 def test_a_mask_is_refused_by_its_header_and_where_it_is_cut(images):
     photo, mask = png(Image.new("RGB", (64, 64))), png(Image.new("RGBA", (64, 64)))
     large = png(Image.new("LA", (5000, 10)))
