@@ -188,7 +188,10 @@ async def _parts(request: Request) -> FormData:
     # The parser drops a part that is cut off: without its mask an edit would draw the whole picture.
     if end and end + b"--" not in raw and not raw.rstrip().endswith(end):
         raise Refusal(400, "body: cut off within a part; expected its boundary at the end", "body")
-    return await request.form(max_files=4, max_fields=MANY)
+    try:
+        return await request.form(max_files=4, max_fields=MANY)
+    except UnicodeError:  # of the codec that the header names: Python has some that are none of text
+        raise Refusal(415, f"Content-Type {kind[:60]!r}: expected text in UTF-8", "Content-Type") from None
 
 
 def _form() -> dict[str, Any]:

@@ -157,6 +157,12 @@ def test_a_form_that_is_cut_off_is_not_drawn_without_its_mask(server):
         assert server.error(400, "/v1/images/edits", cut, Content_Type=kind)["param"] == "body"
 
 
+def test_a_form_in_no_codec_of_text_is_refused(server):
+    kind = "multipart/form-data; boundary=B; charset=undefined"
+    error = server.error(415, "/v1/images/edits", form(prompt="a red star"), Content_Type=kind)
+    assert error["param"] == "Content-Type"
+
+
 def test_a_mask_is_refused_by_its_header_and_where_it_is_cut(images):
     photo, mask = png(Image.new("RGB", (64, 64))), png(Image.new("RGBA", (64, 64)))
     large = png(Image.new("LA", (5000, 10)))
