@@ -50,10 +50,13 @@ def model_hash(options: argparse.Namespace) -> str:
         "model": options.model or ("embedded" if not options.engine else None),
         "engine": options.engine and str(Path(options.engine) / NAME),
         "vae": options.vae,
+        "tokenizer": options.tokenizer,
+        "config": options.config,
         **{f"adapter {name}": path for name, path in adapter_sources(options.adapter).items()},
         **{f"lora {i} {weight:g}": path for i, (path, weight) in enumerate(lora_sources(options.lora))},
     }
     settings = {name: getattr(options, name) for name in ("dtype", "prediction_type", "quantize")}
+    settings |= {"vae_tiling": True} if options.vae_tiling else {}  # the hash without it stays as it was
     for name, source in named.items():
         if source is not None:
             sha.update(f"{name} {_contents(source)}\n".encode())

@@ -21,7 +21,8 @@ def test_what_is_loaded_is_hashed_by_its_contents(tmp_path):
     assert of("--model", model, "--lora", f"{engines.adapter()}=0.5") != of(
         "--model", model, "--lora", engines.adapter()
     )
-    assert of("--model", model, "--dtype", "bf16") != known
+    options = (["--dtype", "bf16"], ["--vae-tiling"], ["--tokenizer", model], ["--config", model])
+    assert len({known, *(of("--model", model, *changed) for changed in options)}) == 5
     weights = next(moved.rglob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
