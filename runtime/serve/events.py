@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ class Events:
     """A request's events, kept to be read again from any of them on; of previews only the newest."""
 
     def __init__(self) -> None:
+        self._name = secrets.token_hex(4)  # other than that of a job's events before it was sent again
         self._events: list[Event] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -49,6 +51,15 @@ class Events:
         """Return the newest event."""
         with self._lock:
             return self._events[-1] if self._events else None
+
+    def id_of(self, event: Event) -> str:
+        """Return what names an event of these, and none of others."""
+        return f"{self._name}-{event.number}"
+
+    def number_of(self, id: str) -> int:
+        """Return the number of the event that is so named; 0, before the first, where it is none of these."""
+        name, _, number = id.partition("-")
+        return int(number) if name == self._name and number.isdecimal() else 0
 
     async def follow(self, after: int = 0, keepalive: float = KEEPALIVE) -> AsyncIterator[Event | None]:
         """Yield the events with higher numbers, up to one of LAST; None where for a while there is none."""

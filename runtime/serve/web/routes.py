@@ -74,7 +74,7 @@ def add_drawing(app: FastAPI) -> None:
         data = event.data
         if event.kind == "done":
             data = {**data, "pictures": [base64_of(picture) for picture in work.pictures]}
-        yield sse(event.kind, data, event.number)
+        yield sse(event.kind, data, work.events.id_of(event))
 
 
 def add_jobs(app: FastAPI) -> None:
@@ -122,15 +122,17 @@ def add_jobs(app: FastAPI) -> None:
         service, job = service_of(request), await _job(request, id)
         found = service.events_of(job)
         if found is None:  # of before this process, or ended long since
+            end = str(job.ended)
+            if last_event_id == end:
+                return Response(status_code=204)
             data = job.result if job.state == "done" else {"error": job.error}
-            return Response(sse(job.state, data or {}), media_type="text/event-stream")
-        after = int(last_event_id) if (last_event_id or "").isdecimal() else 0
-        last = found.last
+            return Response(sse(job.state, data or {}, end), media_type="text/event-stream")
+        after, last = found.number_of(last_event_id or ""), found.last
         if last is not None and last.kind in LAST and after >= last.number:
             return Response(status_code=204)
 
         async def show(event: Event) -> AsyncIterator[str]:
-            yield sse(event.kind, event.data, event.number)
+            yield sse(event.kind, event.data, found.id_of(event))
 
         return stream(found, show, after)
 

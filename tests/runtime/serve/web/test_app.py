@@ -31,6 +31,11 @@ def client(tmp_path_factory):
         yield client
 
 
+def ids(data):
+    """The ids of server-sent events."""
+    return [line.removeprefix("id: ") for line in data.decode().splitlines() if line.startswith("id: ")]
+
+
 def expected(**settings):
     options = {**SMALL, **settings}
     return pipe()(options.pop("prompt"), **options).images[0]
@@ -99,11 +104,12 @@ def test_a_job(client):
     # the same number of images: the last bits of one depend on it
     assert Image.open(io.BytesIO(data)).tobytes() == expected(images_per_prompt=2).tobytes()
     assert client.error(404, f"/v1/jobs/{job['id']}/images/2", method="GET")["param"] == "image"
-    found = events(client.get(f"/v1/jobs/{job['id']}/events")[2])
-    assert found[0][0] == "queued" and found[-1][0] == "done"
-    later = events(client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID="4")[2])
-    assert len(later) == len(found) - 4
-    status, _, data = client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID=str(len(found)))
+    data = client.get(f"/v1/jobs/{job['id']}/events")[2]
+    found, named = events(data), ids(data)
+    assert found[0][0] == "queued" and found[-1][0] == "done" and len(set(named)) == len(found)
+    later = events(client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID=named[3])[2])
+    assert later == found[4:]
+    status, _, data = client.get(f"/v1/jobs/{job['id']}/events", Last_Event_ID=named[-1])
     assert (status, data) == (204, b"")
     assert client.ask("DELETE", f"/v1/jobs/{job['id']}")[0] == 200
     assert client.error(404, f"/v1/jobs/{job['id']}", method="GET")["param"] == "id"
@@ -125,6 +131,31 @@ def test_a_job_is_cancelled_and_sent_again(client):
     assert client.post(f"/v1/jobs/{job['id']}/retry")[0] == 202
     assert client.job(job["id"])["state"] == "done"
     client.error(409, f"/v1/jobs/{job['id']}/retry")
+
+
+def test_the_events_of_a_job_that_is_sent_again_are_others(client, monkeypatch):
+    """After the last event of the first time all of the second time come, its end too."""
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "finish", full)
+        path = f"/v1/jobs/{json.loads(client.post('/v1/jobs', SMALL)[2])['id']}"
+        first = client.get(f"{path}/events")[2]
+    assert events(first)[-1][0] == "failed" and client.post(f"{path}/retry")[0] == 202
+    status, _, data = client.get(f"{path}/events", Last_Event_ID=ids(first)[-1])
+    assert status == 200 and [kind for kind, _ in events(data)][::5] == ["queued", "done"]
+
+
+def test_the_end_of_a_job_of_another_process_comes_once(client, monkeypatch):
+    """A browser's EventSource, which connects again after each answer, would ask for it for ever."""
+    path = f"/v1/jobs/{json.loads(client.post('/v1/jobs', SMALL)[2])['id']}"
+    last = ids(client.get(f"{path}/events")[2])[-1]
+    monkeypatch.setattr(client.service, "_events", OrderedDict())
+    data = client.get(f"{path}/events", Last_Event_ID=last)[2]
+    assert [kind for kind, _ in events(data)] == ["done"]
+    assert client.get(f"{path}/events", Last_Event_ID=ids(data)[0])[0] == 204
 
 
 def test_a_client_that_goes_cancels_its_work(client):
