@@ -32,6 +32,23 @@ from runtime.serve.web.routes import add_drawing, add_health, add_jobs, add_pict
 log = logging.getLogger("runtime.serve")
 PAGE = files("runtime.serve") / "page"
 CLEAN = 600.0  # seconds
+TEXT = {"type": "string"}
+ERROR = {  # what every refusal is: see `Refusal.body`
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": TEXT,
+                "type": TEXT,
+                "param": {"anyOf": [TEXT, {"type": "null"}]},
+                "code": TEXT,
+            },
+        }
+    },
+}
 
 
 class Page(StaticFiles):
@@ -120,8 +137,21 @@ def document(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template=COMPONENTS)
             schemas |= schema.pop("$defs", {})
             schemas[model.__name__] = schema
+        _say_errors(made, schemas)
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _say_errors(made: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put our errors in a document, in the place of FastAPI's, whose shape is another."""
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Error"] = ERROR
+    content = {"application/json": {"schema": {"$ref": COMPONENTS.format(model="Error")}}}
+    for methods in made["paths"].values():
+        for about in methods.values():
+            about["responses"].pop("422", None)
+            about["responses"]["default"] = {"description": "an error, in one line", "content": content}
 
 
 def add_docs(app: FastAPI) -> None:

@@ -25,6 +25,7 @@ from runtime.serve.pictures import base64_of
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Drawing, Generate, ImagesGenerations, RegionBody
 from runtime.serve.web.answers import (
+    COMPONENTS,
     body_of,
     off_loop,
     ready,
@@ -44,19 +45,20 @@ STRENGTH = 0.6  # of an edit without a mask, of which something should stay
 # OpenAI's names of what ours calls otherwise
 NAMES = {"images": "n", "width": "size", "height": "size"}
 MANY = 60  # fields of a form
+STREAMED = {200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "pictures"}}
 
 
 def add_routes(app: FastAPI) -> None:
     """Add both to an application."""
 
-    @app.post("/v1/images/generations", openapi_extra=takes(ImagesGenerations))
+    @app.post("/v1/images/generations", responses=STREAMED, openapi_extra=takes(ImagesGenerations))
     async def generations(request: Request) -> Response:
         """Draw, as OpenAI's API has it."""
         ready(request)
         asked = await body_of(request, ImagesGenerations)
         return await _answer(request, asked, partial(of_generation, asked), "image_generation")
 
-    @app.post("/v1/images/edits", openapi_extra={"requestBody": _form()})
+    @app.post("/v1/images/edits", responses=STREAMED, openapi_extra={"requestBody": _form()})
     async def edits(request: Request) -> Response:
         """Draw inside a picture where the mask is transparent; every other pixel stays as it is."""
         ready(request)
@@ -197,8 +199,9 @@ async def _parts(request: Request) -> FormData:
 def _form() -> dict[str, Any]:
     """Return the OpenAPI entry of the edits' body."""
     file = {"type": "string", "format": "binary"}
-    fields = {"image": file, "mask": file, "prompt": {"type": "string"}, "n": {"type": "integer"}}
-    fields |= {name: {"type": "string"} for name in ("size", "model", "output_format", "response_format")}
+    made = ImagesGenerations.model_json_schema(ref_template=COMPONENTS)["properties"]
+    fields = {"image": file, "mask": file, **made}
+    del fields["outside"]  # it follows from the mask
     schema = {"type": "object", "required": ["image", "prompt"], "properties": fields}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 

@@ -35,7 +35,11 @@ from runtime.serve.web.answers import (
 from runtime.serve.work import Work
 
 PNG = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
-EVENTS = {200: {"content": {"text/event-stream": {}}}, 204: {"description": "it has ended, and all was sent"}}
+EVENTS = {
+    200: {"content": {"text/event-stream": {}}, "description": "events"},
+    204: {"description": "it has ended, and all was sent"},
+}
+FILE = {200: {"content": {"application/octet-stream": {}}, "description": "the bytes that were sent"}}
 PICTURE = {
     200: {
         "content": {"image/png": {}, "application/json": {}, "text/event-stream": {}},
@@ -111,7 +115,7 @@ def add_jobs(app: FastAPI) -> None:
         service, job = ready(request), await _job(request, id)
         return JSONResponse(shown(await off_loop(request, service.again, job, owner_of(request)[1])), 202)
 
-    @app.get("/v1/jobs/{id}/events", responses=EVENTS)
+    @app.get("/v1/jobs/{id}/events", responses=EVENTS, response_class=Response)
     async def events(
         request: Request, id: JobId, last_event_id: Annotated[str | None, Header(max_length=20)] = None
     ) -> Response:
@@ -155,7 +159,7 @@ def add_pictures(app: FastAPI) -> None:
         about = {"id": name, "bytes": len(data), "width": image.width, "height": image.height}
         return JSONResponse(about, 201)
 
-    @app.get("/v1/files/{id}", response_class=Response)
+    @app.get("/v1/files/{id}", responses=FILE, response_class=Response)
     async def file(request: Request, id: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> Response:
         """Return a picture's bytes again."""
         _, data = await off_loop(request, service_of(request).files.read, id, "id")
@@ -181,14 +185,14 @@ def add_pictures(app: FastAPI) -> None:
 
 
 def add_health(app: FastAPI) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", response_class=PlainTextResponse)
     async def healthy(request: Request) -> PlainTextResponse:
         """Say that the process is sound: it answers, and the engine's thread is alive."""
         if not service_of(request).engine.alive:
             raise Refusal(503, "server: the engine's thread has ended")
         return PlainTextResponse("ok\n")
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_class=PlainTextResponse)
     async def is_ready(request: Request) -> PlainTextResponse:
         """Say whether work is taken: loaded, warmed up, the engine's thread alive, and not ending."""
         service = ready(request)

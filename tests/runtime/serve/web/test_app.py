@@ -278,7 +278,22 @@ def test_the_document_has_every_body(client):
     assert {"GenerateNow", "Generate", "RegionBody", "Condition"} <= document["components"]["schemas"].keys()
     references = json.dumps(document).count("#/components/schemas/")
     assert references > 5
+    form = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert {"image", "mask", "prompt", "steps", "regions", "stream"} <= form["schema"]["properties"].keys()
     assert client.get("/docs")[0] == 200
+
+
+def test_the_document_says_what_errors_and_answers_are(client):
+    document = json.loads(client.get("/openapi.json")[2])
+    said = document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]
+    assert said.keys() == client.error(404, "/v1/jobs/x", method="GET").keys()
+    assert not {"HTTPValidationError", "ValidationError"} & document["components"]["schemas"].keys()
+    for methods in document["paths"].values():
+        for about in methods.values():
+            assert about["responses"]["default"] and "422" not in about["responses"]
+    for path, kind in (("/healthz", "text/plain"), ("/readyz", "text/plain")):
+        assert list(document["paths"][path]["get"]["responses"]["200"]["content"]) == [kind]
+        assert client.get(path)[1]["content-type"].startswith(kind)
 
 
 def test_health_and_numbers(client):
