@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -155,7 +156,11 @@ class Service:
         if not self._is_lost(job):
             return job
         with self._adding:  # it may be about to be queued
-            return self._sound(job)
+            try:
+                return self._sound(job)
+            except sqlite3.Error as error:  # the disk is full still, but a job can be read
+                log.error("job %s", job.id, exc_info=error)
+                return replace(job, state="interrupted")
 
     def _sound(self, job: Job) -> Job:
         """Return a job as it is; interrupted where it is lost, so that it can be sent again or removed."""
@@ -173,6 +178,7 @@ class Service:
         """Queue a job again that has ended without its pictures. Raises Refusal."""
         order = self.orders.order(Generate.model_validate_json(json.dumps(job.body)))
         with self._adding:
+            self._sound(self.store.get(job.id, job.owner))
             return self._queue(self.store.reopen(job.id), order, keyed, before=job)
 
     def _queue(self, job: Job, order: Order, keyed: bool, before: Job | None = None) -> Job:

@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import secrets
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -150,9 +151,8 @@ class Exchange:
         except Exception as error:
             logging.getLogger("runtime.serve").error("%s %s", self.id, self.scope["path"], exc_info=error)
             if self.status == 0:
-                await refused(Refusal(500, f"server: {type(error).__name__}; its log says more"))(
-                    self.scope, self._receive, self.send
-                )
+                said = Refusal(500, f"server: {_fault(error)}; its log says more")
+                await refused(said)(self.scope, self._receive, self.send)
         finally:
             if self.counted is not None:
                 self.guard.open[self.counted] -= 1
@@ -243,6 +243,17 @@ class Exchange:
             **said,
         }
         log.info("%s", json.dumps(line, ensure_ascii=False))
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with the server: of its disk the reason, of another fault the kind."""
+    if isinstance(error, sqlite3.Error):
+        return f"its disk: {error}"
+    return (
+        f"its disk: {error.strerror}"
+        if isinstance(error, OSError) and error.strerror
+        else type(error).__name__
+    )
 
 
 def refused(error: Refusal) -> JSONResponse:

@@ -1,6 +1,7 @@
 """runtime.serve.web.app: the routes, asked over HTTP."""
 
 import base64
+import errno
 import io
 import json
 import select
@@ -364,6 +365,20 @@ def test_a_disk_that_takes_nothing_is_told(client, monkeypatch):
     wait_until(lambda: client.service.unfinished == 0)
 
 
+def test_a_full_disk_is_named_without_a_path(client, monkeypatch):
+    def no_table(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def no_file(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/srv/localcontrol/files/ab")
+
+    monkeypatch.setattr(client.service.store, "add", no_table)
+    monkeypatch.setattr(client.service.files, "add", no_file)
+    said = "server: its disk: {}; its log says more"
+    assert client.error(500, "/v1/jobs", SMALL)["message"] == said.format("database or disk is full")
+    assert client.error(500, "/v1/files", MASK)["message"] == said.format("No space left on device")
+
+
 def test_events_of_a_job_that_runs_are_not_forgotten_for_newer_ones(client, monkeypatch):
     monkeypatch.setattr(service_module, "REMEMBERED", 2)
     monkeypatch.setattr(client.service, "_jobs", {"runs": None})
@@ -385,6 +400,8 @@ def test_a_job_whose_end_could_not_be_kept_is_interrupted(client, monkeypatch, t
         patch.setattr(client.service.store, "end", full)
         id = json.loads(client.post("/v1/jobs", SMALL, Idempotency_Key=then)[2])["id"]
         wait_until(lambda: client.service.unfinished == 0)
+        assert client.job(id)["state"] == "interrupted"  # also while the disk is full
+        client.error(500, f"/v1/jobs/{id}/retry")
     if then == "delete":
         assert json.loads(client.ask("DELETE", f"/v1/jobs/{id}")[2])["removed"] is True
         client.error(404, f"/v1/jobs/{id}", method="GET")
