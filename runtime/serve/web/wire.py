@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -35,8 +36,16 @@ def listening(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        reason = os.strerror(error.errno) if error.errno else error
-        raise InputError(f"--host {host} --port {port}: {reason}; try another port") from error
+        raise InputError(f"--host {host} --port {port}: {_refused(error)}") from error
+
+
+def _refused(error: OSError) -> str:
+    """Return why there is nothing to listen on, and what to do about it."""
+    if isinstance(error, socket.gaierror):  # its number is none of the system's
+        return f"{error.strerror}; expected an address of this machine"
+    reason = os.strerror(error.errno) if error.errno else error
+    elsewhere = error.errno == errno.EADDRNOTAVAIL
+    return f"{reason}; {'expected an address of this machine' if elsewhere else 'try another port'}"
 
 
 class Patient(H11Protocol):
