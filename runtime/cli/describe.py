@@ -49,6 +49,7 @@ def describe(
         "guidance_range": list(request.guidance_range),
         "guidance_rescale": request.guidance_rescale,
         "cache_interval": request.cache_interval,
+        "mask_resize": request.mask_resize,
         "preset": options.preset,
         "scheduler": request.scheduler or type(pipe.model.scheduler).__name__,
         "height": height,

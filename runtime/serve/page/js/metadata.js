@@ -15,6 +15,7 @@ const NUMBERS = ["steps", "guidance", "width", "height", "seed", "strength"];
 /** What this page has no field for, and what each is where nothing was asked for. @type {Record<string, string>} */
 const PLAIN = {
   prompt_syntax: "plain", clip_skip: "0", guidance_range: "[0.0, 1.0]", guidance_rescale: "0.0", cache_interval: "1", image: "null",
+  mask_resize: "area",
 };
 
 /**

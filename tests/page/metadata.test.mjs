@@ -1,0 +1,20 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { fromSettings } from "../../runtime/serve/page/js/metadata.js";
+
+const page = { draftSize: 1, draftSteps: 6, draftPreset: "" };
+const said = {
+  prompt: "a star", negative_prompt: "", steps: "3", guidance: "5.0", width: "64", height: "64", seed: "7", strength: "1.0",
+  scheduler: "EulerDiscreteScheduler", outside: "free", regions: "[]", mask_resize: "area", software: "localcontrol 0.1.0",
+};
+
+test("a picture's settings are the page's again, with nothing missing", async () => {
+  const { packed, missing } = await fromSettings(said, page);
+  assert.deepEqual(missing, []);
+  assert.deepEqual([packed.settings.prompt, packed.settings.seed, packed.settings.guidance, packed.settings.scheduler], ["a star", 7, 5, ""]);
+});
+
+test("what the page cannot draw in the same way is named", async () => {
+  assert.deepEqual((await fromSettings({ ...said, mask_resize: "nearest" }, page)).missing, ["mask_resize"]);
+});
