@@ -17,4 +17,7 @@ test("a picture's settings are the page's again, with nothing missing", async ()
 
 test("what the page cannot draw in the same way is named", async () => {
   assert.deepEqual((await fromSettings({ ...said, mask_resize: "nearest" }, page)).missing, ["mask_resize"]);
+  const { missing } = await fromSettings({ ...said, seed: "9007199254740993" }, page); // Number makes ...992 of it
+  assert.equal(missing.length, 1);
+  assert.match(missing[0], /seed, 9007199254740993/);
 });

@@ -30,6 +30,7 @@ export async function fromSettings(said, { draftSize, draftSteps, draftPreset })
     scheduler: said.scheduler?.endsWith("Scheduler") ? "" : (said.scheduler ?? ""), draftSize, draftSteps, draftPreset,
   });
   const missing = Object.keys(PLAIN).filter((name) => (said[name] ?? PLAIN[name]) !== PLAIN[name]);
+  if (!Number.isSafeInteger(settings.seed)) missing.push(`its own seed, ${said.seed}, which is more than a browser counts to`);
   const given = JSON.parse(said.regions ?? "[]");
   const made = checkedRegions(Array.isArray(given) ? given.map((each, i) => fieldsOf(each, i + 1, missing)) : given);
   const regions = [];

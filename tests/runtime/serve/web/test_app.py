@@ -95,7 +95,9 @@ def test_a_picture_says_how_its_masks_were_resized(client):
     """Else two pictures of the same settings would differ."""
     mask = png(Image.effect_noise((64, 64), 80))
     region = {name: base64.b64encode(data).decode() for name, data in (("condition", LINES), ("mask", mask))}
-    found = [client.picture({**SMALL, "regions": [region], "mask_resize": how}) for how in ("area", "nearest")]
+    found = [
+        client.picture({**SMALL, "regions": [region], "mask_resize": how}) for how in ("area", "nearest")
+    ]
     assert found[0].tobytes() != found[1].tobytes()
     assert [image.text["mask_resize"] for image in found] == ["area", "nearest"]
 
