@@ -70,12 +70,28 @@ def _table(path: Path) -> tuple[int, Callable[[], Iterator[Line]]]:
 
     def rows() -> Iterator[Line]:
         number = 0
-        for batch in table.iter_batches(1024):
-            for row in batch.to_pylist():
-                yield Line(f"{path.name}:{number}", path.parent, _given(row))
-                number += 1
+        try:
+            for batch in table.iter_batches(1024):
+                for row in batch.to_pylist():
+                    yield _row(f"{path.name}:{number}", path.parent, _given(row))
+                    number += 1
+        except (OSError, pyarrow.ArrowException) as error:  # its end was whole, and so was what came before
+            raise InputError(
+                f"{path}: damaged after row {number}: {first_line(error)}; {EXPECTED}"
+            ) from error
 
     return table.metadata.num_rows, rows
+
+
+def _row(source: str, base: Path, body: dict[str, Any]) -> Line:
+    """Return the request of a table's row, whose cells may be of types that no request has: bytes, dates ..."""
+    for name, value in body.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            said = f"{source}: {name}: {first_line(error)}; expected text, a number, a list or an object"
+            return Line(source, base, None, said)
+    return Line(source, base, body)
 
 
 def _given(value: Any) -> Any:

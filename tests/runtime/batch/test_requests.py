@@ -1,6 +1,8 @@
 """Requests from lines, tables and folders; what cannot be read is that line's error."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
@@ -8,6 +10,7 @@ from pyarrow import parquet
 
 from runtime.batch.requests import read
 from runtime.errors import InputError
+from tests.support.refusals import refusal
 
 
 def test_json_lines(tmp_path):
@@ -34,6 +37,27 @@ def test_a_table_without_its_empty_cells(tmp_path):
         {"prompt": "a", "regions": [{"mask": "m.png", "prompt": "b"}]},
         {"prompt": "c", "seed": 5},
     ]
+
+
+def test_a_cell_that_no_request_has_is_its_rows_error(tmp_path):
+    """Bytes, dates, decimals: the other rows are drawn."""
+    cells = (b"\x89PNG", datetime(2020, 1, 1), Decimal("1.5"), {"list": [b"x"]})
+    for cell in cells:
+        table = pa.Table.from_pylist([{"prompt": "a", "image": cell}, {"prompt": "b", "image": None}])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        bad, good = read(tmp_path / "a.parquet")[1]()
+        assert bad.body is None and bad.error.startswith("a.parquet:0: image: ") and "\n" not in bad.error
+        assert good.body == {"prompt": "b"}
+
+
+def test_a_table_that_is_damaged_within_is_refused_where_it_is(tmp_path):
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"prompt": ["a red star"] * 100}), file, use_dictionary=False)
+    data = bytearray(file.read_bytes())
+    data[4:60] = bytes(255 - byte for byte in data[4:60])
+    file.write_bytes(data)
+    count, rows = read(file)
+    assert count == 100 and refusal(list, rows()).startswith(f"{file}: damaged after row 0: ")
 
 
 def test_a_folder_of_requests_and_of_projects(tmp_path):
