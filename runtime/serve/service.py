@@ -29,7 +29,7 @@ from runtime.serve.orders import Order, Orders
 from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
-from runtime.serve.store import OPEN, Job, Store, shown
+from runtime.serve.store import OPEN, Job, Store, shown, stored
 from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
@@ -73,12 +73,8 @@ class Service:
         """Return the service of a pipeline in this process. options: of the command line, that say what was loaded."""
         limits = limits or Limits()
         rows = limits.rows or most_rows(pipe)
-        made = cls(
-            Served.of(pipe, model_hash, rows),
-            folder,
-            limits,
-            lambda service: Engine(pipe, replace(limits, rows=rows), Encoder(pipe, options, service)),
-        )
+        served, own = Served.of(pipe, model_hash, rows), replace(limits, rows=rows)
+        made = cls(served, folder, limits, lambda service: Engine(pipe, own, Encoder(pipe, options, service)))
         if pipe.device.type == "cuda":
             allocated = torch.cuda.memory_allocated
             made.metrics.gauge("gpu_bytes", "memory of the GPU in use", lambda: allocated(pipe.device))
@@ -139,8 +135,14 @@ class Service:
 
     def submit_job(self, body: Generate, owner: str, keyed: bool, key: str | None) -> Job:
         """Keep a job, then queue it. Of a key that was used, return that job. Raises Refusal."""
-        order = self.orders.order(body)  # what is wrong is said before anything is kept
-        kept = self.orders.kept(body).model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        try:
+            order = self.orders.order(body)  # what is wrong is said before anything is kept
+        except Refusal:
+            sent = self.store.sent(owner, key)
+            if sent is None or stored(self.orders.kept(body)) != sent.body:
+                raise
+            return sent  # a file of it has gone since then
+        kept = stored(self.orders.kept(body))
         with self._adding:
             job, is_new = self.store.add(kept, owner, key)
             if is_new:

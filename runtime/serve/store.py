@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from runtime.errors import InputError
 from runtime.machine.files import replacing
 from runtime.serve.limits import MIB, Limits
@@ -93,12 +95,11 @@ class Store:
         """
         text = json.dumps(body, sort_keys=True)
         with self._lock:
-            found = self._run("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner, key).fetchone()
-            if key is not None and found:
-                if found["body"] != text:
+            if found := self.sent(owner, key):
+                if json.dumps(found.body, sort_keys=True) != text:
                     message = f"Idempotency-Key {key[:40]!r}: used for another request; expected a new key"
                     raise Refusal(422, message, "Idempotency-Key")
-                return _job(found), False
+                return found, False
             name = secrets.token_urlsafe(16)
             self._run(
                 "INSERT INTO jobs (id, owner, key, state, body, created) VALUES (?, ?, ?, 'queued', ?, ?)",
@@ -106,6 +107,12 @@ class Store:
             )
             self._clean_after()
             return self.get(name, owner), True
+
+    def sent(self, owner: str, key: str | None) -> Job | None:
+        """Return the job that was sent with a key; None where there is none, or no key."""
+        with self._lock:
+            found = self._run("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner, key).fetchone()
+        return found and _job(found)
 
     def reopen(self, name: str) -> Job:
         """Queue an interrupted, failed or cancelled job again. Raises Refusal where it is in another state."""
@@ -242,6 +249,11 @@ def _job(row: sqlite3.Row) -> Job:
     for name in ("body", "error", "result"):
         fields[name] = fields[name] and json.loads(fields[name])
     return Job(**fields)
+
+
+def stored(body: BaseModel) -> dict[str, Any]:
+    """Return what is kept of a request: what it says, and no default."""
+    return body.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
 def shown(job: Job) -> Mapping[str, Any]:

@@ -127,6 +127,19 @@ def test_a_job(client):
     assert client.error(404, f"/v1/jobs/{job['id']}", method="GET")["param"] == "id"
 
 
+def test_a_key_names_its_job_also_once_a_file_of_it_has_gone(client):
+    """Whoever has not heard of the job asks again, and may do so late."""
+    name = json.loads(client.post("/v1/files", png(Image.effect_noise((64, 64), 60)))[2])["id"]
+    body = {**SMALL, "regions": [{"prompt": "a star", "mask": name}]}
+    id = json.loads(client.post("/v1/jobs", body, Idempotency_Key="late")[2])["id"]
+    assert client.job(id)["state"] == "done"
+    (client.service.files.folder / name[:2] / name).unlink()
+    status, _, data = client.post("/v1/jobs", body, Idempotency_Key="late")
+    assert status == 202 and json.loads(data)["id"] == id
+    for others, key in ((body, "another"), ({**body, "seed": 8}, "late")):
+        assert client.error(404, "/v1/jobs", others, Idempotency_Key=key)["param"] == "regions.0.mask"
+
+
 def test_an_empty_idempotency_key_is_none(client):
     first, second = (client.post("/v1/jobs", SMALL, Idempotency_Key="") for _ in range(2))
     assert first[0] == second[0] == 202
