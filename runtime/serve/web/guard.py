@@ -41,7 +41,7 @@ HEADERS = {
 ALLOWED = {  # to pages of the sites of --allow-origin
     "Allow-Methods": "GET, POST, DELETE",
     "Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
-    "Expose-Headers": "X-Seed, X-Model-Hash, X-Request-Id, Location, Retry-After",
+    "Expose-Headers": "X-Seed, X-Model-Hash, X-Warnings, X-Request-Id, Location, Retry-After",
     "Max-Age": "600",
 }
 

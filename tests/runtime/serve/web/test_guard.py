@@ -156,6 +156,10 @@ def test_pages_of_a_site_that_was_allowed_may_read_the_answers(tmp_path):
         assert "Authorization" in headers["access-control-allow-headers"]
         headers = client.post("/v1/generate", SMALL, Origin=site, Authorization="Bearer k")[1]
         assert headers["access-control-allow-origin"] == site and headers["vary"] == "Origin"
+        warned = {**SMALL, "prompt": "a star <lora:x:1>"}
+        headers = client.post("/v1/generate", warned, Origin=site, Authorization="Bearer k")[1]
+        own = {name for name in headers if name.startswith("x-")} - {"x-content-type-options"}
+        assert "x-warnings" in own <= set(headers["access-control-expose-headers"].lower().split(", "))
         assert client.ask("OPTIONS", "/v1/generate", Origin="https://evil.example")[0] == 403
         assert "access-control-allow-origin" not in client.get("/healthz")[1]
 
