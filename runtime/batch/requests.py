@@ -108,17 +108,17 @@ def _given(value: Any) -> Any:
 
 def _of_folder(path: Path) -> Line:
     """Return the request of a regions.json: an object, or a list of regions beside a project's settings."""
-    try:
-        line = _parsed(str(path), path.parent, path.read_bytes(), (dict, list))
-    except OSError as error:
-        return Line(str(path), path.parent, None, f"{path}: {first_line(error)}")
+    line = _of_file(path, (dict, list))
     if not isinstance(line.body, list):
         return line
     project = path.with_name(PROJECT)
     if not project.is_file():
         error = f"{path}: regions alone; expected an object with a prompt and regions, or {PROJECT} beside it"
         return Line(line.source, line.base, None, error)
-    settings = (_parsed(str(project), path.parent, project.read_bytes()).body or {}).get("settings")
+    said = _of_file(project)
+    if said.body is None:
+        return Line(line.source, line.base, None, said.error)
+    settings = said.body.get("settings")
     if not isinstance(settings, dict):
         return Line(
             line.source, line.base, None, f"{project}: no settings; expected a project of the server's page"
@@ -128,6 +128,13 @@ def _of_folder(path: Path) -> Line:
         body |= {"image": "start.png", "strength": settings.get("strength")}
     held = {"outside": "held"} if settings.get("held") and line.body else {}
     return Line(line.source, line.base, {"prompt": "", **body, **held, "regions": line.body})
+
+
+def _of_file(path: Path, kinds: type | tuple[type, ...] = dict) -> Line:
+    try:
+        return _parsed(str(path), path.parent, path.read_bytes(), kinds)
+    except OSError as error:
+        return Line(str(path), path.parent, None, f"{path}: {first_line(error)}")
 
 
 def _parsed(source: str, base: Path, text: bytes, kinds: type | tuple[type, ...] = dict) -> Line:

@@ -39,6 +39,21 @@ def test_a_table_without_its_empty_cells(tmp_path):
     ]
 
 
+def test_a_project_that_cannot_be_read_is_its_requests_error(tmp_path, monkeypatch):
+    for name, text in (("regions.json", "[{}]"), ("project.json", '{"settings": {}}')):
+        (tmp_path / name).write_text(text)
+    read_bytes = type(tmp_path).read_bytes
+
+    def unreadable(path):
+        if path.name == "project.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", unreadable)
+    (line,) = read(tmp_path)[1]()
+    assert line.body is None and "project.json: " in line.error and "Permission denied" in line.error
+
+
 def test_a_cell_that_no_request_has_is_its_rows_error(tmp_path):
     """Bytes, dates, decimals: the other rows are drawn."""
     cells = (b"\x89PNG", datetime(2020, 1, 1), Decimal("1.5"), {"list": [b"x"]})
