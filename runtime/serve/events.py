@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ KEEPALIVE = 15.0  # seconds without an event after which a connection is shown t
 
 @dataclass(frozen=True)
 class Event:
-    """One event: its number from 1, its kind, and what it says."""
+    """One event: its number, mostly from 1, its kind, and what it says."""
 
     number: int
     kind: str
@@ -26,10 +25,10 @@ class Event:
 class Events:
     """A request's events, kept to be read again from any of them on; of previews only the newest."""
 
-    def __init__(self) -> None:
-        self._name = secrets.token_hex(4)  # other than that of a job's events before it was sent again
+    def __init__(self, after: int = 0) -> None:
+        """after: the number before their first: those of a job that is sent again go on from its earlier ones."""
         self._events: list[Event] = []
-        self._count = 0
+        self._count = after
         self._lock = threading.Lock()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -51,15 +50,6 @@ class Events:
         """Return the newest event."""
         with self._lock:
             return self._events[-1] if self._events else None
-
-    def id_of(self, event: Event) -> str:
-        """Return what names an event of these, and none of others."""
-        return f"{self._name}-{event.number}"
-
-    def number_of(self, id: str) -> int:
-        """Return the number of the event that is so named; 0, before the first, where it is none of these."""
-        name, _, number = id.partition("-")
-        return int(number) if name == self._name and number.isdecimal() else 0
 
     async def follow(self, after: int = 0, keepalive: float = KEEPALIVE) -> AsyncIterator[Event | None]:
         """Yield the events with higher numbers, up to one of LAST; None where for a while there is none."""

@@ -29,7 +29,7 @@ from runtime.serve.orders import Order, Orders
 from runtime.serve.pictures import Encoder
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Generate
-from runtime.serve.store import OPEN, Job, Store, shown, stored
+from runtime.serve.store import OPEN, Job, Store, milliseconds, shown, stored
 from runtime.serve.work import Work
 
 log = logging.getLogger("runtime.serve")
@@ -185,7 +185,11 @@ class Service:
 
     def _queue(self, job: Job, order: Order, keyed: bool, before: Job | None = None) -> Job:
         """before: what it goes back to where there is no room; None for a job that is then forgotten."""
-        work = Work(order, job.owner, order.body.session, order.body.previews, job=True, id=job.id)
+        events = Events(
+            milliseconds(time.time()) if before else 0
+        )  # who asks for what comes after an earlier one
+        named = {"job": True, "id": job.id, "events": events}
+        work = Work(order, job.owner, order.body.session, order.body.previews, **named)
         try:
             self._submit(work, keyed)
         except BaseException:  # whatever it is, nobody would draw it

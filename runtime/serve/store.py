@@ -251,6 +251,11 @@ def _job(row: sqlite3.Row) -> Job:
     return Job(**fields)
 
 
+def milliseconds(when: float) -> int:
+    """Return a time as a number for an event of a job: later than all of its events before."""
+    return int(1000 * when)
+
+
 def stored(body: BaseModel) -> dict[str, Any]:
     """Return what is kept of a request: what it says, and no default."""
     return body.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

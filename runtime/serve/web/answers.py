@@ -162,7 +162,7 @@ def stream(
     return StreamingResponse(sent(), media_type="text/event-stream", headers=SSE)
 
 
-def sse(kind: str, data: dict[str, Any], id: str | None = None) -> str:
+def sse(kind: str, data: dict[str, Any], number: int | None = None) -> str:
     """Return one server-sent event."""
-    head = "" if id is None else f"id: {id}\n"
+    head = "" if number is None else f"id: {number}\n"
     return f"{head}event: {kind}\ndata: {json.dumps(data)}\n\n"

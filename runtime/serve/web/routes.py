@@ -16,7 +16,7 @@ from runtime.serve.events import LAST, Event
 from runtime.serve.pictures import base64_of
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Condition, Generate, GenerateNow
-from runtime.serve.store import Job, shown
+from runtime.serve.store import Job, milliseconds, shown
 from runtime.serve.web.answers import (
     apart,
     at_store,
@@ -78,7 +78,7 @@ def add_drawing(app: FastAPI) -> None:
         data = event.data
         if event.kind == "done":
             data = {**data, "pictures": [base64_of(picture) for picture in work.pictures]}
-        yield sse(event.kind, data, work.events.id_of(event))
+        yield sse(event.kind, data, event.number)
 
 
 def add_jobs(app: FastAPI) -> None:
@@ -125,18 +125,19 @@ def add_jobs(app: FastAPI) -> None:
         """
         service, job = service_of(request), await _job(request, id)
         found = service.events_of(job)
+        after = int(last_event_id) if (last_event_id or "").isdecimal() else 0
         if found is None:  # of before this process, or ended long since
-            end = str(job.ended)
-            if last_event_id == end:
+            end = milliseconds(job.ended)
+            if after == end:
                 return Response(status_code=204)
             data = job.result if job.state == "done" else {"error": job.error}
             return Response(sse(job.state, data or {}, end), media_type="text/event-stream")
-        after, last = found.number_of(last_event_id or ""), found.last
+        last = found.last
         if last is not None and last.kind in LAST and after >= last.number:
             return Response(status_code=204)
 
         async def show(event: Event) -> AsyncIterator[str]:
-            yield sse(event.kind, event.data, found.id_of(event))
+            yield sse(event.kind, event.data, event.number)
 
         return stream(found, show, after)
 
