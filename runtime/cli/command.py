@@ -51,6 +51,7 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", ".*decompression bomb")  # Pillow's, of what is refused
             warnings.showwarning = _say_once(set())
             if taken():  # while modules were imported, one of which has swallowed it
                 raise KeyboardInterrupt

@@ -51,11 +51,9 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
         number = int(given) if given.isdecimal() and len(given) < 19 else given
         Image.MAX_IMAGE_PIXELS = whole_number(number, "LOCALCONTROL_MAX_PIXELS")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=formats())
-            _widen_transparency(image)
-            image.load()
+        image = source if isinstance(source, Image.Image) else _opened(source)
+        _widen_transparency(image)
+        image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise InputError(
@@ -82,6 +80,18 @@ def is_tiff(file) -> bool:
     """Return whether an open file begins as a TIFF does; Pillow calls one with other kinds of pixels unknown."""
     file.seek(0)
     return file.read(4) in (b"II*\0", b"MM\0*")
+
+
+def _opened(source) -> Image.Image:
+    """Return the picture of an open file, its pixels not read yet. Raises DecompressionBombError for too many.
+
+    Pillow only warns of up to twice as many as its limit, and what becomes of a warning is the process's to say:
+    another thread may be saying it.
+    """
+    image, limit = Image.open(source, formats=formats()), Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError
+    return image
 
 
 def _widen_transparency(image: Image.Image) -> None:

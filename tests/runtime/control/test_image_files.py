@@ -92,6 +92,29 @@ def test_decompression_bombs_are_refused_with_the_limit(pixels_over_the_limit, t
     assert f"{Image.MAX_IMAGE_PIXELS:,}" in text
 
 
+@pytest.mark.filterwarnings("ignore:.*decompression bomb")
+def test_a_bomb_is_refused_whatever_another_thread_makes_of_warnings(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9999)
+    Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
+    opened, filters = Image.open, list(warnings.filters)
+
+    def meanwhile(*arguments, **options):  # as another picture's end in a thread of its own restores them
+        warnings.filters[:] = filters
+        warnings._filters_mutated()
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", meanwhile)
+    assert "has too many pixels" in refusal(load_image, tmp_path / "bomb.png")
+
+
+def test_reading_a_picture_leaves_the_processs_warnings_alone(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    opened, seen = Image.open, []
+    monkeypatch.setattr(Image, "open", lambda *a, **o: seen.append(list(warnings.filters)) or opened(*a, **o))
+    load_image(tmp_path / "mask.png")
+    assert seen == [list(warnings.filters)]
+
+
 def test_a_bomb_in_the_header_alone_is_refused_before_decoding(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header
