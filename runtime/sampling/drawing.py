@@ -162,7 +162,7 @@ class Drawing:
                 self.reading,
                 request.composition.prompts,
             )
-            words = encode_words(self.model, request.regions, self.reading)
+            words = encode_words(self.model, request.regions, self.reading, text.shape[1])
             for states in (text, *words):
                 check_finite(states, "text", self.dtype)
         return (text, pooled), words

@@ -138,11 +138,13 @@ def _as_alone(
     return torch.stack(states)
 
 
-def encode_words(model: Model, regions: Sequence[Region], reading: Reading = Reading()) -> list[Tensor]:
+def encode_words(
+    model: Model, regions: Sequence[Region], reading: Reading = Reading(), beside: int = 1
+) -> list[Tensor]:
     """Return the states of the words of those regions that have any, (S, D) each.
 
-    One by one: in one batch they would change each other's last bits, and the prompts'. Raises InputError, naming the
-    region.
+    One by one: in one batch they would change each other's last bits, and the prompts'. beside: how many tokens the
+    prompts' states have, see `_bounded`. Raises InputError, naming the region.
     """
     found = []
     for region in regions:
@@ -151,7 +153,28 @@ def encode_words(model: Model, regions: Sequence[Region], reading: Reading = Rea
                 found.append(encode_prompts(model, [region.prompt], reading)[0][0])
             except InputError as error:
                 raise InputError(f"{region.label}: {error}") from error
-    return found
+    return _bounded(model, found, beside, reading)
+
+
+def _bounded(model: Model, words: list[Tensor], beside: int, reading: Reading) -> list[Tensor]:
+    """Return states of words which, with those of prompts of `beside` tokens, do not come to gigabytes when they are
+    repeated to one length, see `Words.beside`.
+
+    Warns (UserWarning) where they would come to more than MOST_CHUNKS chunks, and ends all but the longest with the
+    states of empty chunks.
+    """
+    length = model.tokenizers[0].model_max_length
+    if math.lcm(beside, *map(len, words)) <= MOST_CHUNKS * length:
+        return words
+    sizes = ", ".join(str(n) for n in sorted({len(states) // length for states in words}))
+    warnings.warn(
+        f"regions' prompts: of {sizes} chunks of tokens beside the prompt's {beside // length} have no common length; "
+        "the shorter ones end with empty chunks, which changes them a little",
+        stacklevel=4,
+    )
+    longest = -(-max(map(len, words)) // beside) * beside
+    empty = encode_prompts(model, [""], reading)[0][0]
+    return [torch.cat([states, *[empty] * ((longest - len(states)) // length)]) for states in words]
 
 
 def is_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], syntax: str) -> bool:

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
+from runtime.control.region import Region
 from runtime.errors import InputError
 from runtime.loading.load import from_diffusers
-from runtime.text.encode import Reading, encode_guidance, encode_prompts
+from runtime.text.encode import Reading, encode_guidance, encode_prompts, encode_words
 from tests.support.tiny import make_pipeline
 from tests.support.tolerances import assert_close, relative_rms
 
@@ -186,6 +187,22 @@ def test_lengths_that_do_not_go_together_are_told_of():
     with pytest.warns(UserWarning, match="prompts of 5, 7 chunks of tokens in one call change each other"):
         text, _ = encode_guidance(MODEL, [" ".join(WORDS * n) for n in (70, 100)], ["", ""], guided=False)
     assert text.shape[1] == 7 * 77
+
+
+@torch.no_grad()
+def test_words_of_regions_come_to_a_bounded_length_beside_the_prompt():
+    """Of 5, 7 and 8 chunks the least common multiple is 280, which SDXL's layers would fill 46 GB with."""
+    texts = [" ".join(WORDS * n) for n in (100, 120)]
+    alone = [encode_prompts(MODEL, [text])[0][0] for text in (*texts, "")]
+    regions = [Region(prompt=text, label="region") for text in texts]
+    with pytest.warns(UserWarning, match="of 7, 8 chunks of tokens beside the prompt's 5"):
+        words = encode_words(MODEL, regions, beside=5 * 77)
+    assert [len(states) for states in words] == [10 * 77] * 2
+    assert_close("words", words[0], torch.cat([alone[0], *[alone[2]] * 3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        words = encode_words(MODEL, regions[:1], beside=2 * 77)
+    assert torch.equal(words[0], alone[0])
 
 
 @torch.no_grad()
