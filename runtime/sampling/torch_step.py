@@ -18,6 +18,7 @@ from runtime.model.unet import UNet
 from runtime.sampling.controlnets import ControlNets
 from runtime.sampling.deep_cache import DeepCache
 from runtime.sampling.rows import of_words
+from runtime.text.prompts import MOST_CHUNKS
 
 # (sample (G*B, C, h, w), index of the step) -> prediction (G*B, C, h, w) float32; with B rows, those of the last B
 Step = Callable[[Tensor, int], Tensor]
@@ -82,13 +83,15 @@ class TorchStep:
 
 
 KEPT = 8  # texts and controls of several sizes
+MOST_TOKENS = 77 * MOST_CHUNKS  # that texts of a call are repeated to
 
 
 class TorchJoint:
     """Steps of several requests of latents of one size in one call of the UNet.
 
-    Steps that may take deep features from another one are computed by themselves, and so is a part alone. The texts and
-    the control of all rows are put together once for as long as the same requests share the calls.
+    Steps that may take deep features from another one are computed by themselves, and so is a part alone, and one whose
+    text has no length in common with the others', see `_groups`. The texts and the control of all rows are put together
+    once for as long as the same requests share the calls.
     """
 
     def __init__(self, unet: UNet):
@@ -97,23 +100,23 @@ class TorchJoint:
 
     def __call__(self, parts: Sequence[Part]) -> list[Tensor]:
         """See `Joint`."""
-        joint = [part for part in parts if part.step.cache.interval == 1]
-        if len(joint) < 2:
-            joint = []
-        found = dict(zip(map(id, joint), self._run(joint) if joint else (), strict=True))
+        found: dict[int, Tensor] = {}
+        for number, group in enumerate(_groups([part for part in parts if part.step.cache.interval == 1])):
+            if len(group) > 1:
+                found |= zip(map(id, group), self._run(group, number), strict=True)
         return [found[id(p)] if id(p) in found else p.step(p.sample, p.index) for p in parts]
 
-    def _run(self, parts: Sequence[Part]) -> list[Tensor]:
+    def _run(self, parts: Sequence[Part], group: int) -> list[Tensor]:
         rows = [len(part.sample) for part in parts]
         sample = torch.cat([part.sample for part in parts]).to(self.unet.conv_in.weight.dtype)
         times = [part.step.times(part.index, n) for part, n in zip(parts, rows, strict=True)]
         time = [torch.cat(layer) for layer in zip(*times, strict=True)]
-        text = self._same("text", parts, "words", lambda: _texts(parts, sample.dtype))
-        control = self._same("control", parts, "control", lambda: _control(parts, rows))
+        text = self._same(("text", group), parts, "words", lambda: _texts(parts, sample.dtype))
+        control = self._same(("control", group), parts, "control", lambda: _control(parts, rows))
         prediction = self.unet(sample, time, text, control, _residuals(parts, rows)).float()
         return list(prediction.split(rows))
 
-    def _same(self, name: str, parts: Sequence[Part], varies: str, make: Callable[[], object]):
+    def _same(self, name: tuple[str, int], parts: Sequence[Part], varies: str, make: Callable[[], object]):
         """Return what `make` gives, as it was for as long as parts, rows and segments of `varies` are the same."""
         changing = [getattr(part.step, varies) for part in parts]
         segments = [None if c is None else c.segments[p.index] for c, p in zip(changing, parts, strict=True)]
@@ -125,6 +128,24 @@ class TorchJoint:
                 del self._kept[next(iter(self._kept))]
             self._kept[place] = key, make()
         return self._kept[place][1]
+
+
+def _groups(parts: Sequence[Part]) -> list[list[Part]]:
+    """Return parts whose texts are repeated to one length, which is at most MOST_TOKENS, or that of one of them.
+
+    Of texts of 5, 7, 8 and 9 chunks it would be 2520 chunks, and the keys and values of SDXL's layers terabytes.
+    """
+    groups: list[tuple[int, list[Part]]] = []
+    for part in parts:
+        own = part.step.text[0][0].shape[-2]
+        for number, (length, group) in enumerate(groups):
+            both = math.lcm(length, own)
+            if both <= max(MOST_TOKENS, length, own):
+                groups[number] = both, [*group, part]
+                break
+        else:
+            groups.append((own, [part]))
+    return [group for _, group in groups]
 
 
 def _texts(parts: Sequence[Part], dtype: torch.dtype) -> list[KeyValue | SharedText]:

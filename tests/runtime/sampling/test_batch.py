@@ -7,8 +7,9 @@ from runtime import Cancelled
 from runtime.sampling import torch_step
 from runtime.sampling.batch import Batch
 from runtime.sampling.drawing import Drawing
+from runtime.sampling.request import Request
 from runtime.sampling.torch_step import Part
-from tests.support.together import REQUESTS, assert_as_alone, drawn_together, pipe
+from tests.support.together import LIMIT, REQUESTS, assert_as_alone, drawn_together, pipe
 
 
 def test_everything_at_once():
@@ -42,6 +43,32 @@ def test_rows_share_one_call(monkeypatch):
     monkeypatch.setattr(type(unet), "forward", counted)
     drawn_together(pipe(), ["plain", "no guidance", "two pictures"])
     assert calls == [2 + 1 + 4] * 3 + [2 + 4]
+
+
+def test_prompts_of_lengths_that_do_not_go_together_share_no_call(monkeypatch):
+    """Of 5, 7 and 8 chunks the least common multiple is 280; those of 5, 1 and 5 share calls."""
+    asked = [
+        Request(" ".join(["star"] * (75 * n - 9)), steps=2, seed=n, output_type="latent")
+        for n in (5, 7, 8, 1, 5)
+    ]
+    lengths, texts = [], torch_step._texts
+
+    def counted(parts, dtype):
+        found = texts(parts, dtype)
+        lengths.append((len(parts), found[0][0].shape[-2] // 77))
+        return found
+
+    monkeypatch.setattr(torch_step, "_texts", counted)
+    with torch.inference_mode():
+        drawings = [Drawing(pipe(), each) for each in asked]
+        runs, batch = [each.runs() for each in drawings], Batch(pipe().denoiser)
+        going = [next(each) for each in runs]
+        for _ in range(2):
+            assert not batch.tick(going)
+        assert [next(each, None) for each in runs] == [None] * 5
+    assert lengths == [(3, 5)]
+    for each, drawing in zip(asked, drawings, strict=True):
+        assert (drawing.result.latents - pipe().draw(each).latents).abs().max() < LIMIT
 
 
 def test_what_goes_wrong_with_one_leaves_the_others():
