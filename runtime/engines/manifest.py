@@ -14,7 +14,7 @@ import torch
 
 from runtime.engines.ports import GUIDANCE, SAMPLE, SHARES, Axis, Port, Profile
 from runtime.errors import InputError, first_line
-from runtime.machine.files import expand, read_json, sha256, write_json
+from runtime.machine.files import expand, read_json, reads, sha256, write_json
 
 NAME = "manifest.json"
 FORMAT = 3
@@ -86,6 +86,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     write_json({"format": FORMAT, **encode(asdict(manifest))}, folder / NAME, "manifest")
 
 
+@reads()
 def read_manifest(folder: str | Path) -> Manifest:
     """Return the folder's manifest; InputError, naming the field, where it is missing, of another
     format or not whole.

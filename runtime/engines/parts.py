@@ -29,7 +29,7 @@ from runtime.loading.load import Model, load_model
 from runtime.loading.lora import LoraSource
 from runtime.loading.weights import hash_tensor, weights_digest
 from runtime.machine.arithmetic import DTYPES
-from runtime.machine.files import expand, read_json
+from runtime.machine.files import expand, read_json, reads
 from runtime.model.latent_rgb import known_projection
 from runtime.model.vae import vae_factor
 
@@ -113,6 +113,7 @@ class EngineAdapter:
         return [outputs[port.name] for port in self.engine.spec.outputs]
 
 
+@reads()
 def load_engines(
     folder: str | Path,
     device: torch.device,

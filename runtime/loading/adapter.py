@@ -19,7 +19,7 @@ from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
 from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes, weight_files
-from runtime.machine.files import expand, read_json
+from runtime.machine.files import expand, read_json, reads
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
 STRIDE = STRIDES[0]  # of its pixel unshuffle
@@ -45,6 +45,7 @@ def embedded_adapters() -> dict[str, Path]:
     return {path.name: path for path in sorted(EMBEDDED.glob("*")) if path.is_dir()}
 
 
+@reads()
 def load_adapter(
     source: str | Path,
     *,

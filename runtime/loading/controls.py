@@ -15,6 +15,7 @@ from runtime.errors import InputError
 from runtime.loading.adapter import find_adapter, load_adapter
 from runtime.loading.controlnet import as_control, is_controlnet, load_controlnet, take
 from runtime.loading.quiet import quiet
+from runtime.machine.files import reads
 from runtime.model.controlnet import ControlNet
 
 AdapterSource = str | Path | T2IAdapter | ControlNetModel | ControlNetUnionModel
@@ -45,6 +46,7 @@ def own_adapter(pipe: DiffusionPipeline) -> dict[str, AdapterSource]:
     return {"canny": own}
 
 
+@reads()
 def load_controls(
     sources: Mapping[str, AdapterSource],
     device: torch.device,

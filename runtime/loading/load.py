@@ -24,7 +24,7 @@ from runtime.loading.quiet import quiet
 from runtime.loading.single_file import SDXL_CONFIGS, load_single_file, load_vae_file
 from runtime.loading.weights import check_finite_weights
 from runtime.machine.arithmetic import DTYPES
-from runtime.machine.files import expand
+from runtime.machine.files import expand, reads
 from runtime.model.latent_rgb import LatentRGB, known_projection
 from runtime.model.unet import UNet
 
@@ -47,6 +47,7 @@ class Model:
     latent_rgb: LatentRGB | None = None  # of previews; None where it is not known yet
 
 
+@reads()
 def load_model(
     source: str | Path = "embedded",
     *,

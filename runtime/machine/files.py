@@ -66,6 +66,19 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
+def reads() -> Iterator[None]:
+    """Have what the system says of a file or folder in this block, as that it may not be read, be an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # of no file: a network's
+            raise
+        raise InputError(
+            f"{error.filename}: cannot be read: {reason_of(error)}; expected a file or folder that can"
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name once the block has ended and all is on the disk.
 
@@ -180,7 +193,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: missing, expected a JSON file") from error
+        is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        found = "missing" if is_missing else f"cannot be read: {reason_of(error)}"
+        raise InputError(f"{path}: {found}, expected a JSON file") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file: {first_line(error)}") from error
     if not isinstance(value, dict):

@@ -322,3 +322,8 @@ def test_ports_that_no_unet_has_are_message(port, said, tmp_path):
     (folder / NAME).write_text(json.dumps(data))
     with pytest.raises(InputError, match=said):
         read_manifest(folder)
+
+
+def test_a_folder_that_no_file_can_be_in_is_one_line():
+    with pytest.raises(InputError, match=r"File name too long|no manifest\.json"):
+        read_manifest("x" * 300)

@@ -21,6 +21,8 @@ from tests.support import saved_model
 from tests.support.saved_model import cached_snapshot, copy_folder, edit_json, edit_tensors, options
 from tests.support.tiny import make_adapter, make_pipeline
 
+TOO_LONG = "x" * 300  # of a file's name, which the system says an error of
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
@@ -175,6 +177,16 @@ def test_an_embedded_model_that_is_not_there(tmp_path, monkeypatch):
 def test_a_source_that_is_none(source, message, cache):
     with pytest.raises(InputError, match=message):
         load_model(source)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"source": TOO_LONG}, {"vae": TOO_LONG}, {"loras": [TOO_LONG]}, {"loras": [(TOO_LONG, 0.5)]}],
+    ids=["model", "vae", "lora", "lora with a weight"],
+)
+def test_a_name_that_no_file_can_have_is_one_line(given):
+    with pytest.raises(InputError, match="File name too long|no such file|missing"):
+        load_model(**{"source": saved_model.folder(), **given})
 
 
 def test_a_dtype_that_is_none():

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from runtime.errors import InputError
-from runtime.machine.files import check_writable, new_folder, replacing, size_of, write_json
+from runtime.machine.files import check_writable, new_folder, read_json, reads, replacing, size_of, write_json
 
 
 def test_takes_the_place_of_the_old_file(tmp_path):
@@ -147,3 +147,15 @@ def test_check_writable_refuses_read_only_folders_and_files(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"):
         check_writable(tmp_path / "new.png")
+
+
+def test_what_may_not_be_read_is_one_line_and_what_is_no_files_stays(tmp_path):
+    for error in (PermissionError(13, "Permission denied", "a/b"), OSError(36, "File name too long", "a/b")):
+        with pytest.raises(InputError, match=f"^a/b: cannot be read: {error.strerror}; expected "), reads():
+            raise error
+    with pytest.raises(ConnectionError), reads():
+        raise ConnectionError("reset by peer")
+    with pytest.raises(InputError, match=r"none\.json: missing, expected a JSON file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read: Is a directory, expected a JSON file"):
+        read_json(tmp_path)
