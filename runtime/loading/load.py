@@ -220,7 +220,7 @@ def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:
         raise InputError(
             f"model {source!r}: expected embedded, a diffusers folder, a .safetensors file or a hub id"
         )
-    if (path := Path(source)).exists():
+    if (path := expand(source, "model")).exists():
         return path
     if is_hub_id(str(source)):
         return fetch_pipeline(str(source), dtype=dtype, allow_pickle=allow_pickle)
@@ -234,7 +234,7 @@ def _load_vae(source: str | Path, config: Path, allow_pickle: bool) -> tuple[Aut
     """Load a VAE, in float32; return its folder too. config: the folder of the config of a single file's."""
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"vae {source!r}: expected a folder, a .safetensors file or a hub id")
-    path = Path(source)
+    path = expand(source, "vae")
     if not path.exists() and is_hub_id(str(source)):
         patterns = ["config.json", "diffusion_pytorch_model*.safetensors"]
         found = fetch_files(str(source), patterns, offline=True) or fetch_files(

@@ -24,6 +24,7 @@ from runtime.loading.lora_config import PEFT_PICKLE, read_configs, scale_of
 from runtime.loading.lora_layers import new_weight
 from runtime.loading.lora_names import PARTS, Layers, split_name
 from runtime.loading.weights import content, load_pickle, tensor_shapes
+from runtime.machine.files import expand
 
 LoraSource = str | Path | tuple[str | Path, float]
 
@@ -78,7 +79,7 @@ def _path_and_weight(source: LoraSource) -> tuple[Path, float]:
     pair = (source, 1.0) if isinstance(source, (str, os.PathLike)) else source
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], (str, os.PathLike)):
         raise InputError(f"LoRA {source!r}: expected a file, or (file, weight)")
-    return Path(pair[0]), real_number(pair[1], f"LoRA {pair[0]}: weight")
+    return expand(pair[0], "LoRA"), real_number(pair[1], f"LoRA {pair[0]}: weight")
 
 
 def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:

@@ -236,7 +236,7 @@ BAD = {
     "many images": (["--images", "30000000"], "--images 30000000: expected a whole number from 1 to 1000"),
     "a long path": (["--condition", "a" * 300 + ".png"], "region condition: a+.png cannot be read"),
     "deep JSON": (["--regions", "deep.json"], "regions: deep.json is not JSON"),
-    "a user's model": (["--model", "~nosuchuser/x"], "model ~nosuchuser/x: no such file or folder"),
+    "a user's model": (["--model", "~nosuchuser/x"], "model ~nosuchuser/x: no such user"),
     "a user's adapter": (["--adapter", "x=~nosuchuser/x"], "~nosuchuser/x: no such user"),
     "a seed whose next is none": (
         ["--seed", "9223372036854775807", "--images", "2"],

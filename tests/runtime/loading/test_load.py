@@ -189,6 +189,14 @@ def test_a_name_that_no_file_can_have_is_one_line(given):
         load_model(**{"source": saved_model.folder(), **given})
 
 
+def test_a_home_is_found_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(saved_model.folder())
+    assert load_model("~/model", vae="~/model/vae").vae.dtype == torch.float32
+    with pytest.raises(InputError, match=str(tmp_path / r"x\.safetensors: weight file missing")):
+        load_model(saved_model.folder(), loras=["~/x.safetensors"])
+
+
 def test_a_dtype_that_is_none():
     with pytest.raises(InputError, match="expected float32, bfloat16 or float16"):
         load_model(saved_model.folder(), dtype=torch.float64)
