@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError, first_line
+from runtime.machine.files import unique
 
 EXPECTED = "expected JSON lines (.jsonl), a table (.parquet), or a folder with files named regions.json"
 REGIONS, PROJECT = "regions.json", "project.json"
@@ -139,7 +140,7 @@ def _of_file(path: Path, kinds: type | tuple[type, ...] = dict) -> Line:
 
 def _parsed(source: str, base: Path, text: bytes, kinds: type | tuple[type, ...] = dict) -> Line:
     try:
-        body = json.loads(text)
+        body = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         return Line(source, base, None, f"{source}: not JSON: {first_line(error)}")
     if not isinstance(body, kinds):

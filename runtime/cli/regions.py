@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.cli.sources import adapter_sources
 from runtime.errors import InputError
+from runtime.machine.files import unique
 
 REGION_KEYS = (
     "condition, mask, adapter, scale, start, end, levels (a:b:c:d), mask_condition, preprocess, prompt, "
@@ -84,7 +85,7 @@ def parse_region(text: str) -> dict[str, str]:
 def read_regions(path: str) -> list:
     """Return the list of a --regions file."""
     try:
-        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8-sig"))
+        data = json.loads(Path(os.path.expanduser(path)).read_text("utf-8-sig"), object_pairs_hook=unique)
     except OSError as error:
         raise InputError(f"regions: cannot read {path}: {error.strerror}; expected a JSON file") from error
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError

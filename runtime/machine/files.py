@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import InputError, first_line
 
@@ -186,6 +187,19 @@ def sha256(path: Path) -> str:
         while data := file.read(CHUNK):
             sha.update(data)
     return sha.hexdigest()
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object's fields, for `json.loads`' object_pairs_hook. Raises ValueError, naming one given twice.
+
+    By itself `json` keeps the last and says nothing of the others.
+    """
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"{twice!r} is given twice in an object; expected it once")
+    return fields
 
 
 def read_json(path: Path) -> dict:

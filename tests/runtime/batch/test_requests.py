@@ -25,6 +25,13 @@ def test_json_lines(tmp_path):
     assert all(line.base == tmp_path for line in found)
 
 
+def test_a_field_that_is_given_twice_is_that_requests_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "seed": 1, "seed": 2}\n{"prompt": "b"}\n')
+    first, second = read(tmp_path / "a.jsonl")[1]()
+    assert first.error == "a.jsonl:1: not JSON: 'seed' is given twice in an object; expected it once"
+    assert second.body == {"prompt": "b"}
+
+
 def test_a_table_without_its_empty_cells(tmp_path):
     rows = [
         {"prompt": "a", "seed": None, "regions": [{"mask": "m.png", "prompt": "b", "scale": None}]},

@@ -77,6 +77,10 @@ def test_region_options_need_a_condition():
     [
         (None, "cannot read"),
         ("[", "is not JSON"),
+        (
+            '[{"mask": "a.png", "scale": 1, "mask": "b.png"}]',
+            "'mask' is given twice in an object; expected it once",
+        ),
         ("{}", "is not a list of regions"),
         ("[]", "is not a list"),
         (b"\xff\xfe\x00", "is not JSON"),
