@@ -109,6 +109,12 @@ def test_named_files_and_modules_are_there(readme):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
+def test_the_runtimes_table_has_its_folders():
+    named = re.findall(r"^\|.*?`(\w+)/`", (ROOT / "runtime/README.md").read_text(), re.MULTILINE)
+    there = {path.parent.name for path in ROOT.glob("runtime/*/__init__.py")}
+    assert set(named) == there
+
+
 @pytest.mark.parametrize("readme", ["README.md", "runtime/README.md"])
 def test_the_options_of_the_table_exist(readme):
     text = (ROOT / readme).read_text("utf-8")

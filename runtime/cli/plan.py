@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtime.engines.manifest import Manifest
     from runtime.sampling.request import Request
 
-Fields = list[tuple[str, dict[str, Any], Path | None]]  # see `options.region_fields`
+Fields = list[tuple[str, dict[str, Any], Path | None]]  # see `regions.region_fields`
 # Options that do not go with engines: what they ask for is fixed when those are built.
 FIXED_BY_ENGINE = (
     *(
