@@ -192,13 +192,15 @@ def _chunks(
     texts = [fragment.text for fragments in parsed for fragment in fragments if fragment.text is not None]
     with _TOKENIZING:
         ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    tokens = iter(_with_all_vectors(tokenizer, ids))
+    vectors = _vectors(tokenizer)
+    tokens = iter([[vector for number in row for vector in vectors.get(number, [number])] for row in ids])
+    counts = {number: len(own) for number, own in vectors.items()}
     comma = tokenizer.convert_tokens_to_ids(",</w>") if reading.syntax == "a1111" else None
     most = MOST_CHUNKS if reading.most_tokens is None else reading.most_tokens // length
     found = []
     for fragments in parsed:
         ids = [(None if text is None else next(tokens), weight) for text, weight in fragments]
-        chunks = cut(ids, room, comma)
+        chunks = cut(ids, room, comma, counts)
         if len(chunks) > most:
             count = sum(len(chunk.ids) for chunk in chunks)
             if reading.most_tokens is None:
@@ -211,14 +213,14 @@ def _chunks(
     return found
 
 
-def _with_all_vectors(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> list[list[int]]:
-    """Return token ids in which a textual inversion has all its vectors: diffusers calls them <cat>, <cat>_1, ..."""
+def _vectors(tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+    """Return all token ids of each textual inversion, by its first: diffusers calls them <cat>, <cat>_1, ..."""
     added = tokenizer.get_added_vocab()
     vectors = {}
     for token, number in added.items():
         others = (added.get(f"{token}_{i}") for i in range(1, len(added)))
         vectors[number] = [number, *takewhile(lambda other: other is not None, others)]
-    return [[vector for number in row for vector in vectors.get(number, [number])] for row in ids]
+    return vectors
 
 
 def _warn_of_cut(tokenizer, left: Sequence[Chunk], count: int, most: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from runtime.errors import InputError
@@ -156,11 +157,16 @@ def _merged(fragments: Sequence[Fragment]) -> list[Fragment]:
     return merged
 
 
-def cut(fragments: Sequence[tuple[Sequence[int] | None, float]], room: int, comma: int | None) -> list[Chunk]:
+def cut(
+    fragments: Sequence[tuple[Sequence[int] | None, float]],
+    room: int,
+    comma: int | None,
+    vectors: Mapping[int, int] = MappingProxyType({}),
+) -> list[Chunk]:
     """Return the chunks of at most `room` tokens of fragments, (ids, weight) each, or (None, ...) for BREAK.
 
     comma: the id of ",": a chunk that is full ends after its last one, if that is within BACKTRACK tokens; None: where
-    it is full.
+    it is full. vectors: how many tokens a textual inversion is, by the id of its first: they stay in one chunk.
     """
     chunks, ids, weights, last_comma = [], [], [], None
 
@@ -182,6 +188,8 @@ def cut(fragments: Sequence[tuple[Sequence[int] | None, float]], room: int, comm
                 full = len(ids) == room
             if full:
                 end(room)
+            if ids and len(ids) + vectors.get(token, 1) > room:
+                end(len(ids))
             ids.append(token)
             weights.append(weight)
     if ids or not chunks:

@@ -220,3 +220,20 @@ def test_a_textual_inversion_has_all_its_vectors(vectors):
     )
     found = encode_prompts(from_diffusers(pipe), ["a <cat> and a star"])
     assert torch.equal(found[0], expected) and torch.equal(found[1], pooled)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("syntax", ["plain", "a1111"])
+def test_the_vectors_of_a_textual_inversion_stay_in_one_chunk(syntax):
+    """As stable-diffusion-webui has it: the chunk before ends where there is no room for all of them."""
+    pipe = make_pipeline()
+    for encoder, tokenizer in ((pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2)):
+        width = encoder.get_input_embeddings().embedding_dim
+        pipe.load_textual_inversion(
+            torch.randn(4, width), token="<cat>", text_encoder=encoder, tokenizer=tokenizer
+        )
+    model = from_diffusers(pipe)
+    for words, cut in ((71, "<cat> BREAK blue"), (72, "BREAK <cat> blue"), (74, "BREAK <cat> blue")):
+        found = encode_prompts(model, ["red " * words + "<cat> blue"], Reading(syntax))[0]
+        expected = encode_prompts(model, ["red " * words + cut], Reading("a1111"))[0]
+        assert torch.equal(found, expected)
