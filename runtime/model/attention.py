@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 
 Function = Callable[
     [Tensor, Tensor, Tensor], Tensor
@@ -155,7 +155,7 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None
         try:
             attend(x, x, x)
         except (RuntimeError, NotImplementedError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error).partition(". ")[0]  # PyTorch goes on with a page about itself
             kind = str(dtype).removeprefix("torch.")
             raise InputError(
                 f"attention {name!r} cannot run on {device} in {kind}: {reason}; "
