@@ -69,31 +69,8 @@ class Request:
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        self.prompts = read_texts(self.prompt)
-        self.negatives = read_negatives(self.negative_prompt, len(self.prompts))
-        for name, known in (("prompt_syntax", SYNTAXES), ("output_type", OUTPUTS), ("outside", OUTSIDES)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(known)}")
-        for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
-            for text in dict.fromkeys(texts):
-                check_prompt(text, self.prompt_syntax, name, joins=name == "prompt")
-        self.clip_skip = whole_number(self.clip_skip or 0, "clip_skip", 0)
-        for name in ("images_per_prompt", "cache_interval"):
-            most = MAX_IMAGES if name == "images_per_prompt" else None
-            setattr(self, name, whole_number(getattr(self, name), name, most=most))
-        self.steps = whole_number(self.steps, "steps", most=MAX_STEPS)
-        for name in ("height", "width"):
-            if getattr(self, name) is not None:
-                setattr(self, name, picture_side(getattr(self, name), name))
-        if self.seed is not None:
-            self.seed = whole_number(self.seed, "seed", 0, MAX_SEED)
-        self.guidance = real_number(self.guidance, "guidance")
-        self.guidance_rescale = real_number(self.guidance_rescale, "guidance_rescale")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise InputError(f"guidance_rescale {self.guidance_rescale:g}: expected a number from 0 to 1")
-        self.guidance_range = fractions(self.guidance_range, "guidance_range")
-        if self.mask_resize not in RESIZES:
-            raise InputError(f"mask_resize {self.mask_resize!r}: expected {' or '.join(RESIZES)}")
+        self._check_texts()
+        self._check_numbers()
         if self.scheduler is not None:
             from runtime.sampling.schedulers import check_scheduler  # it imports diffusers
 
@@ -105,23 +82,57 @@ class Request:
         self.generators = read_generators(self.generator, self.seed, self.images)
         opened: dict = {}
         self.regions = tuple(region.read(opened) for region in labelled(self.regions))
-        for region in self.regions:
-            check_lists(region, len(self.prompts), self.images, not self.composition.plain)
         self.words = tuple(region.prompt for region in self.regions if region.prompt is not None)
         for region in self.regions:
-            if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
-                raise InputError(
-                    f"{region.label}: uncond_scale {region.uncond_scale:g}: no step has guidance, and so an unguided "
-                    "half; expected guidance above 1"
-                )
-            if region.prompt is not None:
-                check_text(region.prompt, f"{region.label}: prompt")
-                check_prompt(region.prompt, self.prompt_syntax, f"{region.label}: prompt")
-                if not any((part.text or "").strip() for part in parse(region.prompt, self.prompt_syntax)):
-                    raise InputError(f"{region.label}: prompt {region.prompt!r}; expected words")
+            self._check_region(region)
         self._check_outside()
         warn_of_unused(self)
         self._packed: tuple[tuple[int, int], list[PackedRegion]] | None = None
+
+    def _check_texts(self) -> None:
+        """Read the prompts, and what is said in words of how to take them."""
+        self.prompts = read_texts(self.prompt)
+        self.negatives = read_negatives(self.negative_prompt, len(self.prompts))
+        known = {"prompt_syntax": SYNTAXES, "output_type": OUTPUTS, "outside": OUTSIDES}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise InputError(f"{name} {getattr(self, name)!r}: expected {', '.join(values)}")
+        if self.mask_resize not in RESIZES:
+            raise InputError(f"mask_resize {self.mask_resize!r}: expected {' or '.join(RESIZES)}")
+        for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
+            for text in dict.fromkeys(texts):
+                check_prompt(text, self.prompt_syntax, name, joins=name == "prompt")
+
+    def _check_numbers(self) -> None:
+        """Convert each number to its type, within its range."""
+        self.clip_skip = whole_number(self.clip_skip or 0, "clip_skip", 0)
+        self.images_per_prompt = whole_number(self.images_per_prompt, "images_per_prompt", most=MAX_IMAGES)
+        self.cache_interval = whole_number(self.cache_interval, "cache_interval")
+        self.steps = whole_number(self.steps, "steps", most=MAX_STEPS)
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                setattr(self, name, picture_side(getattr(self, name), name))
+        if self.seed is not None:
+            self.seed = whole_number(self.seed, "seed", 0, MAX_SEED)
+        self.guidance = real_number(self.guidance, "guidance")
+        self.guidance_rescale = real_number(self.guidance_rescale, "guidance_rescale")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale {self.guidance_rescale:g}: expected a number from 0 to 1")
+        self.guidance_range = fractions(self.guidance_range, "guidance_range")
+
+    def _check_region(self, region: Region) -> None:
+        """Check what a region asks for beside the rest of the request."""
+        check_lists(region, len(self.prompts), self.images, not self.composition.plain)
+        if region.uncond_scale != 1 and not any(self.guided_steps(self.run_steps)):
+            raise InputError(
+                f"{region.label}: uncond_scale {region.uncond_scale:g}: no step has guidance, and so an unguided "
+                "half; expected guidance above 1"
+            )
+        if region.prompt is not None:
+            check_text(region.prompt, f"{region.label}: prompt")
+            check_prompt(region.prompt, self.prompt_syntax, f"{region.label}: prompt")
+            if not any((part.text or "").strip() for part in parse(region.prompt, self.prompt_syntax)):
+                raise InputError(f"{region.label}: prompt {region.prompt!r}; expected words")
 
     def _check_start(self) -> None:
         """Read the picture to start from, and take its size where none is asked for."""
