@@ -61,6 +61,7 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
                 "samples_of_step": state.samples,
                 "data_digest": state.data,
                 "model_digest": state.model,
+                "number": 1 + max((number for number, _ in _numbered(config.out)), default=0),
             }
             (partial / RUN).write_text(describe(config, state.step, **of_run, files=files), "utf-8")
     except (OSError, SafetensorError) as error:
@@ -113,8 +114,20 @@ def newest(out: str | Path) -> list[Path]:
 
     That is not always the one of most steps: a run that was sent back to an earlier one goes on from there.
     """
-    found = checkpoints(out).glob(f"[0-9]*/{RUN}")
-    return [p.parent for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p))]
+    return [path for _, path in _numbered(out)]
+
+
+def _numbered(out: str | Path) -> list[tuple[int, Path]]:
+    """Return the whole checkpoints of a run in the order in which they were written, each with its number in that.
+
+    0 where an earlier version noted none. One whose notes are damaged stands where its step does.
+    """
+    found, number = [], 0
+    for path in sorted(checkpoints(out).glob(f"[0-9]*/{RUN}")):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            number = int(json.loads(path.read_text("utf-8")).get("number", 0))
+        found.append((number, path.parent))
+    return sorted(found)
 
 
 def _files(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -79,6 +80,24 @@ def test_a_run_that_was_sent_back_goes_on_from_what_it_wrote_last(adapter, tmp_p
     assert found(config)[0] == path
     saved(adapter, tmp_path, 4, keep=2)
     assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000003", "00000004"]
+
+
+def test_a_copied_runs_files_may_be_of_any_age(adapter, tmp_path):
+    for step in (4, 6, 3):
+        path, config, _ = saved(adapter, tmp_path, step)
+    for age, step in enumerate((3, 6, 4)):
+        os.utime(path.with_name(f"{step:08d}") / RUN, (age, age))
+    assert found(config)[0] == path
+
+
+def test_checkpoints_without_numbers_go_by_their_steps(adapter, tmp_path):
+    for step in (2, 4):
+        path, config, _ = saved(adapter, tmp_path, step)
+        about = json.loads((path / RUN).read_text())
+        del about["number"]
+        (path / RUN).write_text(json.dumps(about))
+    assert found(config)[0] == path
+    assert saved(adapter, tmp_path, 3)[0] == found(config)[0]
 
 
 @pytest.mark.parametrize("name", [f"adapter/{WEIGHTS}", f"ema/{WEIGHTS}", OPTIMIZER, RUN])
