@@ -19,7 +19,7 @@ from runtime.engines.ports import Port, Profile
 from runtime.engines.targets import TARGETS
 from runtime.engines.tensorrt import is_rtx
 from runtime.errors import InputError
-from runtime.machine.files import replacing
+from runtime.machine.files import expand, replacing
 
 DEFAULT = ("8.6", "8.9", "12.0")  # of TensorRT for RTX, on a machine without a GPU: RTX 30, 40 and 50
 
@@ -145,7 +145,7 @@ def _config(trt, builder, inputs: tuple[Port, ...], profile: Profile, options: C
 
 def timing_cache_path(trt) -> Path:
     """Return where this TensorRT's measurements on this GPU are kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache", "XDG_CACHE_HOME"))
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return cache / "localcontrol" / "timing" / f"{name}-tensorrt-{trt.__version__}.cache"
 

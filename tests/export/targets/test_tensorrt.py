@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from export.targets.compile import check_target, compile_engine
 from export.targets.options import Compiled, CompileOptions
-from export.targets.tensorrt import DEFAULT, _config, check_capabilities, supported
+from export.targets.tensorrt import DEFAULT, _config, check_capabilities, supported, timing_cache_path
 from runtime.errors import InputError
 from tests.support import engines
 
@@ -141,3 +142,15 @@ def test_an_error_in_the_progress_callback_comes_out(error, tmp_path):
         build("adapter_canny", tmp_path, progress=progress)
     assert len(calls) < 20  # it stopped soon
     assert not list(tmp_path.iterdir())
+
+
+def test_timings_need_a_home_or_a_folder_that_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = SimpleNamespace(__version__="10")
+    assert timing_cache_path(here) == tmp_path / "localcontrol/timing/nvidia-h100-tensorrt-10.cache"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a container's user that is a number alone
+    with pytest.raises(InputError, match="XDG_CACHE_HOME ~/.cache: no such user"):
+        timing_cache_path(here)
