@@ -30,7 +30,10 @@ class Packed(nn.Module):
         """Compute as oneDNN does, or as a plain layer, slowly, where a gradient is recorded: oneDNN's operators have
         none, and would cut it off.
         """
-        return self.plain()(x) if torch.is_grad_enabled() and x.requires_grad else self.packed(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self.plain()(x)
+        # autocast casts nothing for these operators; asked first, as `to` takes ten times as long to do nothing
+        return self.packed(x if x.dtype is self.dtype else x.to(self.dtype))
 
     def __deepcopy__(self, memo) -> Packed:
         return self  # nothing changes it, and such a weight has no copy
@@ -42,12 +45,11 @@ class PackedLinear(Packed):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         """weight: (out, in)."""
         super().__init__()
-        self.out_features = len(weight)
+        self.out_features, self.dtype = len(weight), weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach()
 
     def packed(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)  # as nothing casts it under autocast
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
     def plain(self) -> nn.Linear:
@@ -65,10 +67,10 @@ class PackedGEGLU(Packed):
             PackedLinear(weight, bias)
             for weight, bias in zip(proj.weight.chunk(2), proj.bias.chunk(2), strict=True)
         )
+        self.dtype = proj.weight.dtype
 
     def packed(self, x: Tensor) -> Tensor:
         gate = self.gate
-        x = x.to(gate.weight.dtype)
         gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "gelu", [], "none")
         return gated.mul_(self.value(x))
 
@@ -92,6 +94,7 @@ class PackedConv2d(Packed):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        self.dtype = conv.weight.dtype
         rows, side = self.SIZES[-1]
         self.weight = reordered(conv.weight.detach(), self.shape, (rows, side, side))
         self.bias = None if conv.bias is None else conv.bias.detach()
@@ -106,7 +109,6 @@ class PackedConv2d(Packed):
             if len(self._by_size) >= MOST_SIZES:
                 self._by_size.clear()
             weight = self._by_size[size] = self._for(size[:-1])
-        x = x.to(weight.dtype)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.shape, "none", [], "")
 
     def _for(self, size: tuple[int, int, int]) -> Tensor:
