@@ -111,40 +111,39 @@ export async function save(tab, state, live, version) {
   const bitmaps = transaction.objectStore("bitmaps"), used = new Set();
   const kept = (/** @type {Bitmap} */ bitmap) => {
     const now = version(bitmap), key = keys.get(bitmap) ?? `${tab} ${unique()}`;
-    if (written.get(bitmap) !== now || !keys.has(bitmap)) bitmaps.put(bitmap, key);
+    if (written.get(bitmap) !== now || !there.has(key)) bitmaps.put(bitmap, key);
     keys.set(bitmap, key);
     written.set(bitmap, now);
+    there.add(key);
     used.add(key);
     return key;
   };
   const regions = state.regions.map((each) => ({ ...each, mask: kept(each.mask), ink: kept(each.ink) }));
   transaction.objectStore("paintings").put({ tab, when: Date.now(), live, state: { ...state, regions } });
-  transaction.commit(); // now: a page that is closed would never be asked whether that was all
-  clean(tab, used, transaction);
+  const gone = [...there].filter((key) => !used.has(key) && key.startsWith(`${tab} `));
+  for (const key of gone) {
+    bitmaps.delete(key);
+    there.delete(key);
+  }
+  transaction.commit(); // now, and without a question: a page that is closed answers none, and what waits behind it is lost
   try {
     await ended(transaction);
   } catch (error) {
     for (const each of state.regions) [each.mask, each.ink].forEach((bitmap) => written.delete(bitmap));
+    for (const key of gone) there.add(key);
     throw error;
   }
 }
-
-/** Remove a tab's bitmaps that nothing uses any more, before another saving begins. @param {string} tab @param {Set<string>} used @param {IDBTransaction} saving */
-function clean(tab, used, saving) {
-  let saved = false; // where it failed, what was kept before is in use still
-  saving.addEventListener("complete", () => (saved = true));
-  const bitmaps = saving.db.transaction("bitmaps", "readwrite").objectStore("bitmaps");
-  const all = bitmaps.getAllKeys(IDBKeyRange.bound(`${tab} `, `${tab} ~`));
-  all.onsuccess = () => saved && all.result.filter((key) => !used.has(/** @type {string} */ (key))).forEach((key) => bitmaps.delete(key));
-}
-
 /** @type {WeakMap<Bitmap, string>} */
 const keys = new WeakMap(); // of bitmaps that are kept
 /** @type {WeakMap<Bitmap, number>} */
 const written = new WeakMap(); // the version that is
+/** @type {Set<string>} */
+let there = new Set(); // the keys of those that were in use when it was saved last
 
 /** @param {Kept} kept @returns {Promise<State>} Raises Error where some of it is not there. */
 export async function restored(kept) {
+  there = new Set(kept.state.regions.flatMap((/** @type {any} */ each) => [each.mask, each.ink]));
   const bitmap = async (/** @type {string} */ key) => {
     const found = await run("bitmaps", "readonly", (store) => store.get(key));
     if (!found) throw new Error("a mask of it is missing");

@@ -109,6 +109,29 @@ def test_what_is_saved_is_committed_at_once(page):
     assert committed == [["bitmaps", "paintings"]]
 
 
+def test_a_region_that_was_removed_and_brought_back_outlives_a_reload(page):
+    """Its masks go from the disk when nothing uses them, and come back with it; no other is left there."""
+    paint(page)
+    before = painted(page)
+    count = """async () => {
+        const opened = indexedDB.open("localcontrol");
+        await new Promise((done) => (opened.onsuccess = done));
+        const asked = opened.result.transaction("bitmaps").objectStore("bitmaps").count();
+        await new Promise((done) => (asked.onsuccess = done));
+        opened.result.close();
+        return asked.result;
+    }"""
+    assert page.page.evaluate(count) == 2
+    page.page.evaluate("localcontrol.painting.remove()")
+    assert page.page.evaluate(count) == 0
+    page.page.evaluate("localcontrol.step(false)")
+    page.page.reload()
+    page.page.wait_for_selector("#regions li")
+    assert painted(page) == before
+    page.page.evaluate("localcontrol.save()")
+    assert page.page.evaluate(count) == 2
+
+
 def test_a_crashed_tab_finds_its_painting_behind_newer_ones(page):
     """Nine tabs were saved since: one of them is forgotten, with what is drawn for it, but not the tab's own."""
     paint(page)
