@@ -18,7 +18,7 @@ from runtime.control.levels import COUNT, STRIDES
 from runtime.errors import InputError
 from runtime.loading.hub import cache_folder, fetch_files, is_hub_id
 from runtime.loading.quiet import quiet
-from runtime.loading.weights import check_finite_weights, content, load_pickle, tensor_shapes, weight_files
+from runtime.loading.weights import check_finite_weights, chosen_weights, content, load_pickle, tensor_shapes
 from runtime.machine.files import expand, read_json, reads
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "adapters"
@@ -65,11 +65,12 @@ def load_adapter(
     """
     label = f"adapter {source}" if name is None else f"adapter {name} ({source})"
     path, declared = find_adapter(str(source), label, allow_pickle), {}
-    paths = [path]
     if path.is_dir():
         declared = _read_config(path, label)
-        paths = weight_files(path, dtype, allow_pickle)
-    given = {key: shape for part in paths for key, shape in tensor_shapes(part, allow_pickle).items()}
+        files, _ = chosen_weights(path, dtype, allow_pickle)
+    else:
+        files = {path: tensor_shapes(path, allow_pickle)}
+    given = {key: shape for shapes in files.values() for key, shape in shapes.items()}
     names = _diffusers_names(without_prefix(given, MARKERS))
     _check_kind(given, names, label)
     shapes = {new: given[old] for new, old in names.items()}
@@ -81,7 +82,7 @@ def load_adapter(
             )
     with torch.device("meta"):
         adapter = T2IAdapter(**config)
-    fill(adapter, paths, names, shapes, label, TYPE)
+    fill(adapter, list(files), names, shapes, label, TYPE)
     check_finite_weights({"adapter": adapter}, label)
     with quiet():
         return adapter.to(device, dtype).eval()

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from runtime.machine.files import reason_of
 from runtime.serve.limits import MIB, Limits
 from runtime.serve.metrics import Metrics
 from runtime.serve.refusals import Refusal
@@ -247,13 +248,8 @@ class Exchange:
 
 def _fault(error: Exception) -> str:
     """Return what is wrong with the server: of its disk the reason, of another fault the kind."""
-    if isinstance(error, sqlite3.Error):
-        return f"its disk: {error}"
-    return (
-        f"its disk: {error.strerror}"
-        if isinstance(error, OSError) and error.strerror
-        else type(error).__name__
-    )
+    of_disk = isinstance(error, sqlite3.Error) or (isinstance(error, OSError) and error.strerror)
+    return f"its disk: {reason_of(error)}" if of_disk else type(error).__name__
 
 
 def refused(error: Refusal) -> JSONResponse:

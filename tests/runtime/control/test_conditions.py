@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from runtime.control import conditions
 from runtime.errors import InputError
+from tests.support.depth_model import make_depth_model
 from tests.support.refusals import refusal
 
 EDGES = ["canny", "sobel", "sketch", "lineart"]
@@ -157,15 +158,7 @@ def test_depth_says_what_is_missing(monkeypatch, tmp_path):
 
 def test_depth_runs_a_model_of_a_local_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    backbone = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, reshape_hidden_states=False,
-        out_features=["stage1", "stage2", "stage3", "stage4"], apply_layernorm=True,
-    )  # fmt: skip
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8, head_hidden_size=8, patch_size=14,
-    )  # fmt: skip
-    transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
+    make_depth_model().save_pretrained(tmp_path)
     transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
     try:
         result = conditions.preprocess("depth", square(70), model=tmp_path)

@@ -23,6 +23,7 @@ from runtime.control.conditions import DEPTH_MODEL_VARIABLE, preprocess
 from runtime.errors import InputError
 from runtime.loading.load import load_model
 from runtime.text.encode import encode_prompts
+from tests.support.depth_model import make_depth_model
 from tests.support.tolerances import assert_close
 from training.config import TrainConfig
 from training.data import encode, workers
@@ -166,18 +167,10 @@ def test_conditions_are_computed_from_the_crop(condition, run, folder, config):
 @pytest.fixture
 def depth_models(tmp_path):
     """Two folders of depth models with other weights."""
-    backbone = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, reshape_hidden_states=False,
-        out_features=["stage1", "stage2", "stage3", "stage4"], apply_layernorm=True,
-    )  # fmt: skip
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8, head_hidden_size=8, patch_size=14,
-    )  # fmt: skip
     folders = [tmp_path / "depth-a", tmp_path / "depth-b"]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
-        transformers.DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+        make_depth_model().save_pretrained(folder)
         transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
     return folders
 
