@@ -17,7 +17,7 @@ from runtime.arguments import is_finite_number
 from runtime.errors import InputError, first_line
 from runtime.loading.lora_names import PARTS
 from runtime.loading.weights import content
-from runtime.machine.files import read_json
+from runtime.machine.files import read_json, unique
 
 PEFT_WEIGHTS, PEFT_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
@@ -70,7 +70,7 @@ def _header_configs(path: Path) -> dict[str, dict]:
     if text is None:
         return {}
     try:
-        flat = json.loads(text)
+        flat = json.loads(text, object_pairs_hook=unique)
         items = list(flat.items())
     except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(f"{path}: its header's {HEADER} is not JSON: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from runtime.control import conditions
 from runtime.control.images import fit, load_image, load_pixels
 from runtime.control.region import Region
 from runtime.errors import InputError
+from runtime.machine.files import unique
 from runtime.sampling.request import Request
 from runtime.sampling.schedulers import SCHEDULERS
 from runtime.serve.files import NAME, Files, check_size, from_base64
@@ -78,9 +80,13 @@ class Pictures:
 def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
     """Return a body. Raises Refusal: 400 where it is not JSON, 422, naming the field, where it does not fit."""
     try:
-        return model.model_validate_json(raw)
+        body = model.model_validate_json(raw)
+        json.loads(raw, object_pairs_hook=unique)  # pydantic keeps the last of two fields of one name
+        return body
     except ValidationError as error:
         raise of_validation(error) from None
+    except ValueError as error:
+        raise Refusal(422, f"body: {error}") from None
 
 
 def of_validation(error: ValidationError) -> Refusal:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runtime.errors import InputError, first_line
+from runtime.machine.files import unique
 from training.data.sample import decode_text
 
 NAMES = ("metadata", "train")
@@ -45,9 +46,9 @@ def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: line {number}: expected {expected}") from error
+            raise InputError(f"{path}: line {number}: expected {expected}: {first_line(error)}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number}: expected {expected}")
         yield f"line {number}", row
@@ -56,6 +57,7 @@ def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict]]:
 def _csv(path: Path, text: str) -> Iterator[tuple[str, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        _check_columns(path, reader.fieldnames or [])
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{path}: line {reader.line_num}: expected {len(reader.fieldnames)} columns")
@@ -68,9 +70,17 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         from pyarrow import parquet
 
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
+        names, rows = table.column_names, table.to_pylist()
     except ImportError as error:
         raise InputError(f"{path}: needs the package pyarrow; pip install pyarrow") from error
     except Exception as error:  # whatever pyarrow raises on a damaged file
         raise InputError(f"{path}: not a parquet file: {first_line(error)}") from error
+    _check_columns(path, names)
     yield from ((f"row {number}", row) for number, row in enumerate(rows))
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError where two columns have one name: a row keeps the last of them."""
+    if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), None):
+        raise InputError(f"{path}: two columns named {twice!r}; expected one")

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from runtime.errors import InputError, first_line
-from runtime.machine.files import expand
+from runtime.machine.files import expand, unique
 from training.config import TrainConfig
 from training.data.cache import digest
 from training.data.sample import IMAGES, LARGEST_FILE, Sample, column_named, decode_text, is_litter, stat_line
@@ -140,10 +140,12 @@ def _caption(files: dict[str, bytes], key: str) -> str | None:
     if "json" not in files:
         return None
     try:
-        fields = json.loads(decode_text(files["json"]))
-        return fields.get(column_named(key, fields))
-    except (ValueError, RecursionError, AttributeError, InputError) as error:
-        raise InputError("its .json is not a JSON object") from error
+        fields = json.loads(decode_text(files["json"]), object_pairs_hook=unique)
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(f"its .json: {first_line(error)}") from error
+    if not isinstance(fields, dict):
+        raise InputError("its .json: expected an object")
+    return fields.get(column_named(key, fields))
 
 
 def _check_member(member: tarfile.TarInfo, path: Path) -> None:

@@ -19,6 +19,8 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 
 from runtime.control.png import png_bytes
+from runtime.errors import first_line
+from runtime.machine.files import unique
 from runtime.serve.events import Event
 from runtime.serve.orders import of_validation
 from runtime.serve.pictures import base64_of
@@ -171,9 +173,9 @@ async def _read_form(request: Request) -> tuple[ImagesGenerations, dict[str, byt
         del fields["input_fidelity"]
     for name in fields.keys() & {"regions", "guidance_range"}:
         try:
-            fields[name] = json.loads(fields[name])
-        except (ValueError, RecursionError):
-            raise Refusal(422, f"{name}: expected JSON", name) from None
+            fields[name] = json.loads(fields[name], object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(422, f"{name}: expected JSON: {first_line(error)}", name) from None
     try:
         return ImagesGenerations.model_validate(fields, strict=False), files
     except ValidationError as error:

@@ -37,6 +37,16 @@ def test_fields_reach_the_request(tmp_path):
         assert found == (tuple(value) if isinstance(value, list) else value), name
 
 
+@pytest.mark.parametrize(
+    "raw", ['{"prompt": "a", "seed": 1, "seed": 2}', '{"prompt": "a", "regions": [{"scale": 1, "scale": 0}]}']
+)
+def test_a_field_that_is_given_twice_is_refused(raw):
+    name = "seed" if "seed" in raw else "scale"
+    with pytest.raises(Refusal, match=f"body: '{name}' is given twice") as error:
+        parse(Generate, raw.encode())
+    assert error.value.status == 422
+
+
 def test_a_preset_gives_way_to_what_is_given(tmp_path):
     request = orders(tmp_path).order(body(preset="lcm4", steps=6)).request
     assert (request.scheduler, request.steps, request.guidance) == ("lcm", 6, 1.0)

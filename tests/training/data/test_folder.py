@@ -246,6 +246,8 @@ def test_a_file_of_gigabytes_is_not_read(data, monkeypatch):
     ("name", "content", "said"),
     [
         ("metadata.csv", b'file_name,text\n0.png,"a\n', "metadata.csv: line "),
+        ("metadata.csv", b"file_name,text,text\n0.png,a,b\n", "metadata.csv: two columns named 'text'"),
+        ("metadata.jsonl", b'{"file_name": "0.png", "text": "a", "text": "b"}', "'text' is given twice"),
         ("metadata.csv", b"file_name,text\n0.png\n", "metadata.csv: line 2: expected 2 columns"),
         ("metadata.csv", b"file_name,text\n0.png,caf\xe9\n", "metadata.csv: not UTF-8"),
         ("metadata.parquet", b"PAR1 not", "metadata.parquet: not a parquet file"),

@@ -435,14 +435,21 @@ def test_a_tars_images_may_be_of_any_kind(ending, tmp_path):
 
 def test_a_tars_captions_may_be_json(tmp_path):
     said = {"said": "one", "text": "not this"}
-    files = {"1.png": picture(1), "1.json": json.dumps(said).encode(), "2.png": picture(2), "2.json": b"{"}
-    files |= {"3.png": picture(3), "4.png": picture(4), "4.json": b"[]", "5.txt": b"no image"}
+    files = {
+        "1.png": picture(1),
+        "1.json": json.dumps(said).encode(),
+        "2.png": picture(2),
+        "2.json": b"[" * 100_000,
+    }
+    files |= {"3.png": picture(3), "4.png": picture(4), "4.json": b"[]", "5.txt": b"no image",
+              "6.png": picture(6), "6.json": b'{"said": "a", "said": "b"}'}  # fmt: skip
     found = samples(write_tar(tmp_path / "a.tar", files), caption_key="said")
     assert [(s.name, s.caption, s.error) for s in found] == [
-        ("1", "one", None), ("2", None, "its .json is not a JSON object"), ("3", None, None),
-        ("4", None, "its .json is not a JSON object"), ("5", "no image", None),
+        ("1", "one", None), ("2", None, found[1].error), ("3", None, None),
+        ("4", None, "its .json: expected an object"), ("5", "no image", None),
+        ("6", None, "its .json: 'said' is given twice in an object; expected it once"),
     ]  # fmt: skip
-    assert found[0].image == picture(1) and found[4].image == b""
+    assert found[0].image == picture(1) and found[4].image == b"" and found[1].error.startswith("its .json: ")
 
 
 @pytest.mark.parametrize(("image", "condition"), [("jpg", "png"), ("png", "jpg"), ("png", "edges.png")])
