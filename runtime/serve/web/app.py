@@ -157,6 +157,7 @@ def _say_errors(made: dict[str, Any], schemas: dict[str, Any]) -> None:
 def add_docs(app: FastAPI) -> None:
     """Add the page of the routes at /docs."""
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def read_docs() -> HTMLResponse:
         return HTMLResponse(docs.page(document(app)))
@@ -170,6 +171,7 @@ def add_page(app: FastAPI) -> None:
     """Add the page at /; its files by their names, so that it hides no route."""
 
     def add(path: str, name: str) -> None:
+        @app.head(path, include_in_schema=False)
         @app.get(path, include_in_schema=False)
         async def file() -> FileResponse:
             return FileResponse(str(PAGE / name), headers={"Cache-Control": "no-cache"})

@@ -186,6 +186,9 @@ def add_pictures(app: FastAPI) -> None:
 
 
 def add_health(app: FastAPI) -> None:
+    """Add what load balancers ask, by GET or by HEAD."""
+
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthy(request: Request) -> PlainTextResponse:
         """Say that the process is sound: it answers, and the engine's thread is alive."""
@@ -193,6 +196,7 @@ def add_health(app: FastAPI) -> None:
             raise Refusal(503, "server: the engine's thread has ended")
         return PlainTextResponse("ok\n")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_class=PlainTextResponse)
     async def is_ready(request: Request) -> PlainTextResponse:
         """Say whether work is taken: loaded, warmed up, the engine's thread alive, and not ending."""
@@ -201,6 +205,7 @@ def add_health(app: FastAPI) -> None:
             raise Refusal(503, "server: it is ending", retry_after=5)
         return PlainTextResponse("ready\n")
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> PlainTextResponse:
         text = service_of(request).metrics.text()

@@ -329,6 +329,13 @@ def test_health_and_numbers(client):
     assert "localcontrol_resident_bytes" in text
 
 
+def test_what_watches_a_server_may_ask_by_head(client):
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/"):
+        status, headers, body = client.ask("HEAD", path)
+        assert (status, body) == (200, b"") and int(headers["content-length"]) > 0
+    assert client.ask("HEAD", "/v1/generate")[0] == 405
+
+
 def test_keys(tmp_path):
     with running(tmp_path, access=Access(keys=("one", "two"))) as client:
         assert client.error(401, "/v1/generate", SMALL)["param"] == "Authorization"
