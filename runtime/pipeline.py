@@ -15,6 +15,7 @@ from runtime.arguments import truth
 from runtime.capabilities import Capabilities
 from runtime.control.adapters import Adapter
 from runtime.control.region import Region
+from runtime.engines.captured_parts import capture_parts
 from runtime.engines.parts import engine_device, load_engines
 from runtime.engines.torch_compile import compile_decoder, compile_unet
 from runtime.errors import InputError
@@ -181,7 +182,8 @@ class LocalControlPipeline:
     def compile(
         self, *, compiler: str | Callable | None = "inductor", cuda_graph: bool = False
     ) -> LocalControlPipeline:
-        """Have the UNet and, on a GPU, the VAE's decoder compiled by torch.compile; the UNet captured as a CUDA graph.
+        """Have the UNet and, on a GPU, the VAE's decoder compiled by torch.compile; the UNet, text encoders and
+        T2I-Adapters captured as CUDA graphs.
 
         compiler: torch.compile's backend, None for none. The first picture waits for it, minutes with SDXL; see
         `warm_up`. Other sizes, batches, prompts, masks and regions need no compiling (see
@@ -194,6 +196,8 @@ class LocalControlPipeline:
         if self.denoiser.profile is not None:
             raise InputError("compile: the UNet is compiled already; expected one in PyTorch")
         self.denoiser = compile_unet(self.model, compiler, cuda_graph)
+        if cuda_graph:
+            self.model, self.adapters = capture_parts(self.model, self.adapters, self.device)
         if compiler is not None and self.device.type == "cuda":  # on a CPU it waits for longer than it wins
             compile_decoder(self.model.vae, compiler)
         return self

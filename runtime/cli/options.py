@@ -213,7 +213,9 @@ def add_speed(group) -> None:
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the UNet and the VAE: minutes, the first time"
     )
-    group.add_argument("--cuda-graph", action="store_true", help="capture a step as a CUDA graph")
+    group.add_argument(
+        "--cuda-graph", action="store_true", help="capture a step, text encoders and adapters as CUDA graphs"
+    )
     group.add_argument(
         "--quantize",
         metavar="NAME",

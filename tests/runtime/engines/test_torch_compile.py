@@ -121,7 +121,7 @@ def test_what_cannot_be_compiled():
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*is stretched")
+@pytest.mark.filterwarnings("ignore:.*is stretched", "error:cuda graph")
 @pytest.mark.parametrize("compiler", [None, "inductor"])
 def test_a_cuda_graph_draws_the_same(compiler):
     def on_gpu():
