@@ -101,16 +101,19 @@ def test_words_and_control_act_together_in_batches_with_several_prompts():
         assert relative_rms(other, second) > 1e-4
 
 
-@pytest.mark.parametrize("prompt", [WORDS, " ".join(["a star"] * 60)], ids=["short", "long"])
-def test_compiled_is_the_same(prompt):
+@pytest.mark.parametrize(
+    ("prompt", "counts"), [(WORDS, (2, 0)), (" ".join(["a star"] * 60), (1,))], ids=["short", "long"]
+)
+def test_compiled_is_the_same(prompt, counts):
+    """counts: of the regions; each is traced for many seconds."""
     regions = [Region(prompt=prompt, mask=LEFT, end=0.7), Region(condition(), mask=TOP, prompt="snow")]
     options = {"steps": 4, "seed": 3, "guidance_range": (0, 0.5)}
     compiled = LocalControlPipeline.from_diffusers(make_pipeline(), {"canny": make_adapter()})
     compiled.compile(compiler="eager")
     draw = partial(compiled, PROMPT, **options)
-    assert relative_rms(draw(regions).latents, pipe()(PROMPT, regions, **options).latents) < 1e-5
-    assert relative_rms(draw(regions[:1]).latents, pipe()(PROMPT, regions[:1], **options).latents) < 1e-5
-    assert relative_rms(draw().latents, pipe()(PROMPT, **options).latents) < 1e-5
+    for count in counts:
+        drawn, plain = draw(regions[:count]).latents, pipe()(PROMPT, regions[:count], **options).latents
+        assert relative_rms(drawn, plain) < 1e-5, count
 
 
 def test_cached_features_are_computed_anew_where_the_words_change():
