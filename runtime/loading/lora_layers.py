@@ -107,9 +107,10 @@ def _kronecker(kinds: set[str], m: Matrices) -> tuple[Tensor, int | None]:
     rank = None
     for name in ("lokr_w2_b", "lokr_w1_b"):  # LyCORIS' order: the first that there is
         rank = len(m[name]) if name in kinds else rank
-    if second.ndim == 4:
-        first = first[:, :, None, None]
-    return torch.kron(first, second), rank
+    product = torch.einsum(
+        "ab,cd...->acbd...", first, second
+    )  # torch.kron refuses some tensors of einsum's strides
+    return product.flatten(2, 3).flatten(0, 1), rank
 
 
 def _factor(i: int, kinds: set[str], m: Matrices) -> Tensor:

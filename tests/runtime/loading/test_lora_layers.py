@@ -82,6 +82,16 @@ def test_lokr():
     close(new_weight(weight, product, None, 1.0), new_weight(weight, whole, None, 0.5))
 
 
+@pytest.mark.parametrize(("rank", "kernel"), [(RANK, 3), (1, 1)])
+def test_lokr_with_a_tucker_decomposition(rank, kernel):
+    left, right, core = random(rank, 8), random(rank, 4), random(rank, rank, kernel, kernel)
+    first, second = random(2, 2), torch.einsum("ijxy,ip,jr->xypr", core, left, right)
+    expected = torch.stack([torch.kron(first, each) for each in second.flatten(0, 1).contiguous()], -1)
+    m = {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right, "lokr_t2": core}
+    made = new_weight(torch.zeros(16, 8, kernel, kernel), {**m, "alpha": torch.tensor(2.0)}, None, 1.0)
+    close(made, expected.view_as(made) * 2 / rank)
+
+
 @pytest.mark.parametrize("axis", [0, 1], ids=["outputs", "inputs"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_dora(shape, axis):
