@@ -7,7 +7,8 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from runtime.arguments import whole_number
 from runtime.errors import InputError
@@ -70,10 +71,22 @@ def decode(source, name: str, path: str = "the image") -> Image.Image:
     except Exception as error:  # on damaged data the decoders raise a dozen types, IndexError to struct.error
         raise InputError(f"{name}: {path} is damaged or truncated: {error}") from error
     try:
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
     except Exception as error:  # the picture itself is whole
         warnings.warn(f"{name}: {path}: its EXIF data are damaged, taken as upright: {error}", stacklevel=2)
-        return image
+        upright = image
+    return _inverted(upright) if _white_is_0(image) else upright
+
+
+def _white_is_0(image: Image.Image) -> bool:
+    """Return whether 0 is white in a TIFF of more than 8 bits: of up to 8 Pillow has turned them round."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode in ("I;16", "F") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _inverted(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    return Image.fromarray((1 if image.mode == "F" else 65535) - pixels)
 
 
 def is_tiff(file) -> bool:

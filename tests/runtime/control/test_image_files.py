@@ -60,6 +60,18 @@ def test_a_tiff_of_other_pixels_is_not_called_unknown(tmp_path):
     assert load_image(tmp_path / "a.tif").getpixel((0, 0)) == 255
 
 
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_tiff_whose_0_is_white(tmp_path, dtype, white, opened):
+    path, columns = tmp_path / "mask.tif", np.array([[0, 0, white]] * 2, dtype)
+    image = Image.fromarray(columns)
+    image.save(path, tiffinfo={262: 0, 274: 3})  # WhiteIsZero, and turned by 180 degrees
+    if dtype == np.uint8:  # Pillow turns these round as it writes them
+        columns = white - columns
+    pixels, _ = load_layers(Image.open(path) if opened else path)
+    assert (pixels[0, 0].float() / pixels.max()).tolist() == ((white - columns[:, ::-1]) / white).tolist()
+
+
 def test_folders_pipes_and_impossible_names(tmp_path):
     assert "is a folder; expected an image file" in refusal(load_image, tmp_path)
     os.mkfifo(tmp_path / "pipe")
