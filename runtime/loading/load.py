@@ -23,6 +23,7 @@ from runtime.loading.lora import LoraSource, find_lora, fuse_lora
 from runtime.loading.quiet import quiet
 from runtime.loading.single_file import SDXL_CONFIGS, load_single_file, load_vae_file
 from runtime.loading.weights import check_finite_weights
+from runtime.loading.zero_snr import spelled_out
 from runtime.machine.arithmetic import DTYPES
 from runtime.machine.files import expand, reads
 from runtime.model.latent_rgb import LatentRGB, known_projection
@@ -130,7 +131,8 @@ def set_schedule(pipe: DiffusionPipeline, prediction_type: str | None, zero_snr:
         options["rescale_betas_zero_snr"] = bool(zero_snr)
         options |= {"timestep_spacing": "trailing"} if zero_snr else {}
     if options:
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
+        kind = type(pipe.scheduler)
+        pipe.scheduler = kind.from_config(spelled_out(kind, pipe.scheduler.config | options))
 
 
 def _is_offloaded(model: torch.nn.Module) -> bool:

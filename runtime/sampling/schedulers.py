@@ -13,6 +13,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from runtime.errors import InputError, first_line
+from runtime.loading.zero_snr import spelled_out
 
 # noise levels, of which a scheduler has one kind
 KARRAS = {"use_karras_sigmas": True, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -55,11 +56,12 @@ def make_scheduler(choice: str | SchedulerMixin | None, default: SchedulerMixin)
     if choice is None or isinstance(choice, SchedulerMixin):
         scheduler = default if choice is None else choice
         _check_kind(type(scheduler), type(scheduler).__name__)
-        return _made(type(scheduler), scheduler.config)
+        config = scheduler.config if choice is not None else spelled_out(type(scheduler), scheduler.config)
+        return _made(type(scheduler), config)
     scheduler_class, options = _find(choice)
     known = inspect.signature(scheduler_class.__init__).parameters
     config = {
-        k: v for k, v in default.config.items() if k in known
+        k: v for k, v in spelled_out(scheduler_class, default.config).items() if k in known
     }  # the noise schedule and what else they share
     return _made(scheduler_class, config, **options)
 

@@ -7,7 +7,12 @@ import shutil
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoencoderKL, StableDiffusionXLAdapterPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    HeunDiscreteScheduler,
+    StableDiffusionXLAdapterPipeline,
+    UNet2DConditionModel,
+)
 from huggingface_hub import constants
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -355,3 +360,13 @@ def test_what_the_user_says_of_the_prediction_counts():
     )
     with pytest.raises(InputError, match="prediction_type 'flow': expected epsilon or v_prediction"):
         load_model(saved_model.folder(), prediction_type="flow")
+
+
+def test_zero_snr_counts_with_a_scheduler_that_has_no_option_for_it(tmp_path):
+    folder, own = copy_folder(tmp_path), saved_model.pipeline().scheduler
+    HeunDiscreteScheduler.from_config(own.config).save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "HeunDiscreteScheduler"])
+    made = load_model(folder, rescale_betas_zero_snr=True).scheduler
+    expected = type(own).from_config(own.config, rescale_betas_zero_snr=True).alphas_cumprod
+    assert type(made) is HeunDiscreteScheduler
+    torch.testing.assert_close(made.alphas_cumprod, expected, rtol=1e-3, atol=1e-9)

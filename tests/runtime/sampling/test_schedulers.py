@@ -186,6 +186,30 @@ def test_the_first_two_noise_levels_may_share_a_timestep():
     assert made.isfinite().all() and scheduler.begin_index == 0
 
 
+@pytest.mark.parametrize("name", ["heun", "lms", "KDPM2DiscreteScheduler", "DPMSolverSinglestepScheduler"])
+def test_a_class_without_the_option_ends_at_zero_snr_too(name):
+    """A prediction that is exact finds the picture only where all noise levels are those it was made for."""
+    zero_snr = diffusers.EulerDiscreteScheduler.from_config(
+        BASE.config,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
+    scheduler, picture = make_scheduler(name, zero_snr), torch.randn(1, 4, 4, 4)
+    torch.testing.assert_close(scheduler.alphas_cumprod, zero_snr.alphas_cumprod, rtol=1e-3, atol=1e-9)
+
+    def predict(sample, timestep):
+        alpha = zero_snr.alphas_cumprod[int(timestep)].sqrt()
+        sigma = (1 - alpha.square()).sqrt()
+        return alpha * (sample - alpha * picture) / sigma - sigma * picture
+
+    timesteps = set_timesteps(scheduler, 8, torch.device("cpu"))
+    x = torch.randn(1, 4, 4, 4) * scheduler.init_noise_sigma
+    for timestep in timesteps:
+        x = scheduler.step(predict(scheduler.scale_model_input(x, timestep), timestep), timestep, x)[0]
+    torch.testing.assert_close(x, picture, rtol=1e-4, atol=1e-4)
+
+
 def test_eta_is_that_of_diffusers_pipelines():
     """TCD's own step draws noise, its pipelines' eta of 0 does not."""
     noise = torch.randn(1, 4, 4, 4)
