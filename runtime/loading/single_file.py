@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import constants
-from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -21,7 +20,7 @@ from runtime.loading.accounting import check_names, check_vae_names
 from runtime.loading.folder import EXPECTED, TOKENIZERS, check_channels, has_vocabulary
 from runtime.loading.hub import fetch_files
 from runtime.loading.scaled import apply_scales, check_quantised
-from runtime.loading.weights import LOAD_ERRORS, content, read_tensor, tensor_shapes, with_suffix
+from runtime.loading.weights import LOAD_ERRORS, header, read_tensor, tensor_shapes, with_suffix
 from runtime.machine.files import read_json
 
 SDXL_CONFIGS = Path(__file__).parents[1] / "configs" / "sdxl"
@@ -110,11 +109,7 @@ def declared_schedule(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
     Raises InputError for a prediction type that is not known.
     """
     options: dict[str, object] = {}
-    metadata = {}
-    if content(path) == "safetensors":
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    if (declared := metadata.get("modelspec.prediction_type")) is not None:
+    if (declared := header(path).get("modelspec.prediction_type")) is not None:
         spelled = declared.strip().lower().replace("-", "_")
         if spelled not in PREDICTIONS:
             raise InputError(

@@ -8,7 +8,7 @@ names the file.
 import hashlib
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,10 +123,24 @@ def load_pickle(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:
     """Return one tensor of a file that `tensor_shapes` has read."""
-    if content(path) == "safetensors":
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
-    return load_pickle(path)[name]
+    return read_tensors(path, [name])[name]
+
+
+def read_tensors(path: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return some tensors of a file that `tensor_shapes` has read, by name."""
+    if content(path) != "safetensors":
+        tensors = load_pickle(path)
+        return {name: tensors[name] for name in names}
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def header(path: Path) -> dict[str, str]:
+    """Return what a file that `tensor_shapes` has read says of itself; a pickle says nothing."""
+    if content(path) != "safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 @contextmanager

@@ -162,6 +162,39 @@ def test_scales_that_are_not_one_or_one_an_output_are_refused(tmp_path, more, me
 
 
 @pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ('{"layers": {"%s": {"format": "int8_tensorwise", "convrot": true}}}', "weights in int8_tensorwise"),
+        ('{"layers": {"%s": {"format": "float8_e4m3fn", "convrot": true}}}', "weights with convrot"),
+        ('{"layers": {"%s": {"format": "float8_e4m3fn"}}}', "weights in float8 without their scale"),
+        ('{"layers": ["%s"]}', "expected an object"),
+        ("[", "_quantization_metadata is not JSON with layers"),
+    ],
+)
+def test_what_a_header_says_of_the_weights_is_followed(tmp_path, said, message):
+    """ComfyUI writes there what else is in a layer's comfy_quant."""
+    layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    tensors = load_file(saved_model.single_file())
+    kind, scale = (torch.int8, True) if "int8" in said else (torch.float8_e4m3fn, "convrot" in said)
+    tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(kind)
+    tensors |= {f"{layer}.weight_scale": torch.ones(())} if scale else {}
+    said = said % layer if "%" in said else said
+    save_file(tensors, tmp_path / "fp8.safetensors", metadata={"_quantization_metadata": said})
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "fp8.safetensors")
+
+
+def test_scales_of_a_checkpoint_are_read(tmp_path):
+    tensors = load_file(saved_model.single_file())
+    expected = scaled(tensors, "scale_weight", False)
+    torch.save({"state_dict": tensors}, tmp_path / "fp8.ckpt")
+    unet = load(tmp_path / "fp8.ckpt", allow_pickle=True).unet
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    made = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
+    torch.testing.assert_close(made.detach(), expected[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         (
@@ -476,6 +509,10 @@ def test_a_vaes_scale_is_refused(tmp_path, whole):
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     save_file(tensors | {name: torch.full((1,), 3.0)}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=rf"x\.safetensors: weights with scales \({name}\)"):
+        load_vae_file(tmp_path / "x.safetensors", saved_model.folder() / "vae")
+    said = json.dumps({"layers": {name.removesuffix(".scale_weight"): {"format": "float8_e4m3fn"}}})
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"_quantization_metadata": said})
+    with pytest.raises(InputError, match=r"weights with scales \(_quantization_metadata of [\w.]+conv_in\)"):
         load_vae_file(tmp_path / "x.safetensors", saved_model.folder() / "vae")
 
 
