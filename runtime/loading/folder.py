@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from runtime.arguments import is_finite_number
 from runtime.errors import InputError, first_line
 from runtime.loading.scaled import READ, check_plain
 from runtime.loading.weights import LOAD_ERRORS, chosen_weights, find_weights
@@ -140,6 +141,7 @@ def check_configs(
     if type(latent) is not int:
         raise InputError(f"{source}: the VAE's latent_channels is {latent!r}; expected a whole number")
     check_channels(source, config.in_channels, latent)
+    _check_scale(source, vae, latent)
     texts = [
         _text_config(source, name, given)
         for name, given in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2))
@@ -151,6 +153,18 @@ def check_configs(
             f"{source}: the UNet expects {config.cross_attention_dim} text features and {pooled} pooled, "
             f"the text encoders give {width} and {texts[1].projection_dim}; {EXPECTED}"
         )
+
+
+def _check_scale(source: object, vae: Mapping, latent: int) -> None:
+    """Raise InputError unless a VAE's config says numbers of what its latents are multiplied by, or lessened."""
+    factor = vae.get("scaling_factor", 1.0)
+    if not is_finite_number(factor) or not factor:
+        raise InputError(f"{source}: the VAE's scaling_factor is {factor!r}; expected a number other than 0")
+    for key in ("latents_mean", "latents_std"):
+        values = vae.get(key)
+        fits = isinstance(values, (list, tuple)) and len(values) == latent
+        if values is not None and not (fits and all(map(is_finite_number, values))):
+            raise InputError(f"{source}: the VAE's {key} is {values!r}; expected {latent} numbers")
 
 
 def _text_config(source: object, name: str, given: Mapping) -> CLIPTextConfig:

@@ -186,7 +186,7 @@ def from_diffusers(pipe: DiffusionPipeline, name: str | None = None) -> Model:
         tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
         text_encoders=text_encoders,
         scheduler=pipe.scheduler,
-        sample_size=_sample_size(pipe.unet.config.sample_size),
+        sample_size=_sample_size(pipe.unet.config.sample_size, name),
         force_zeros_for_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
         latent_rgb=known_projection(vae),
     )
@@ -210,11 +210,12 @@ def _check_tokenizers(name: str, tokenizers: tuple, text_encoders: tuple) -> Non
         )
 
 
-def _sample_size(configured: int | list[int] | None) -> int:
+def _sample_size(configured: int | list[int] | None, name: str) -> int:
     """Return a UNet config's sample_size: a number, rarely a pair; SDXL's own where it says nothing."""
-    if isinstance(configured, (list, tuple)):
-        return max(configured)
-    return configured or 128
+    sizes = configured if isinstance(configured, (list, tuple)) else [configured or 128]
+    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise InputError(f"{name}: the UNet's sample_size is {configured!r}; expected a whole number, or two")
+    return max(sizes)
 
 
 def _find(source: str | Path, dtype: torch.dtype, allow_pickle: bool) -> Path:

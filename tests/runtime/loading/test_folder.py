@@ -107,6 +107,20 @@ SPOILED = {
         lambda m: edit_json(m / "unet/config.json", addition_embed_type=None),
         "model: .*addition_embed",
     ),
+    **{
+        f"{key} {value!r}": (
+            lambda m, key=key, value=value: edit_json(m / "vae/config.json", **{key: value}),
+            f"the VAE's {key} is .*; expected (4 numbers|a number other than 0)",
+        )
+        for key, value in [
+            ("scaling_factor", None),
+            ("scaling_factor", "0.13"),
+            ("scaling_factor", 0),
+            ("latents_mean", [0.1] * 3),
+            ("latents_std", "1"),
+            ("latents_std", [1.0, 1.0, 1.0, None]),
+        ]
+    },
     "other text": (
         lambda m: edit_json(m / "unet/config.json", cross_attention_dim=7),
         "UNet expects 7 text features",

@@ -351,6 +351,13 @@ def test_a_tokenizers_length_that_cannot_be(tmp_path, lengths, message):
         load_model(model)
 
 
+@pytest.mark.parametrize("size", ["8", [], [8, None], 8.5])
+def test_a_sample_size_that_is_no_number(tmp_path, size):
+    edit_json(copy_folder(tmp_path) / "unet/config.json", sample_size=size)
+    with pytest.raises(InputError, match=r"model: the UNet's sample_size is .*; expected a whole number, or"):
+        load_model(tmp_path / "model")
+
+
 def test_what_the_user_says_of_the_prediction_counts():
     assert load_model(saved_model.folder()).scheduler.config.prediction_type == "epsilon"
     made = load_model(saved_model.folder(), prediction_type="v_prediction", rescale_betas_zero_snr=True)
