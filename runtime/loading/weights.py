@@ -178,12 +178,23 @@ def chosen_weights(
         for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
             if files := _files(folder, name, variant):
                 shapes = {file: tensor_shapes(file, allow_pickle) for file in files}
+                _check_once(shapes)
                 return shapes, {"variant": variant, "use_safetensors": name.endswith(".safetensors")}
     others = sorted(path.name for path in folder.glob("*.safetensors*"))
     found = f", found {others[0]}" if others else ""
     raise InputError(
         f"{folder}: weight file missing{found}, expected diffusion_pytorch_model.safetensors or model.safetensors"
     )
+
+
+def _check_once(shapes: Mapping[Path, Collection[str]]) -> None:
+    """Raise InputError where two of a model's files give a tensor other values: the loaders take the last."""
+    found: dict[str, Path] = {}
+    for file, names in shapes.items():
+        for name in sorted(found.keys() & set(names)):
+            if not torch.equal(read_tensor(file, name), read_tensor(found[name], name)):
+                raise InputError(f"{file}: {name} is another in {found[name].name}; expected it in one file")
+        found |= dict.fromkeys(names, file)
 
 
 def _files(folder: Path, name: str, variant: str | None) -> list[Path]:

@@ -122,6 +122,18 @@ def test_every_shard_is_checked(tmp_path):
         find_weights(tmp_path, torch.float32)
 
 
+def test_a_tensor_of_two_shards_has_one_value(tmp_path):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": dict(zip(TENSORS, shards, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(TENSORS, tmp_path / shards[0])
+    save_file(TENSORS, tmp_path / shards[1])
+    find_weights(tmp_path, torch.float32)
+    save_file(TENSORS | {"a": TENSORS["a"] + 1}, tmp_path / shards[1])
+    with pytest.raises(InputError, match=rf"{shards[1]}: a is another in {shards[0]}; expected it in one"):
+        find_weights(tmp_path, torch.float32)
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[1]"])
 def test_json_that_is_none(tmp_path, content):
     if content is not None:
