@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,7 @@ from runtime.loading.single_file import (
 from runtime.machine.files import read_json
 from runtime.model.config import UNetConfig
 from runtime.model.unet import UNet
+from runtime.sampling.schedulers import make_scheduler
 from tests.support import saved_model
 from tests.support.saved_model import assert_same, cached_snapshot, edit_tensors, options
 from tests.support.single_file_layout import to_single_file, vae_tensors
@@ -410,6 +411,22 @@ def test_without_a_vocabulary_the_error_says_what_to_put_where(tmp_path, monkeyp
     bare_vocabulary(tmp_path / "broken").joinpath("vocab.json").write_text("{")
     with pytest.raises(InputError, match="broken: tokenizer not readable"):
         load(saved_model.single_file(), tokenizer=tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+        ("DDPMScheduler", {"clip_sample": False}),
+        ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+        ("HeunDiscreteScheduler", {"clip_sample": False, "steps_offset": 1}),
+    ],
+)
+def test_the_shipped_schedule_serves_other_classes_as_sdxls_own_does(name, expected):
+    """Latents are no pictures, whose values end at 1; what Euler does not use, the others take from its config."""
+    scheduler = EulerDiscreteScheduler.from_pretrained(SDXL_CONFIGS / "scheduler")
+    own = EulerDiscreteScheduler.from_config(scheduler.config, prediction_type="v_prediction")
+    assert expected.items() <= options(make_scheduler(name, own)).items()
 
 
 @pytest.fixture(scope="module")
