@@ -103,11 +103,14 @@ def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
     for (part, path), (name, matrices) in found.items():
         layer, config = parts[part].get_submodule(path), lora.configs.get(part, lora.configs.get("", {}))
         try:
-            changed += _changes(layer, matrices, scale_of(config, part, path, matrices), lora.weight)
+            new = _changes(layer, matrices, scale_of(config, part, path, matrices), lora.weight)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
             raise InputError(
                 f"{lora.path}: a LoRA that does not fit this model: {name}: shape or kind: {first_line(error)}"
             ) from error
+        if any(old.isfinite().all() and not made.to(old.dtype).isfinite().all() for old, made in new):
+            raise InputError(f"{lora.path}: at weight {lora.weight:g} {name} is beyond {layer.weight.dtype}")
+        changed += new
     with torch.no_grad():  # only now: a LoRA is in it whole or not at all
         for parameter, value in changed:
             parameter.copy_(value)

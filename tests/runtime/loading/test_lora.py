@@ -301,6 +301,14 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, pipe):
         fuse_lora(pipe, find_lora(tmp_path / "x.safetensors"))
 
 
+@pytest.mark.parametrize(("weight", "dtype"), [(1e39, torch.float32), (1e6, torch.float16)])
+def test_a_weight_that_is_too_large_is_the_loras_fault(tmp_path, pipe, weight, dtype):
+    pipe.unet.to(dtype)
+    write_lora(tmp_path / "x.safetensors", pipe, LAYERS[:1])
+    with pytest.raises(InputError, match=rf"x\.safetensors: at weight 1e\+\d+ .*to_q is beyond {dtype}"):
+        fuse_lora(pipe, find_lora((tmp_path / "x.safetensors", weight)))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
