@@ -21,8 +21,7 @@ AND = re.compile(r"\bAND\b")
 SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")  # at a whole prompt's end
 NETWORK = re.compile(r"<\w+:[^<>]*>")
 LORA = "give --lora FILE=WEIGHT"
-CHANGING = re.compile(r"\[[^\[\]()]*[:|][^\[\]()]*\]")
-INNER = re.compile(r"\\.|\([^()\\]*\)")  # an escaped character, or a pair of brackets without others in it
+MARK = re.compile(r"\\.|[()\[\]:|]", re.DOTALL)
 MOST_NESTED = 100
 MOST_JOINED = 16  # prompts, by AND: each is a row of the UNet
 MOST_WEIGHT = 10
@@ -54,8 +53,8 @@ def check_prompt(text: str, syntax: str, name: str = "prompt", joins: bool = Fal
             _check_joined(text, name)
         elif AND.search(text):
             raise InputError(f"{name}: 'AND' is not read: only the picture's prompt may be of several")
-        if found := CHANGING.search(_without_weights(text)):
-            raise InputError(f"{name}: {found[0]!r} is not read: prompts that change from step to step")
+        if found := _changing(text):
+            raise InputError(f"{name}: {found!r} is not read: prompts that change from step to step")
         for fragment in parse(text, syntax, name):
             _check_weight(fragment.weight, name)
         return
@@ -82,14 +81,26 @@ def _check_weight(weight: float, name: str) -> None:
         raise InputError(f"{name}: a weight of {weight:g}; expected {-MOST_WEIGHT} to {MOST_WEIGHT}")
 
 
-def _without_weights(text: str) -> str:
-    """Return a text without escaped characters and what stands in round brackets, in which : is a weight's."""
-    for _ in range(MOST_NESTED):
-        shorter = INNER.sub("", text)
-        if shorter == text:
-            break
-        text = shorter
-    return text
+def _changing(text: str) -> str | None:
+    """Return the first [from:to:when] or [one|other] in a text, at any depth; within round brackets : is a weight's."""
+    opened: list[tuple[str, int]] = []  # each bracket that is open, and where
+    changing: set[int] = set()
+    for found in MARK.finditer(text):
+        mark, at = found[0], found.start()
+        if mark in "([":
+            opened.append((mark, at))
+        elif mark in ":|" and opened:
+            changing.add(opened[-1][1])
+        elif mark in ")]":
+            bracket, start = opened.pop() if opened else ("", 0)
+            if bracket + mark == "[]" and start in changing:
+                return text[start : at + 1]
+            if bracket + mark not in (
+                "()",
+                "[]",
+            ):  # crossed ones enclose nothing, in stable-diffusion-webui too
+                opened.clear()
+    return None
 
 
 def split(text: str, syntax: str) -> list[Fragment]:

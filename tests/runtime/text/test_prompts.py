@@ -90,7 +90,10 @@ def test_brackets_alone_are_words(text, recwarn):
         ("<lora:x:0.8> a cat", "'<lora:x:0.8>' is not read: extra networks; give --lora"),
         ("a [cat:dog:0.5]", "'[cat:dog:0.5]' is not read: prompts that change"),
         ("a [cat|dog]", "prompts that change"),
-        ("a [cat:(dog:1.2):0.5]", "prompts that change"),
+        ("a [cat:(dog:1.2):0.5]", "'[cat:(dog:1.2):0.5]' is not read: prompts that change"),
+        ("a ([cat:dog:0.5]:1.3)", "'[cat:dog:0.5]' is not read: prompts that change"),
+        ("((a [cat|dog]))", "'[cat|dog]' is not read: prompts that change"),
+        ("a [[cat]:(\\(dog:1.1):5]", "prompts that change"),
         ("(a" * 200, "more than 100 brackets in each other"),
         ("(cat:100)", "a weight of 100; expected -10 to 10"),
     ],
@@ -99,6 +102,14 @@ def test_what_is_not_read_is_refused(text, said):
     with pytest.raises(InputError) as caught:
         check_prompt(text, "a1111", "negative_prompt")
     assert str(caught.value).startswith("negative_prompt: ") and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(a [b:1.2) c]", r"[a\:b\|c]", "[(a:1.2) b]", "a: [b] | c", "([a] b: c)", "[a (b: c]", "[a:b", "a:b]"],
+)
+def test_weights_and_crossed_brackets_are_no_change(text):
+    check_prompt(text, "a1111")
 
 
 @pytest.mark.parametrize(
