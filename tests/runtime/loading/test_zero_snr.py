@@ -1,0 +1,28 @@
+"""runtime.loading.zero_snr: a schedule that ends at zero SNR is the same for every class of scheduler."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+
+from runtime.errors import InputError
+from runtime.loading.zero_snr import OPTION, spelled_out
+
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", OPTION: True}
+
+
+@pytest.mark.parametrize("kind", [LMSDiscreteScheduler, PNDMScheduler])
+@pytest.mark.parametrize("more", [{}, {"num_train_timesteps": 500}, {"trained_betas": [0.004] * 1000}])
+def test_a_class_without_the_option_has_the_alphas_of_one_that_has_it(kind, more):
+    made = kind.from_config(spelled_out(kind, CONFIG | more))
+    expected = EulerDiscreteScheduler(**CONFIG | more).alphas_cumprod
+    torch.testing.assert_close(made.alphas_cumprod, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_what_needs_nothing_spelled_out_is_left_alone():
+    assert spelled_out(DDIMScheduler, CONFIG) == CONFIG
+    assert spelled_out(LMSDiscreteScheduler, CONFIG | {OPTION: False}) == CONFIG | {OPTION: False}
+
+
+def test_betas_of_an_unknown_kind_are_said():
+    with pytest.raises(InputError, match=f"scheduler PNDMScheduler: without {OPTION}: sigmoid is not impl"):
+        spelled_out(PNDMScheduler, CONFIG | {"beta_schedule": "sigmoid"})
