@@ -108,7 +108,7 @@ def fuse_lora(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
             raise InputError(
                 f"{lora.path}: a LoRA that does not fit this model: {name}: shape or kind: {first_line(error)}"
             ) from error
-        if any(old.isfinite().all() and not made.to(old.dtype).isfinite().all() for old, made in new):
+        if any(not made.to(old.dtype).isfinite().all() and old.isfinite().all() for old, made in new):
             raise InputError(f"{lora.path}: at weight {lora.weight:g} {name} is beyond {layer.weight.dtype}")
         changed += new
     with torch.no_grad():  # only now: a LoRA is in it whole or not at all
