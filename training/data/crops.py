@@ -43,8 +43,12 @@ class Crop:
 
     @property
     def time_ids(self) -> tuple[int, ...]:
-        """SDXL's added ids: original size, crop's corner, target size."""
-        return (*self.original, self.top, self.left, *self.bucket)
+        """SDXL's added ids: original size, crop's corner, target size.
+
+        The corner of a mirrored crop is that in the mirrored image, as in diffusers' trainers, which mirror first.
+        """
+        right = self.scaled[1] - self.left - self.bucket[1]
+        return (*self.original, self.top, right if self.flip else self.left, *self.bucket)
 
     def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
         """Crop the image itself, or of a condition or mask of its aspect ratio at any size."""

@@ -46,6 +46,8 @@ class Stores:
             "max_aspect": config.max_aspect, "crops": config.crops, "flip": config.flip,
         }  # fmt: skip
         vae = {"vae": weights_digest(model.vae), "dtype": config.cache_dtype}
+        if config.flip:  # rows of mirrored crops had other ids before this was noted
+            vae |= {"corners": "in the mirrored image"}
         text = {
             "text_encoders": weights_digest(*model.text_encoders), "dtype": config.cache_dtype,
             "tokenizers": digest(*map(_tokenizer_facts, model.tokenizers)),

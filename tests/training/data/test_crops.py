@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from training.data.crops import Crop, bucket_sizes, make_crop, nearest_bucket
 
@@ -73,7 +73,7 @@ def test_a_crop_lies_in_the_scaled_image_which_is_as_small_as_it_can_be(crop):
     assert h / crop.original[0] == pytest.approx(
         w / crop.original[1], rel=0.5 / min(h, w) + 0.5 / min(crop.bucket)
     )
-    assert crop.time_ids == (*crop.original, crop.top, crop.left, *crop.bucket)
+    assert crop.time_ids[:3] == (*crop.original, crop.top) and crop.time_ids[4:] == crop.bucket
 
 
 @given(height=st.integers(16, 600), width=st.integers(16, 600), variant=st.integers(0, 3))
@@ -128,6 +128,17 @@ def test_mirroring_changes_nothing_but_the_side():
         np.asarray(make_crop((64, 96), (64, 64), "key", 1, flip).apply(image)) for flip in (0, 1)
     )
     assert np.array_equal(mirrored, straight[:, ::-1])
+
+
+@pytest.mark.parametrize(("variant", "flip"), [(0, True), (1, False), (1, True), (2, True), (3, True)])
+def test_the_model_is_told_the_corner_in_the_image_as_it_is_shown(variant, flip):
+    """A mirrored crop is one of the mirrored image, there where the ids say: diffusers' trainers mirror first."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 240, 3), np.uint8))
+    crop = make_crop((128, 240), (128, 128), "key", variant, flip)
+    _, _, top, left, height, width = crop.time_ids
+    shown = ImageOps.mirror(image) if crop.flip else image
+    cut = shown.crop((left, top, left + width, top + height))
+    assert np.array_equal(np.asarray(crop.apply(image)), np.asarray(cut))
 
 
 def ramps(height, width):
