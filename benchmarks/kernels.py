@@ -4,7 +4,8 @@ Times every kernel at SDXL's shapes against plain PyTorch, torch.compile and kor
 timed only once its output has been found right. A call's time is the device's: calls on different tensors, together
 larger than the cache, are captured in one CUDA graph and replayed. `host_us` is what one call takes on the CPU. The
 share is of the copy bandwidth of this device, measured in the same run: what a kernel that moves the least bytes there
-are would reach. Rows go to <out>/kernels.csv as they are measured; those that are there already are kept.
+are would reach. Rows go to <out>/kernels.csv as they are measured; those of this commit, device and versions that are
+there already are not measured again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device import DEVICE, ON_GPU, STATE, capture, copy_rate, peak_mib, state, time_calls
+from benchmarks.gpu.device import DEVICE, ON_GPU, STATE, capture, copy_rate, now, peak_mib, state, time_calls
 from benchmarks.gpu.rows import Budget, Table
 from benchmarks.kernel_cases import Case, cases, large_cases
 from benchmarks.measure import check_counts, check_out, results_folder
@@ -64,10 +65,15 @@ def run_options(options: argparse.Namespace) -> None:
     run(options.out, Budget(options.budget), options.dtype, options.batch)
 
 
+def table_of(folder: Path) -> Table:
+    """Return the table of a folder's kernels; InputError where its file is of other columns."""
+    return Table(folder / "kernels.csv", FIELDS + STATE, now())
+
+
 def run_tuned(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int) -> None:
     """Have sizes timed where kernels take tuned ones, and measure with the best, kept in <folder>/localcontrol."""
     os.environ |= {tuning.VARIABLE: "1", "XDG_CACHE_HOME": str(folder.resolve())}
-    table = Table(folder / "kernels.csv", FIELDS + STATE)
+    table = table_of(folder)
     for case in all_cases(DTYPES[dtype], batches, size):
         if case.op in TUNED and budget.allows(TUNING_SECONDS):
             measure(table, budget, case, "ours, tuned", case.providers()["ours"], dtype)
@@ -75,7 +81,7 @@ def run_tuned(folder: Path, budget: Budget, dtype: str, batches: list[int], size
 
 def run(folder: Path, budget: Budget, dtype: str, batches: list[int], size: int = 1024) -> None:
     """Measure until the budget is spent: the kernels and eager PyTorch first, what has to be compiled last."""
-    table = Table(folder / "kernels.csv", FIELDS + STATE)
+    table = table_of(folder)
     torch.manual_seed(0)
     for slow in (False, True):
         for case in all_cases(DTYPES[dtype], batches, size):

@@ -2,9 +2,9 @@
 
 What a GPU says of this program, the most valuable first: the kernels' tests, the kernels' times, a denoising step, a
 picture, the VAE, training, diffusers on the same weights, float8, batches, offloading, tuned kernels. SDXL of full
-size with random weights. Rows are written as they are measured; a run that is cut off keeps them, and the next one goes
-on from there. Prints a table of all rows last, and draws them. --small rehearses it on a CPU with a small model; it
-measures nothing.
+size with random weights. Rows are written as they are measured; a run that is cut off keeps them, and the next one of
+the same commit, device and versions goes on from there. Prints a table of all rows last, and draws them. --small
+rehearses it on a CPU with a small model; it measures nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"stages {','.join(unknown)}: unknown; expected {','.join(ORDER)}")
     check_out(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
+    from benchmarks import kernels
+    from benchmarks.gpu import ours
+
+    for tables in (kernels, ours):
+        tables.table_of(options.out)  # one of another version is refused before anything is measured
     if options.here:
         run_group(options.stages, options.out, options.budget, options.small)
         return 0

@@ -24,6 +24,8 @@ ON_GPU = DEVICE.type == "cuda"
 WARM_UP = 3
 # the columns that `state` fills
 STATE = ("device", "threads", "torch", "triton", "diffusers", "commit", "date", "clock_mhz", "temperature_c")
+# those that rows of one run share, which goes on where it was cut off
+SAME = ("device", "torch", "triton", "diffusers", "commit")
 
 
 def time_calls(run: Callable[[], object], seconds: float = 1.0, least: int = 5) -> dict[str, float]:
@@ -131,6 +133,12 @@ def matmul_rate(dtype: torch.dtype) -> float:
     a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / (time_calls(lambda: torch.mm(a, b, out=out), 0.3)["p50_ms"] / 1e3)
+
+
+def now() -> dict[str, object]:
+    """Return what rows of this program on this machine have in the columns of SAME."""
+    found = state()
+    return {name: found[name] for name in SAME}
 
 
 def state() -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.device import ON_GPU, STATE, free_memory, matmul_rate, peak_gib, state, time_calls
+from benchmarks.gpu.device import ON_GPU, STATE, free_memory, matmul_rate, now, peak_gib, state, time_calls
 from benchmarks.gpu.rows import Budget, Table
 from benchmarks.gpu.world import DTYPE, PROMPT, SIZE, latents, our_pipeline, randn, region, step_inputs
 from benchmarks.measure import flops
@@ -43,12 +43,17 @@ GRAPH_SECONDS, COMPILE_SECONDS = 10, 60
 COMPILER = "inductor" if ON_GPU else "eager"  # a rehearsal needs no code
 
 
+def table_of(folder: Path) -> Table:
+    """Return the table of a folder's stages; InputError where its file is of other columns."""
+    return Table(folder / "stages.csv", COLUMNS, now())
+
+
 class Recorder:
     """Writes the rows of one process, each only where the budget has room for it and it is not there yet."""
 
     def __init__(self, folder: Path, budget: Budget):
         self.folder, self.budget = folder, budget
-        self.table = Table(folder / "stages.csv", COLUMNS)
+        self.table = table_of(folder)
 
     def measure(self, case: str, run: Callable[[], dict[str, object]], seconds: float = 5) -> bool:
         """Add what `run` returns; a failure becomes a row that names it. Returns whether it was measured."""

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.gpu.rows import Budget, Table
+from runtime.errors import InputError
 
 
 def test_a_row_is_there_when_it_is_measured_and_known_to_the_next_run(tmp_path):
@@ -20,8 +21,24 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no column p5_ms"):
         table.add("a step", {"p5_ms": 1})
     table.add("a step", {})
-    with pytest.raises(ValueError, match="has other columns; expected case, seconds"):
+    with pytest.raises(
+        InputError, match="its columns are not those that are written; expected another --out"
+    ):
         Table(table.path, ("seconds",))
+
+
+def test_a_row_of_another_commit_is_measured_again_and_stays_until_then(tmp_path):
+    fields = ("p50_ms", "commit")
+    old = Table(tmp_path / "rows.csv", fields, {"commit": "aaa"})
+    for case in ("a step", "a picture"):
+        old.add(case, {"p50_ms": 1, "commit": "aaa"})
+    assert "a step" in Table(old.path, fields, {"commit": "aaa"})
+    table = Table(old.path, fields, {"commit": "bbb"})
+    assert "a step" not in table
+    table.add("a step", {"p50_ms": 2, "commit": "bbb"})
+    assert old.path.read_text().splitlines() == ["case,p50_ms,commit", "a step,2,bbb", "a picture,1,aaa"]
+    again = Table(old.path, fields, {"commit": "bbb"})
+    assert "a step" in again and "a picture" not in again
 
 
 def test_a_budget_is_spent():

@@ -38,6 +38,22 @@ def test_unknown_stages_are_refused(tmp_path, capsys):
     assert "stages pictures: unknown; expected tests,kernels,step" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["stages.csv", "kernels.csv"])
+def test_a_table_of_another_version_is_refused_before_anything_runs(name, tmp_path, capsys):
+    (tmp_path / name).write_text("case,seconds\na step,1\n")
+    assert command.main(["--out", str(tmp_path), "--stages", "vae", "--small"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {tmp_path / name}: its columns are not") and not said.out
+
+
+def test_what_another_commit_measured_is_measured_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as then:
+        then.setattr("benchmarks.measure.commit", lambda: "aaa")
+        Recorder(tmp_path, Budget(100)).measure("one", lambda: {"p50_ms": 1})
+    assert Recorder(tmp_path, Budget(100)).measure("one", lambda: {"p50_ms": 2})
+    assert Table(tmp_path / "stages.csv", COLUMNS).rows["one"]["p50_ms"] == "2"
+
+
 @pytest.mark.skipif(ON_GPU, reason="of a CPU")
 def test_calls_on_a_cpu_are_timed_once():
     calls = []
