@@ -9,6 +9,7 @@ diffusers has no mask; it gets the same control everywhere, which is not more wo
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -227,4 +228,4 @@ def diffusers_pipeline(ours, options, dtype: str, memory_format) -> StableDiffus
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

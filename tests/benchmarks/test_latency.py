@@ -1,6 +1,8 @@
 """benchmarks.latency on a tiny model: that it runs, in turn, and writes what it measured."""
 
 import csv
+import runpy
+import sys
 
 import pytest
 import torch
@@ -38,6 +40,14 @@ def test_writes_a_row_for_each_runtime(tmp_path):
     assert 0.5 * own < sum(stages) < 1.5 * own and abs(float(rows[0]["step_ms"]) - stages[2] / 2) < 0.01
     assert rows[2]["denoise_ms"] == "" and float(rows[1]["denoise_ms"]) > 0
     assert min(Image.open(tmp_path / "latency.png").size) > 100
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is there already
+def test_the_command_ends_with_the_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["latency", "--out", "/dev/null/out"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.latency", run_name="__main__")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: out /dev/null/out: ")
 
 
 def test_runs_take_turns_and_the_first_of_each_does_not_count():
