@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -25,6 +26,7 @@ from benchmarks.measure import (
     DTYPE_HELP,
     check_out,
     default_dtypes,
+    engine_name,
     environment,
     flops,
     interleave,
@@ -56,15 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Measure every data type, size and batch, write, plot."""
     check_out(options.out)
-    rows = []
-    for dtype in options.dtype or default_dtypes(pick_device(None)):
+    manifests = {folder: read_manifest(folder) for folder in options.engine}
+    dtypes, rows = options.dtype or default_dtypes(pick_device(None)), []
+    for folder, manifest in manifests.items():
+        if manifest.precision not in dtypes:
+            warnings.warn(
+                f"engine {folder}: left out, it is in {manifest.precision}, which --dtype does not name",
+                stacklevel=2,
+            )
+    for dtype in dtypes:
         adapters = {"canny": options.adapter} if options.adapter else None
         load = partial(LocalControlPipeline.from_pretrained, options.model, adapters, dtype=dtype)
         ours = variants(load, options)
-        for folder in options.engine:
-            manifest = read_manifest(folder)
+        for folder, manifest in manifests.items():
             if manifest.precision == dtype:
-                ours[f"localcontrol {manifest.target}"] = LocalControlPipeline.from_engine(folder)
+                name = engine_name(f"localcontrol {manifest.target}", folder, ours)
+                ours[name] = LocalControlPipeline.from_engine(folder)
         peak = matmul_rate(DTYPES[dtype], ours["localcontrol"].device)
         for size in options.size or [ours["localcontrol"].default_size]:
             for batch in options.batch:

@@ -21,6 +21,7 @@ import torch
 from benchmarks.measure import (
     check_counts,
     check_out,
+    engine_name,
     environment,
     interleave,
     percentiles,
@@ -94,7 +95,8 @@ def run(options: argparse.Namespace) -> None:
         for name, quantize in quantized.items()
     }
     for folder, manifest in manifests.items():
-        rounded[f"{manifest.target} {manifest.precision}"] = LocalControlPipeline.from_engine(folder)
+        name = engine_name(f"{manifest.target} {manifest.precision}", folder, rounded)
+        rounded[name] = LocalControlPipeline.from_engine(folder)
     found |= {name: compare(other, {}, samples, lossless) for name, other in rounded.items()}
     pipes = dict.fromkeys(SETTINGS, pipe) | rounded
     runs = {name: partial(draw, own, samples[0], **SETTINGS.get(name, {})) for name, own in pipes.items()}

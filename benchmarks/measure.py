@@ -124,6 +124,11 @@ def check_counts(**counts: int) -> None:
             raise InputError(f"{name} {count}: expected 1 or more")
 
 
+def engine_name(name: str, folder: str, taken: Mapping[str, object]) -> str:
+    """Return the name of an engine's row, with its folder where another one has it: neither replaces the other."""
+    return f"{name}, {folder}" if name in taken else name
+
+
 def check_out(folder: Path) -> None:
     """Raise InputError where results cannot be written there; before anything is measured."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -3,6 +3,7 @@
 import csv
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,34 @@ def test_the_command_ends_with_the_exit_code(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("benchmarks.latency", run_name="__main__")
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: out /dev/null/out: ")
+
+
+def with_engines(monkeypatch, **precisions):
+    """Have folders be engines, and their pipelines the folders' names; return what there was to measure."""
+    found = {folder: SimpleNamespace(target="openvino", precision=p) for folder, p in precisions.items()}
+    monkeypatch.setattr(latency, "read_manifest", found.__getitem__)
+    monkeypatch.setattr(latency.LocalControlPipeline, "from_engine", lambda folder: folder)
+    measured = []
+    monkeypatch.setattr(latency, "measure", lambda ours, *_: measured.append(list(ours)) or [{"a": 1}])
+    for module, name in ((latency, "matmul_rate"), (latency.latency_plot, "draw")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    return measured
+
+
+def test_two_engines_of_one_target_have_a_row_each(tmp_path, monkeypatch):
+    measured = with_engines(monkeypatch, one="fp32", two="fp32")
+    arguments = ["--dtype", "fp32", "--engine", "one", "two", "--out", str(tmp_path)]
+    assert latency.main(arguments) == 0
+    assert measured == [["localcontrol", "localcontrol openvino", "localcontrol openvino, two"]]
+
+
+def test_an_engine_of_a_precision_that_is_not_compared_is_said(tmp_path, monkeypatch, capsys):
+    measured = with_engines(monkeypatch, one="fp32", two="bf16")
+    assert latency.main(["--dtype", "fp32", "--engine", "one", "two", "--out", str(tmp_path)]) == 0
+    assert measured == [["localcontrol", "localcontrol openvino"]]
+    assert (
+        "warning: engine two: left out, it is in bf16, which --dtype does not name" in capsys.readouterr().err
+    )
 
 
 def test_runs_take_turns_and_the_first_of_each_does_not_count():
