@@ -15,8 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.measure import environment, results_folder, write_rows
+from benchmarks.measure import check_out, environment, results_folder, write_rows
 from benchmarks.random_sdxl import save
+from runtime.cli.command import Parser, exit_code
 from runtime.engines.manifest import read_manifest
 
 TARGET = ("--target", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16")
@@ -24,7 +25,8 @@ SIZES = ("--height", "256:1024:1024", "--width", "256:1024:1024")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.split("\n\n")[1])
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.export", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the CSV file")
     parser.add_argument(
         "--work", type=Path, default=Path("out"), help="where model and engines are made, then removed"
@@ -33,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--small", action="store_true", help="a small model: tries this script, measures nothing"
     )
     options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, compare, write."""
+    for folder in (options.out, options.work):
+        check_out(folder)
     options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         model, adapter, engines = (Path(folder) / name for name in ("model", "adapter", "engines"))
@@ -59,7 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print(*row.values())
     write_rows(options.out / ("export_small.csv" if options.small else "export.csv"), rows)
-    return 0
 
 
 def call(module: str, *arguments: object) -> None:

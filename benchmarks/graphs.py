@@ -20,11 +20,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.full_size import SMALL, build
-from benchmarks.measure import RESULTS, environment, write_rows
+from benchmarks.measure import RESULTS, check_out, environment, write_rows
 from export.graph_report import report
 from export.graphs import make_components
 from export.onnx_export import OPSET, export_onnx, silence
 from export.targets import tensorrt as compile_tensorrt
+from runtime.cli.command import Parser, exit_code
 from runtime.engines.ports import Profile
 from runtime.errors import InputError
 from runtime.loading.single_file import SDXL_CONFIGS
@@ -35,13 +36,21 @@ TOKENS = 77
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.graphs", description=__doc__.split("\n\n")[1])
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.graphs", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV file")
     parser.add_argument(
         "--work", type=Path, default=Path("out"), help="where the graphs are made, then removed"
     )
     parser.add_argument("--small", action="store_true", help="a small UNet: tries this script")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export, report, write."""
+    for folder in (options.out, options.work):
+        check_out(folder)
     config = json.loads((SDXL_CONFIGS / "unet" / "config.json").read_text()) | (
         SMALL if options.small else {}
     )
@@ -56,7 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print(*(f"{key:>22}  {value}" for key, value in row.items()), sep="\n", end="\n\n")
     write_rows(options.out / ("graphs_small.csv" if options.small else "graphs.csv"), rows)
-    return 0
 
 
 def measure(name: str, export: Callable[[Path], None], work: Path) -> dict:

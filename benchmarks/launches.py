@@ -26,13 +26,14 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_cases import KORNIA, plain_geglu, plain_layer_norm
-from benchmarks.measure import RESULTS, environment, results_folder, write_rows
+from benchmarks.measure import RESULTS, check_out, environment, results_folder, write_rows
 from benchmarks.static import sass
 from benchmarks.static.counter import Count, count_again
 from benchmarks.static.host_calls import FIRST, FIRST_FEW_TILES, Call, calls, tensors_of
 from benchmarks.static.steps import count_steps
 from kernels import reference
 from kernels.launching import launch
+from runtime.cli.command import Parser, exit_code
 
 DIFFERENTIABLE = {
     "": ("features", "model_output", "x", "residual"),
@@ -41,16 +42,22 @@ DIFFERENTIABLE = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.launches", description=__doc__.split("\n\n")[1]
-    )
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.launches", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, help="folder of the CSV files")
     parser.add_argument("--host", action="store_true", help="time what is done before a launch")
     options = parser.parse_args(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Count, or time, write, print."""
+    out = options.out or (results_folder() if options.host else RESULTS)
+    check_out(out)
     if options.host:
-        write_rows((options.out or results_folder()) / "host.csv", host_times())
-        return 0
-    out, ops, steps = options.out or RESULTS, compare(), count_steps()
+        write_rows(out / "host.csv", host_times())
+        return
+    ops, steps = compare(), count_steps()
     write_rows(out / "launches.csv", ops)
     write_rows(out / "steps.csv", steps)
     for row in ops:
@@ -61,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
         moved, allocated = (f"{row[name] / 2**30:6.1f} GiB" for name in ("moved", "allocated"))
         made = f"{row['allocations']:5} allocations of {allocated}"
         print(f"{row['step']:10} {row['side']:18} {row['launches']:5} launches, {moved} moved, {made}")
-    return 0
 
 
 def compare() -> list[dict]:

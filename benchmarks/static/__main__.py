@@ -21,9 +21,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, write_rows
+from benchmarks.measure import RESULTS, check_out, write_rows
 from benchmarks.static.compiling import Row, compile_all, kernels
 from benchmarks.static.host_calls import runs_on, traffic_name
+from runtime.cli.command import Parser, exit_code
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 OPS = (
@@ -39,7 +40,8 @@ OPS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1])
+    """Return the exit code: 0; 1 where --check finds something; 2 for bad input; 130 after Ctrl-C."""
+    parser = Parser(prog="python -m benchmarks.static", description=__doc__.split("\n\n")[1])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
     parser.add_argument(
         "--op", nargs="+", choices=OPS, default=[], help="only these (default: all); rows of others stay"
@@ -52,10 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("with TRITON_INTERPRET=1 there is nothing to compile")
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile and write, or check; return 1 where that finds something."""
     if options.check:
         stale = out_of_date(options.out)
         print("\n".join(stale) or f"{options.out} is of these kernels")
         return min(len(stale), 1)
+    check_out(options.out.parent)
     rows = compile_all(options.arch, options.quick, options.op)
     print("\n".join(summary(rows)), flush=True)
     if not options.quick:

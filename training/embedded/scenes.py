@@ -11,19 +11,29 @@ from pathlib import Path
 
 from PIL import Image
 
+from runtime.arguments import whole_number
+from runtime.cli.command import Parser, exit_code
+from runtime.errors import InputError
 from training.embedded.vae import SIZE
 from training.embedded.world import render, sample_scene
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.embedded.scenes", description=__doc__.split("\n\n")[1]
-    )
+    """Return the exit code: 0; 2 for bad input (one line on stderr); 130 after Ctrl-C."""
+    parser = Parser(prog="python -m training.embedded.scenes", description=__doc__.split("\n\n")[1])
     parser.add_argument("--out", type=Path, required=True, help="the folder")
     parser.add_argument("--count", type=int, default=1000, help="how many scenes")
     args = parser.parse_args(argv)
-    write_scenes(args.out, args.count)
-    return 0
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write them. Raises InputError where there is nothing to write, or nowhere."""
+    count = whole_number(args.count, "count")
+    try:
+        write_scenes(args.out.expanduser(), count)
+    except OSError as error:
+        raise InputError(f"out {args.out}: cannot be written: {error.strerror or error}") from error
 
 
 def write_scenes(folder: Path, count: int) -> None:
