@@ -6,15 +6,16 @@ Not part of TrainConfig's own check: what an earlier run was told can still be r
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 from runtime.control.conditions import COLOURED
 from runtime.errors import InputError
-from training.config import TrainConfig
+from training.config import PRESETS, TrainConfig
 
 
 def check_heeded(config: TrainConfig) -> None:
-    """Raise InputError, naming the options, where one of them changes nothing beside the others, or spoils them; warn
-    of what an adapter that is there has of its own.
+    """Raise InputError, naming the options, where they leave nothing to learn, or spoil it; warn of those that others
+    put out of use, and of what an adapter that is there has of its own.
     """
     if config.noise_weight == 0 and (config.z0_loss == "off" or config.z0_weight == 0):
         raise InputError(
@@ -25,6 +26,29 @@ def check_heeded(config: TrainConfig) -> None:
             "mask_kind segmentation without mask_from: masks are random; expected the label images"
         )
     _check_start(config)
+    for names, why in _idle(config):
+        for name in names:
+            value, usual = getattr(config, name), getattr(TrainConfig, name)
+            if value != PRESETS.get(config.preset, {}).get(name, usual):
+                value = ",".join(value) if isinstance(value, tuple) else value
+                warnings.warn(f"{name} {value}: not used, {why}", stacklevel=3)
+
+
+def _idle(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield options that others put out of use, and why."""
+    if config.z0_loss == "off":
+        yield ("z0_weight", "z0_schedule", "z0_from", "z0_to"), "z0_loss is off"
+    elif config.z0_schedule != "step_range":
+        yield ("z0_from", "z0_to"), f"z0_schedule is {config.z0_schedule}, not step_range"
+    if config.mask_from and config.mask_kind == "mask":
+        drawn = "mask_shapes", "mask_count", "mask_min_area", "mask_soft", "mask_full"
+        yield drawn, f"masks are those of {config.mask_from}"
+    elif config.mask_from:
+        yield ("mask_shapes", "mask_soft"), f"masks are labels of {config.mask_from}"
+    if not config.buckets:
+        yield ("bucket_step", "max_aspect"), "all images are cut to one square"
+    if config.adapter == "new" and config.control == "controlnet":
+        yield ("adapter_blocks",), "a new ControlNet has the UNet's"
 
 
 def _check_start(config: TrainConfig) -> None:
