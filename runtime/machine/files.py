@@ -102,9 +102,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
     """Yield a folder beside `path` to fill; it takes the name, new or of an empty folder, once all in it is on the
-    disk.
+    disk. replace: or that of a full one, which is there until then.
 
     An exception leaves nothing of it; what a killed process leaves ends in ".part". Raises OSError where it cannot
     be written.
@@ -116,8 +116,12 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield partial
         for entry in (*partial.rglob("*"), partial):
             sync(entry)
+        before = _partial(target)
+        if replace and target.exists():
+            os.replace(target, before)
         os.replace(partial, target)
         sync(target.parent)
+        remove(before)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

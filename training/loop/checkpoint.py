@@ -49,9 +49,8 @@ def save(state: State, config: TrainConfig, adapter_config: Mapping, keep: int) 
     """Write a checkpoint and remove all but the last `keep`. InputError where the disk does not take it."""
     folder = checkpoints(config.out) / f"{state.step:08d}"
     try:
-        if folder.exists():  # the state of this step, written before
-            shutil.rmtree(folder)
-        with new_folder(folder) as partial:
+        # a run that is stopped as soon as it goes on writes the step that it came from again
+        with new_folder(folder, replace=True) as partial:
             save_control(partial / "adapter", state.learned.weights, adapter_config, config)
             if state.learned.average:
                 save_control(partial / "ema", state.learned.average, adapter_config, config)

@@ -1,6 +1,7 @@
 """training.loop.checkpoint: what is saved comes back to the same bits, or is told to be damaged."""
 
 import dataclasses
+import errno
 import json
 import os
 
@@ -80,6 +81,25 @@ def test_a_run_that_was_sent_back_goes_on_from_what_it_wrote_last(adapter, tmp_p
     assert found(config)[0] == path
     saved(adapter, tmp_path, 4, keep=2)
     assert [path.name for path in checkpoint.newest(tmp_path)] == ["00000003", "00000004"]
+
+
+def test_a_step_that_is_written_again_is_there_until_it_is_whole(adapter, tmp_path, monkeypatch):
+    _, config, first = saved(adapter, tmp_path, 4, keep=1)
+
+    def fill(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "save_file", fill)
+        with pytest.raises(InputError, match="No space left on device; the last checkpoint is"):
+            saved(adapter, tmp_path, 4, keep=1)
+    again = found(config)[1].learned.weights
+    assert all(torch.equal(again[name], value) for name, value in first.learned.weights.items())
+    path, _, last = saved(adapter, tmp_path, 4, keep=1)
+    again = found(config)[1].learned.weights
+    assert all(torch.equal(again[name], value) for name, value in last.learned.weights.items())
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_copied_runs_files_may_be_of_any_age(adapter, tmp_path):
