@@ -80,8 +80,7 @@ def run(options: argparse.Namespace) -> None:
     for dtype in options.dtype or default_dtypes(DEVICE):
         warn_if_slow(DTYPES[dtype], DEVICE)
         rows += measure(dtype, options)
-    kind = "-full-size" if options.full_size else "-small" if options.small else ""
-    write_rows(options.out / f"training{kind}.csv", rows)
+    write_rows(options.out / table_name(options), rows)
     for row in rows:
         print(
             *(
@@ -89,6 +88,12 @@ def run(options: argparse.Namespace) -> None:
                 for key in ("side", "dtype", "samples_per_second", "ratio", "peak_gib", "loss_share")
             )
         )
+
+
+def table_name(options: argparse.Namespace) -> str:
+    """Return the file's name: what a small UNet took stands in no table of the full size."""
+    kind = "-small" if options.small else "-full-size" if options.full_size else ""
+    return f"training{kind}.csv"
 
 
 def measure(dtype: str, options: argparse.Namespace) -> list[dict]:

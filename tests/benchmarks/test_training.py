@@ -28,6 +28,23 @@ def test_both_sides_train_an_adapter_of_their_own(world, monkeypatch):
         assert not any(torch.equal(p, w) for p, w in zip(adapter.parameters(), was, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ([], "training.csv"),
+        (["--full-size"], "training-full-size.csv"),
+        (["--small"], "training-small.csv"),
+        (["--full-size", "--small"], "training-small.csv"),
+    ],
+    ids=str,
+)
+def test_a_small_unets_rows_are_in_a_file_of_their_own(given, name, tmp_path, monkeypatch):
+    row = dict.fromkeys(("side", "dtype", "samples_per_second", "ratio", "peak_gib", "loss_share"), "")
+    monkeypatch.setattr(training, "measure", lambda *_: [row])
+    assert training.main([*given, "--dtype", "fp32", "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_loss_alone_is_timed_for_both_sides():
     times = training.loss_times(batch=2, side=16, repeats=1)
     assert times.keys() == set(training.SIDES) and all(min(seconds) > 0 for seconds in times.values())
