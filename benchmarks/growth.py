@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from benchmarks.measure import (
 from runtime import LocalControlPipeline, Region
 from runtime.cli.command import Parser, exit_code
 from runtime.control.masks import box
+from runtime.engines.manifest import read_manifest
 from runtime.machine.report import peak_memory
 
 matplotlib.use("agg")
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     check_counts(steps=options.steps, repeats=options.repeats)
     pipe, rows = load(options), []
     what = {
-        "model": options.model,
+        "model": model_of(options),
         "engine": options.engine or "",
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
@@ -77,6 +79,19 @@ def run(options: argparse.Namespace) -> None:
             print(f"{axis} {value}: {row['p50_ms']:.1f} ms, {row['peak_memory_mib']} MiB", flush=True)
     write_rows(options.out / "growth.csv", rows)
     plot(rows, options.out / "growth.png")
+
+
+def model_of(options: argparse.Namespace) -> str:
+    """Return what is drawn with: of an engine the model that it was built from. Warns of options that it puts out of
+    use.
+    """
+    if not options.engine:
+        return options.model
+    source = read_manifest(options.engine).model["source"]
+    for name, value, usual in (("model", options.model, source), ("dtype", options.dtype, None)):
+        if value not in (usual, "embedded"):
+            warnings.warn(f"{name} {value}: not used, engine {options.engine} has its own", stacklevel=2)
+    return source
 
 
 def load(options: argparse.Namespace) -> LocalControlPipeline:

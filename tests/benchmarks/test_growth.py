@@ -1,12 +1,14 @@
 """benchmarks.growth: what grows is what it says, the fit goes through the points, memory is a process's own."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from benchmarks import growth
+from runtime import LocalControlPipeline
 from runtime.control.masks import box
 
 
@@ -22,6 +24,20 @@ def test_rows_of_every_axis(tmp_path, monkeypatch):
         assert float(row["fit_ms"]) == pytest.approx(float(row["p50_ms"]), abs=0.02)
     assert rows[1]["peak_memory_mib"] == "102"
     assert min(Image.open(tmp_path / "growth.png").size) > 100
+
+
+def test_an_engines_rows_name_the_model_that_it_was_built_from(tmp_path, monkeypatch, capsys):
+    pipe = LocalControlPipeline.from_pretrained("embedded", dtype="fp32")
+    monkeypatch.setattr(growth, "AXES", {"batch": (1,)})
+    monkeypatch.setattr(growth, "in_own_process", lambda *_: 2**20)
+    monkeypatch.setattr(growth, "plot", lambda *_: None)
+    monkeypatch.setattr(growth, "load", lambda options: pipe)
+    monkeypatch.setattr(growth, "read_manifest", lambda folder: SimpleNamespace(model={"source": "mine"}))
+    arguments = ["--engine", "engines", "--dtype", "bf16", "--steps", "1", "--repeats", "1"]
+    assert growth.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "warning: dtype bf16: not used, engine engines has its own" in capsys.readouterr().err
+    row = next(csv.DictReader((tmp_path / "growth.csv").open()))
+    assert (row["model"], row["engine"], row["dtype"]) == ("mine", "engines", "float32")
 
 
 @pytest.mark.parametrize("name", ["steps", "repeats"])
