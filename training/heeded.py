@@ -61,9 +61,22 @@ def _check_start(config: TrainConfig) -> None:
                     f"{name} {value} beside adapter {config.adapter}: not used, it has its own", stacklevel=4
                 )
         return
-    grey = config.condition_channels == 1 and config.control != "controlnet"  # which reads 3
-    if grey and config.condition in COLOURED and not config.condition_from:
+    # a ControlNet reads 3
+    if config.control != "controlnet" and _loses_colours(config, config.condition_channels):
         raise InputError(
             f"condition {config.condition}: a new adapter of 1 channel sees its colours as grey; give "
             "--condition-channels 3"
         )
+
+
+def warn_of_grey(config: TrainConfig, channels: int) -> None:
+    """Warn where the adapter that a run starts from, of so many channels, sees the condition's colours as grey."""
+    if _loses_colours(config, channels):
+        warnings.warn(
+            f"condition {config.condition}: adapter {config.adapter} of 1 channel sees its colours as grey",
+            stacklevel=2,
+        )
+
+
+def _loses_colours(config: TrainConfig, channels: int) -> bool:
+    return channels == 1 and config.condition in COLOURED and not config.condition_from

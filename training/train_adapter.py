@@ -39,9 +39,9 @@ from training.data.prepare import prepare
 from training.data.sample import Source
 from training.data.sources import open_source
 from training.data.stores import Stores
-from training.heeded import check_heeded
+from training.heeded import check_heeded, warn_of_grey
 from training.loop import checkpoint
-from training.loop.controls import new_control
+from training.loop.controls import condition_channels, new_control
 from training.loop.loss import check_schedule, schedule_of
 from training.loop.optimize import check_optimizer
 from training.loop.trainer import NotFinite, Stopped, Trainer
@@ -186,6 +186,7 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Mo
     # known before hours of encoding
     check_schedule(schedule_of(model.scheduler), model.scheduler.config.prediction_type, config)
     adapter = new_control(config, model)
+    warn_of_grey(config, condition_channels(adapter))
     step = min(config.bucket_step, config.resolution or model.sample_size * 8)
     config = dataclasses.replace(
         config, resolution=config.resolution or model.sample_size * 8, bucket_step=step

@@ -64,6 +64,20 @@ def test_what_the_model_predicts_may_be_said():
         TrainConfig(prediction_type="v")
 
 
+@pytest.mark.parametrize(("condition", "channels"), [("color", 1), ("color", 3), ("canny", 1)])
+def test_an_adapter_that_sees_colours_as_grey_is_warned_of(condition, channels, tmp_path):
+    make_adapter(in_channels=channels).save_pretrained(tmp_path)
+    config = TrainConfig(
+        model=str(saved_model.folder()), dtype="fp32", adapter=str(tmp_path), condition=condition
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load(config, Accelerator(cpu=True))
+    grey = [str(w.message) for w in said if "grey" in str(w.message)]
+    expected = f"condition color: adapter {tmp_path} of 1 channel sees its colours as grey"
+    assert grey == ([expected] if (condition, channels) == ("color", 1) else [])
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_latents_come_from_the_vae_as_its_file_has_it(dtype):
     """Not from one rounded to the data type of the UNet and back."""
