@@ -7,6 +7,7 @@ one over a source that has grown computes what is new.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def _pass(source, stores: Stores, model: Model, config: TrainConfig, accelerator
     ):
         if "broken" in item:
             raise InputError(item["broken"])
+        for message in item["warned"]:
+            warnings.warn(message, stacklevel=2)
         unused += [(item["number"], name, "nothing here reads such a file") for name in item["unused"]]
         if "error" in item:
             skipped.append((item["number"], item["name"], item["error"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 
 import cv2
@@ -30,7 +31,8 @@ class Reader(IterableDataset):
 
     Gives dicts: "broken" with what is wrong with the source; or number, unused, name and error; or number, unused,
     entry (the fields of Entry), and for each variant that lacks something: ids, pixels (3, H, W) uint8 or None,
-    condition and mask as PNG or None.
+    condition and mask as PNG or None. "warned": what else there is to say of the sample, for the training process to
+    warn of: a worker's own warnings are pages, not lines, and one of each worker.
     """
 
     def __init__(self, source: Source, stores: Stores, config: TrainConfig, part: int, parts: int):
@@ -50,10 +52,13 @@ class Reader(IterableDataset):
             yield {"broken": str(error)}
 
     def _item_or_error(self, sample: Sample) -> dict:
-        try:
-            return self._item(sample)
-        except InputError as error:
-            return {"name": sample.name, "error": str(error)}
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                item = self._item(sample)
+            except InputError as error:
+                item = {"name": sample.name, "error": str(error)}
+        return item | {"warned": [str(w.message) for w in found if w.category is UserWarning]}
 
     def _item(self, sample: Sample) -> dict:
         if sample.error:

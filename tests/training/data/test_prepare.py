@@ -475,6 +475,15 @@ def test_captions_that_are_no_text_are_none(run, folder):
     assert [e.name for e in entries] == ["000003.png"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_faint_mask_is_warned_of_in_the_training_process(workers, beside, run, capfd):
+    greys = np.random.default_rng(0).integers(0, 9, (400, 400), np.uint8)
+    masks = beside(lambda number, size: Image.fromarray(greys[: size[1], : size[0]]))
+    with pytest.warns(UserWarning, match="^mask: its brightest value is 8 of 255, so the control is faint"):
+        run(mask_from=masks, workers=workers)
+    assert "UserWarning" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 1), (np.uint16, 1), (np.uint16, 255)])
 def test_conditions_that_are_nearly_black_are_warned_of(dtype, largest, beside, run):
     edges = beside(lambda number, size: Image.fromarray(np.eye(*size[::-1], dtype=dtype) * dtype(largest)))
