@@ -1,5 +1,8 @@
 """A tiny depth model with random weights."""
 
+from pathlib import Path
+
+import torch
 import transformers
 from transformers import DepthAnythingForDepthEstimation
 
@@ -14,3 +17,11 @@ def make_depth_model() -> DepthAnythingForDepthEstimation:
         fusion_hidden_size=8, head_hidden_size=8, patch_size=14,
     )  # fmt: skip
     return DepthAnythingForDepthEstimation(config)
+
+
+def save_depth_model(folder: Path, seed: int) -> Path:
+    """Write one of that seed's weights, with what prepares its pictures."""
+    torch.manual_seed(seed)
+    make_depth_model().save_pretrained(folder)
+    transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder

@@ -19,9 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runtime import LocalControlPipeline, Region
+from runtime.control.conditions import DEPTH_MODEL_VARIABLE
 from runtime.errors import InputError
 from runtime.machine.arithmetic import DTYPES
 from tests.support import cpus, saved_model
+from tests.support.depth_model import save_depth_model
 from tests.support.processes import ON_TWO, run
 from tests.support.tiny import make_adapter
 from tests.support.training_runs import command, make_scenes, train
@@ -322,6 +324,18 @@ def test_other_samples_or_batches_are_another_run(scenes, finished, tmp_path, ca
     next((tmp_path / "scenes").glob("*.png")).unlink()
     assert train(tmp_path / "scenes", tmp_path / "out", "--steps=8") == 2
     assert "the samples are others" in capsys.readouterr().err
+
+
+def test_another_depth_model_is_another_run(scenes, tmp_path, monkeypatch, capsys):
+    codes = []
+    for seed in range(2):
+        model = save_depth_model(tmp_path / f"depth-{seed}", seed)
+        monkeypatch.setenv(DEPTH_MODEL_VARIABLE, str(model))
+        codes.append(train(scenes, tmp_path / "out", "--condition=depth", f"--steps={3 + seed}"))
+    said = capsys.readouterr().err
+    if "needs another package" in said:  # transformers 5.17 wants torchvision for depth
+        pytest.skip(said)
+    assert codes == [0, 2] and "the samples are others, or the depth model" in said
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ RUN = "training.json"
 class State:
     """A run after `step` steps.
 
-    samples: of a step, over all processes. data: a digest of the samples trained on. With both, `step` says which ones
-    come next. model: a digest of the frozen model's weights, "" where it was not noted.
+    samples: of a step, over all processes. data: a digest of the samples trained on, and of the depth model that saw
+    them. With both, `step` says which ones come next. model: a digest of the frozen model's weights, "" where it was
+    not noted.
     """
 
     step: int
@@ -209,7 +210,7 @@ def _check_same(path: Path, state: State, config: TrainConfig, ours: State, say)
     if state.samples != ours.samples:
         changed.append(f"samples of a step {ours.samples}, was {state.samples}")
     if state.data != ours.data:
-        changed.append("the samples are others")
+        changed.append("the samples are others, or the depth model")
     if state.model and ours.model and state.model != ours.model:
         changed.append("the model's weights are others")
     if changed and not config.force_resume:

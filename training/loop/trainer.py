@@ -85,7 +85,8 @@ class Trainer:
         world = accelerator.num_processes
         self.samples = config.batch * config.accumulate * world  # of a step
         self.plan = Plan([e.bucket for e in training], self.samples, config.seed)
-        self.data = digest(*(f"{e.key} {e.caption}" for e in training))
+        depth = filter(None, [stores.conditions.settings.get("model")])  # which sees them otherwise
+        self.data = digest(*(f"{e.key} {e.caption}" for e in training), *depth)
         self.bad_steps, self.stop = 0, Stop()
 
     @property

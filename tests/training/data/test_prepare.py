@@ -14,7 +14,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import transformers
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -23,7 +22,7 @@ from runtime.control.conditions import DEPTH_MODEL_VARIABLE, preprocess
 from runtime.errors import InputError
 from runtime.loading.load import load_model
 from runtime.text.encode import encode_prompts
-from tests.support.depth_model import make_depth_model
+from tests.support.depth_model import save_depth_model
 from tests.support.tolerances import assert_close
 from training.config import TrainConfig
 from training.data import encode, workers
@@ -167,12 +166,7 @@ def test_conditions_are_computed_from_the_crop(condition, run, folder, config):
 @pytest.fixture
 def depth_models(tmp_path):
     """Two folders of depth models with other weights."""
-    folders = [tmp_path / "depth-a", tmp_path / "depth-b"]
-    for seed, folder in enumerate(folders):
-        torch.manual_seed(seed)
-        make_depth_model().save_pretrained(folder)
-        transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return folders
+    return [save_depth_model(tmp_path / f"depth-{seed}", seed) for seed in range(2)]
 
 
 def test_depth_of_another_model_is_not_used(depth_models, run, monkeypatch):
