@@ -39,7 +39,7 @@ from runtime.loading.load import EMBEDDED
 from runtime.machine.arithmetic import DTYPES, name_of
 from runtime.machine.cache import cache_folder
 from runtime.machine.device import pick_device, pick_dtype
-from runtime.machine.files import expand, reason_of, sha256, write_json
+from runtime.machine.files import expand, files_below, reason_of, sha256, write_json
 from runtime.machine.lock import locked
 from runtime.machine.report import device_name
 
@@ -257,7 +257,7 @@ def fingerprint(source: str | Path) -> str:
     path = expand(source)
     if not path.exists():
         return str(source)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else sorted(files_below(path))
     kept = [file for file in files if "__pycache__" not in file.parts]
     facts = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in kept]
     return f"{path.absolute()} {hashlib.sha256(repr(facts).encode()).hexdigest()}"

@@ -184,6 +184,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, also those of folders that are links: models share their parts so."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        around = {os.path.realpath(each) for each in (root, *Path(root).parents)}  # a link to them has no end
+        folders[:] = [name for name in folders if os.path.realpath(Path(root, name)) not in around]
+        yield from (file for name in names if (file := Path(root, name)).is_file())
+
+
 def sha256(path: Path) -> str:
     """Return the hash of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
     sha = hashlib.sha256()

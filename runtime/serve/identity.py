@@ -12,7 +12,7 @@ from runtime.capabilities import Capabilities
 from runtime.cli.sources import adapter_sources, lora_sources
 from runtime.engines.manifest import NAME
 from runtime.loading.load import EMBEDDED
-from runtime.machine.files import expand, sha256
+from runtime.machine.files import expand, files_below, sha256
 from runtime.pipeline import LocalControlPipeline
 
 READ = (".safetensors", ".json", ".txt", ".bin", ".ckpt", ".pt", ".pth")  # what a model is loaded from
@@ -71,6 +71,6 @@ def _contents(source: str) -> str:
         return sha256(path)
     if not path.is_dir():
         return source
-    files = sorted(file for file in path.rglob("*") if file.suffix in READ and file.is_file())
+    files = sorted(file for file in files_below(path) if file.suffix in READ)
     listed = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()

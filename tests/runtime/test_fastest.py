@@ -333,3 +333,13 @@ def test_several_engines(again, cache, capsys):
     folder = str(engines.folder("onnxruntime"))
     assert fastest.main(["--engine", folder, *again, "nowhere", "--dtype", "fp32"]) == 2
     assert "engine nowhere: no manifest.json in it" in capsys.readouterr().err
+
+
+def test_a_part_that_is_a_link_is_looked_at(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "shared", target_is_directory=True)
+    before = fastest.fingerprint(tmp_path / "model")
+    (tmp_path / "shared" / "config.json").write_text('{"sample_size": 32}')
+    assert fastest.fingerprint(tmp_path / "model") != before

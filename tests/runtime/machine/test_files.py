@@ -7,7 +7,16 @@ import stat
 import pytest
 
 from runtime.errors import InputError
-from runtime.machine.files import check_writable, new_folder, read_json, reads, replacing, size_of, write_json
+from runtime.machine.files import (
+    check_writable,
+    files_below,
+    new_folder,
+    read_json,
+    reads,
+    replacing,
+    size_of,
+    write_json,
+)
 
 
 def test_takes_the_place_of_the_old_file(tmp_path):
@@ -159,3 +168,15 @@ def test_what_may_not_be_read_is_one_line_and_what_is_no_files_stays(tmp_path):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read: Is a directory, expected a JSON file"):
         read_json(tmp_path)
+
+
+def test_files_of_folders_that_are_links_are_below_too(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.txt").touch()
+    for name in ("one", "two"):
+        (tmp_path / "folder" / name).symlink_to(tmp_path / "shared", target_is_directory=True)
+    (tmp_path / "folder" / "around").symlink_to(tmp_path, target_is_directory=True)  # which has no end
+    (tmp_path / "folder" / "nowhere").symlink_to(tmp_path / "missing")
+    found = {path.relative_to(tmp_path / "folder").as_posix() for path in files_below(tmp_path / "folder")}
+    assert found == {"one/a.txt", "two/a.txt"}

@@ -30,6 +30,17 @@ def test_what_is_loaded_is_hashed_by_its_contents(tmp_path):
     assert of("--model", moved) != known
 
 
+def test_a_folder_that_is_a_link_counts_as_the_one_it_leads_to(tmp_path):
+    plain = shutil.copytree(saved_model.folder(), tmp_path / "plain")
+    linked = shutil.copytree(plain, tmp_path / "linked")
+    shared = shutil.move(linked / "unet", tmp_path / "shared")
+    (linked / "unet").symlink_to(shared, target_is_directory=True)
+    (linked / "around").symlink_to(linked, target_is_directory=True)  # which has no end
+    assert of("--model", linked) == of("--model", plain)
+    (shared / "config.json").write_text("{}")
+    assert of("--model", linked) != of("--model", plain)
+
+
 def test_engines_by_their_manifest(tmp_path):
     folder = engines.copy_folder("onnxruntime", tmp_path)
     assert of("--engine", folder) == of("--engine", engines.folder("onnxruntime")) != of()
