@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.capabilities import Capabilities
 from runtime.cli.sources import adapter_sources, lora_sources
+from runtime.control.conditions import depth_model_digest
 from runtime.engines.manifest import NAME
 from runtime.loading.load import EMBEDDED
 from runtime.machine.files import expand, files_below, sha256
@@ -41,7 +42,7 @@ class Served:
 def model_hash(options: argparse.Namespace) -> str:
     """Return the hash, 32 hex digits, of the model, its adapters and LoRAs, or of the engines, that options name.
 
-    Equal requests to servers of equal hashes have equal pictures.
+    Equal requests to servers of equal hashes have equal pictures: the model that depth is computed by is in it too.
 
     Of a hub id that is not on this disk by that name it is the name's.
     """
@@ -60,6 +61,8 @@ def model_hash(options: argparse.Namespace) -> str:
     for name, source in named.items():
         if source is not None:
             sha.update(f"{name} {_contents(source)}\n".encode())
+    depth = depth_model_digest()
+    settings |= {"depth": depth} if depth else {}
     sha.update(repr(sorted(settings.items())).encode())
     return sha.hexdigest()[:32]
 

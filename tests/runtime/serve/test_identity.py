@@ -2,6 +2,7 @@
 
 import shutil
 
+from runtime.control.conditions import DEPTH_MODEL_VARIABLE
 from runtime.serve.identity import model_hash
 from runtime.serve.options import make_parser
 from tests.support import engines, saved_model
@@ -44,3 +45,13 @@ def test_a_folder_that_is_a_link_counts_as_the_one_it_leads_to(tmp_path):
 def test_engines_by_their_manifest(tmp_path):
     folder = engines.copy_folder("onnxruntime", tmp_path)
     assert of("--engine", folder) == of("--engine", engines.folder("onnxruntime")) != of()
+
+
+def test_the_model_that_depth_is_computed_by_counts_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.delenv(DEPTH_MODEL_VARIABLE, raising=False)
+    found = {of()}
+    for text in ("{}", '{"depth": 1}'):
+        (tmp_path / "config.json").write_text(text)
+        monkeypatch.setenv(DEPTH_MODEL_VARIABLE, str(tmp_path))
+        found.add(of())
+    assert len(found) == 3
