@@ -21,7 +21,6 @@ from runtime.batch.requests import Line
 from runtime.batch.results import Results
 from runtime.capabilities import Capabilities
 from runtime.cli.cluster import replicas, share
-from runtime.cli.command import say
 from runtime.cli.load import load
 from runtime.serve.admission import ROWS
 from runtime.serve.identity import model_hash
@@ -70,11 +69,12 @@ def draw(lines: Iterable[Line], options: argparse.Namespace, results: Results) -
         )
     )
     for row in pictures.iter_rows():
-        for warning in json.loads(row["warnings"]):
-            say(f"warning: {row['source']}: {warning}")
         picture = picture_of(row)
-        refused = picture.error is not None and picture.error.status < 500
-        yield refuse(sources[row["id"]], picture.error, results) if refused else take(picture, results)
+        if picture.error is None or picture.error.status >= 500:
+            yield take(picture, results)
+        else:
+            picture.warn()
+            yield refuse(sources[row["id"]], picture.error, results)
 
 
 class Replica:
@@ -90,7 +90,7 @@ class Replica:
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Return a row for each request: a PNG, or the error."""
-        turn, found, warnings = Turn(self.drawer), [], {}
+        turn, found = Turn(self.drawer), []
         for id, source, base, body in zip(
             *(block[name] for name in ("id", "source", "base", "body")), strict=True
         ):
@@ -100,16 +100,15 @@ class Replica:
             except Refusal as error:
                 found.append(Picture(id, source, error=error))
                 continue
-            warnings[id] = order.warnings
             while not turn.room:
                 found.append(turn.next())
             turn.submit(id, source, order)
         while turn.busy:
             found.append(turn.next())
-        return rows_of(found, warnings)
+        return rows_of(found)
 
 
-def rows_of(pictures: list[Picture], warnings: dict[str, list[str]]) -> dict[str, list[Any]]:
+def rows_of(pictures: list[Picture]) -> dict[str, list[Any]]:
     """Return a block's columns."""
     columns: dict[str, list[Any]] = {
         name: [getattr(each, name) for each in pictures] for name in ("id", "source")
@@ -119,12 +118,14 @@ def rows_of(pictures: list[Picture], warnings: dict[str, list[str]]) -> dict[str
     columns["seconds"] = [each.seconds or 0.0 for each in pictures]
     columns["status"] = [each.error.status if each.error else 0 for each in pictures]
     columns["error"] = [str(each.error or "") for each in pictures]
-    columns["warnings"] = [json.dumps(warnings.get(each.id, [])) for each in pictures]
+    columns["warnings"] = [json.dumps(each.warnings) for each in pictures]
     return columns
 
 
 def picture_of(row: dict[str, Any]) -> Picture:
     """Return a row as what a replica has handed back."""
+    warnings = json.loads(row["warnings"])
     if row["status"]:
-        return Picture(row["id"], row["source"], error=Refusal(row["status"], row["error"]))
-    return Picture(row["id"], row["source"], row["png"], row["seed"], row["seconds"])
+        error = Refusal(row["status"], row["error"])
+        return Picture(row["id"], row["source"], error=error, warnings=warnings)
+    return Picture(row["id"], row["source"], row["png"], row["seed"], row["seconds"], warnings=warnings)

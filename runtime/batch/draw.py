@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ AHEAD = 2  # times the rows of a step: requests whose pictures are decoded befor
 
 @dataclass(frozen=True)
 class Picture:
-    """What a worker hands back: a PNG with its seed and seconds, or the error."""
+    """What a worker hands back: a PNG with its seed and seconds, or the error; and what was warned of."""
 
     id: str
     source: str
@@ -34,6 +34,12 @@ class Picture:
     seed: int | None = None
     seconds: float | None = None
     error: Refusal | None = None
+    warnings: Sequence[str] = ()
+
+    def warn(self) -> None:
+        """Say its warnings."""
+        for warning in self.warnings:
+            say(f"warning: {self.source}: {warning}")
 
 
 class Drawer:
@@ -66,7 +72,7 @@ class Drawer:
 
     def _hand_out(self, work: Work, **found) -> None:
         turn, source = self.turns.pop(work)
-        turn.done.put(Picture(work.id, source, **found))
+        turn.done.put(Picture(work.id, source, warnings=work.order.warnings, **found))
 
 
 class Turn:
@@ -120,8 +126,6 @@ def draw(lines: Iterable[Line], drawer: Drawer, ordered: Ordered, results: Resul
         except Refusal as error:
             yield refuse(line, error, results)
             continue
-        for warning in order.warnings:
-            say(f"warning: {line.source}: {warning}")
         while not turn.room:
             yield take(turn.next(), results)
         turn.submit(id, line.source, order)
@@ -147,7 +151,8 @@ def missing(
 
 
 def take(picture: Picture, results: Results) -> str:
-    """Keep what a worker hands back."""
+    """Say and keep what a worker hands back."""
+    picture.warn()
     if picture.png is not None:
         results.save(picture.id, picture.png, picture.seed, picture.seconds, picture.source)
         return "drawn"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -190,9 +191,8 @@ class Engine:
             work.started = time.monotonic()
             self.watcher.started(work)
             try:
-                drawing = Drawing(
-                    self.pipe, work.order.request, lambda at, work=work: self._stepped(work, at)
-                )
+                with work.order.warned():
+                    drawing = Drawing(self.pipe, work.order.request, partial(self._stepped, work))
             except Exception as error:
                 self._fail(work, error)
                 continue
@@ -262,7 +262,8 @@ class Engine:
         """Prepare a request's next run; after the last one its pictures are there."""
         work = active.work
         try:
-            active.run = next(active.runs, None)
+            with work.order.warned():
+                active.run = next(active.runs, None)
         except Exception as error:
             self._leave(active)
             self._fail(work, error)

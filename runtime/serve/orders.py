@@ -42,8 +42,8 @@ COPIED = (
 class Order:
     """A request, and what was said on the way to it.
 
-    regions, image: as they were given, pictures by the hashes of their bytes. warnings: one line each. bytes: of its
-    decoded pictures.
+    regions, image: as they were given, pictures by the hashes of their bytes. warnings: one line each; those of its
+    drawing come to them. bytes: of its decoded pictures.
     """
 
     body: Generate
@@ -52,6 +52,15 @@ class Order:
     image: str | None
     warnings: list[str]
     bytes: int
+
+    @contextmanager
+    def warned(self) -> Iterator[None]:
+        """Have warnings of this context be of this request: it is drawn on a thread that all share."""
+        with collected() as said:
+            try:
+                yield
+            finally:
+                self.warnings.extend(line for line in dict.fromkeys(said) if line not in self.warnings)
 
 
 class Pictures:

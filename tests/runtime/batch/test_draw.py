@@ -171,3 +171,11 @@ def test_a_damaged_picture_is_drawn_again(tmp_path):
     for file in (tmp_path / "results").iterdir():
         file.unlink()
     assert run([SMALL], tmp_path)[0] == {"drawn": 1}
+
+
+def test_what_is_warned_of_while_a_picture_is_drawn_is_said_of_its_request(tmp_path, capsys):
+    Image.new("L", (67, 64)).save(tmp_path / "wide.png")
+    run([SMALL, {**SMALL, "image": "wide.png"}], tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    stretched = "image: 67 x 64 px is stretched to 64 x 64, another aspect ratio"
+    assert [line for line in said if "stretched" in line] == [f"warning: r:1: {stretched}"]
