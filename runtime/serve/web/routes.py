@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from runtime.control.png import png_bytes
 from runtime.serve.capabilities import capabilities_of
 from runtime.serve.events import LAST, Event
+from runtime.serve.orders import collected
 from runtime.serve.pictures import base64_of
 from runtime.serve.refusals import Refusal
 from runtime.serve.schema import Condition, Generate, GenerateNow
@@ -55,6 +56,11 @@ BINARY = {
 JobId = Annotated[str, Path(max_length=64)]
 
 
+def _warnings(said: list[str]) -> dict[str, str]:
+    """Return the header that a picture's warnings come in."""
+    return {"X-Warnings": json.dumps(said)} if said else {}
+
+
 def add_drawing(app: FastAPI) -> None:
     @app.post("/v1/generate", responses=PICTURE, openapi_extra=takes(GenerateNow))
     async def generate(request: Request) -> Response:
@@ -70,8 +76,7 @@ def add_drawing(app: FastAPI) -> None:
         if len(work.pictures) > 1 or "application/json" in request.headers.get("accept", ""):
             return JSONResponse({**work.result, "pictures": [base64_of(data) for data in work.pictures]})
         about = {"X-Seed": str(work.result["seed"]), "X-Model-Hash": service.served.hash}
-        if work.result["warnings"]:
-            about["X-Warnings"] = json.dumps(work.result["warnings"])
+        about |= _warnings(work.result["warnings"])
         return Response(work.pictures[0], media_type="image/png", headers=about)
 
     async def _with_pictures(work: Work, event: Event) -> AsyncIterator[str]:
@@ -173,10 +178,12 @@ def add_pictures(app: FastAPI) -> None:
         """Return a photo's edges, sketch ... as a run would compute them."""
         service, body = ready(request), await body_of(request, Condition)
 
-        def make() -> bytes:
-            return png_bytes(service.orders.condition(body))
+        def make() -> tuple[bytes, list[str]]:
+            with collected() as said:
+                return png_bytes(service.orders.condition(body)), said
 
-        return Response(await apart(request, make), media_type="image/png")
+        data, said = await apart(request, make)
+        return Response(data, media_type="image/png", headers=_warnings(said))
 
     @app.get("/v1/capabilities")
     async def capabilities(request: Request) -> JSONResponse:

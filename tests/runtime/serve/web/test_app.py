@@ -231,10 +231,12 @@ def test_warnings_come_with_the_picture(tmp_path):
         _, _, data = client.post("/v1/generate", {**SMALL, "regions": regions}, Accept="application/json")
         wide = {**SMALL, "image": base64.b64encode(png(Image.new("L", (67, 64)))).decode()}
         _, headers, _ = client.post("/v1/generate", wide)
+        photo = {"image": wide["image"], "preprocess": "canny", "height": 64, "width": 64}
+        _, of_condition, _ = client.post("/v1/conditions", photo)
     assert json.loads(data)["warnings"] == ["regions.0 mask: all zero (black), so the region has no words"]
     # which is warned of where it is drawn, on the engine's thread
     stretched = "image: 67 x 64 px is stretched to 64 x 64, another aspect ratio"
-    assert json.loads(headers["x-warnings"]) == [stretched]
+    assert json.loads(headers["x-warnings"]) == json.loads(of_condition["x-warnings"]) == [stretched]
 
 
 BAD = {
