@@ -4,6 +4,8 @@ import { encoded } from "./png.js";
 
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 
+const TAKEN = 16; // pixels by which the server lets shapes differ
+
 /** @param {number} width @param {number} height */
 export function drawable(width, height) {
   const canvas = new OffscreenCanvas(width, height);
@@ -54,6 +56,24 @@ export async function cropped(picture, width, height) {
   const context = drawable(w, h);
   context.drawImage(picture, (w - picture.width) / 2, (h - picture.height) / 2);
   return context.canvas.convertToBlob({ type: "image/png" });
+}
+
+/** @type {WeakMap<Blob, {size: string, made: Promise<Blob>}>} */
+const shaped = new WeakMap();
+
+/**
+ * A picture to start from: its middle where its shape is another than what is drawn, which the server does not take.
+ * @param {Blob} picture @param {{width: number, height: number}} drawn @returns {Promise<Blob>} for the same sizes the same one
+ */
+export function inShape(picture, { width, height }) {
+  const size = `${width} x ${height}`;
+  const make = async () => {
+    const own = await decoded(picture), differs = Math.abs(width - (own.width * height) / own.height);
+    return differs >= TAKEN || stretched(own, { width, height }) ? cropped(own, width, height) : picture;
+  };
+  let found = shaped.get(picture);
+  if (found?.size !== size) shaped.set(picture, (found = { size, made: make() }));
+  return found.made;
 }
 
 /** @param {string} text in base64 @param {string} [type] @returns {Blob} */

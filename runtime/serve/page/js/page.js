@@ -10,7 +10,7 @@ import * as panel from "./panel.js";
 import { conditionOf } from "./photo.js";
 import * as progress from "./progress.js";
 import { Pngs, unpack } from "./project.js";
-import { acting, request } from "./regions.js";
+import { acting } from "./regions.js";
 import { restored } from "./restore.js";
 import { Results } from "./results.js";
 import { Runner, said } from "./runner.js";
@@ -52,7 +52,7 @@ export class Page {
     });
     this.live = new Live(() => this.draw());
     this.results = new Results((result) => this.present(result));
-    this.compare = new Compare(this.scene, (result) => request([], result.packed.settings, (what) => this.sent.id(what)));
+    this.compare = new Compare(this.scene, (result) => this.sent.request([], result.packed.settings));
     this.runner = new Runner(this.running(), tab);
     this.live.painting = () => this.hands.pointer !== null;
     this.live.busy = () => this.runner.busy;
@@ -145,7 +145,7 @@ export class Page {
       this.names = acting(state.regions).map(({ region }) => region.name);
       const drawn = passing ? settings.draft(state.settings, this.can) : state.settings;
       const [packed, body] = await Promise.all([
-        this.pngs.pack(state), request(state.regions, drawn, (what) => this.sent.id(what)),
+        this.pngs.pack(state), this.sent.request(state.regions, drawn),
       ]);
       return { body, painted: { packed, passing, steps: drawn.steps } };
     });
@@ -210,7 +210,7 @@ export class Page {
   async startFrom(picture) {
     const size = await decoded(picture);
     this.painting.set({ start: picture }, "Start");
-    const shape = stretched(size, this.painting.settings) ? `, stretched from ${size.width} x ${size.height}` : "";
+    const shape = stretched(size, this.painting.settings) ? `, cropped from ${size.width} x ${size.height}` : "";
     say(`The next one starts from that picture${shape}: see Start in the settings.`);
   }
 

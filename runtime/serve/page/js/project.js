@@ -2,7 +2,7 @@
 // from too, and as text inside a PNG.
 
 import { create } from "./bitmap.js";
-import { fromBase64, pixels, toPng } from "./image.js";
+import { fromBase64, inShape, pixels, toPng } from "./image.js";
 import * as png from "./png.js";
 import { COLOURS, acting, asked, region } from "./regions.js";
 import * as zip from "./zip.js";
@@ -93,7 +93,7 @@ export async function toZip(state, packed, model, picture) {
       (each) => ({ ...each, mask: names(each.id).mask, ink: names(each.id).ink })) })],
   ];
   for (const each of packed.regions) files.push([names(each.id).mask, each.mask], [names(each.id).ink, each.ink]);
-  if (packed.settings.start) files.push(["start.png", packed.settings.start]);
+  if (packed.settings.start) files.push(["start.png", await inShape(packed.settings.start, packed.settings)]);
   if (picture) files.push([DRAWN, picture]);
   const entries = await Promise.all(files.map(async ([name, blob]) => ({ name, data: new Uint8Array(await blob.arrayBuffer()) })));
   return new Blob([zip.write(entries)], { type: "application/zip" });

@@ -1,6 +1,8 @@
 // The files that the server has: each is sent once, for as long as it is the same.
 
 import * as api from "./api.js";
+import { inShape } from "./image.js";
+import { request } from "./regions.js";
 
 /** @typedef {import("./bitmap.js").Bitmap} Bitmap */
 
@@ -25,5 +27,10 @@ export class Sent {
       id.catch(() => ids.delete(blob));
     }
     return id;
+  }
+
+  /** The request that the server takes, once it has its pictures. @param {import("./regions.js").Region[]} regions @param {import("./regions.js").Settings} settings */
+  request(regions, settings) {
+    return request(regions, settings, async (what) => this.id(what instanceof Blob ? await inShape(what, settings) : what));
   }
 }

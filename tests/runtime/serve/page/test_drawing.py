@@ -1,12 +1,17 @@
 """From what is painted to the picture: drawn, live, cancelled, compared."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.quality.locality import edge_scores
 from runtime.control.conditions import canny
 from runtime.control.sheet import INSIDE, OUTSIDE
 from tests.support.browser import embedded
+from tests.support.server import png
 
 
 def alone(page, **options):
@@ -239,3 +244,16 @@ def test_a_result_begins_another(drawn, button):
         page.page.click("#draw")
         page.ready(2)
         assert np.abs(page.picture().astype(int) - first).mean() < 12  # most of it stays
+
+
+def test_a_picture_of_another_shape_is_cropped_to_start_from(page):
+    photo = Image.new("RGB", (400, 200), "red")
+    photo.paste("lime", (100, 0, 300, 200))  # its middle
+    page.unfold("Settings")
+    page.choose("#start", {"name": "photo.png", "mimeType": "image/png", "buffer": png(photo)})
+    page.says("starts from that picture, cropped from 400 x 200")
+    page.page.click("#draw")
+    page.ready()  # the server refuses another shape
+    _, project = page.download("#export")
+    start = Image.open(io.BytesIO(zipfile.ZipFile(io.BytesIO(project)).read("start.png")))
+    assert start.convert("RGB").getcolors() == [(200 * 200, (0, 255, 0))]  # which runtime.generate takes too

@@ -400,7 +400,7 @@ def test_undone_as_one_step(page, what):
         with page.page.expect_file_chooser() as chooser:
             page.page.click("#start")
         chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": picture.getvalue()})
-        page.says("starts from that picture, stretched from 64 x 32")
+        page.says("starts from that picture, cropped from 64 x 32")
     else:
         page.page.fill("#height", "192")
         page.page.keyboard.press("Tab")
