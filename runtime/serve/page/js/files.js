@@ -1,6 +1,7 @@
 // Files that come in, chosen, dropped or pasted, and go out.
 
 import { input } from "./dom.js";
+import { typing } from "./keys.js";
 
 /** Ask for a file. @param {string} accept @returns {Promise<File>} never, where none is chosen */
 export function choose(accept) {
@@ -22,15 +23,17 @@ export function download(blob, name) {
 
 /** Hear of what is dropped and pasted. @param {(file: File) => void} taken */
 export function listen(taken) {
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  const words = (/** @type {DragEvent} */ event) => typing(event.target) && !event.dataTransfer?.types.includes("Files");
+  document.addEventListener("dragover", (event) => words(event) || event.preventDefault());
   document.addEventListener("drop", (event) => {
+    if (words(event)) return; // which are dragged into a field, or within it
     event.preventDefault();
     const file = event.dataTransfer?.files[0];
     if (file) taken(file);
   });
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];
-    if (!file) return;
+    if (!file || (typing(event.target) && event.clipboardData?.types.includes("text/plain"))) return; // an office program's words come with their picture
     event.preventDefault();
     taken(file);
   });

@@ -1,7 +1,7 @@
 // Keys by what they mean, so that they are where each keyboard has them.
 
-/** @param {EventTarget | null} target */
-function typing(target) {
+/** Whether something is a field for words or numbers. @param {EventTarget | null} target */
+export function typing(target) {
   return target instanceof HTMLElement && target.matches("input:not([type=range], [type=checkbox], [type=color]), textarea, select");
 }
 

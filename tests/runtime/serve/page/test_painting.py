@@ -392,3 +392,32 @@ def test_two_fingers_with_the_fill_tool_fill_nothing(page):
     assert not page.bitmap().any()
     page.page.mouse.click(*page.at(64, 64))
     assert (page.bitmap() == 255).all()
+
+
+def test_words_are_pasted_and_dragged_into_a_field_and_files_are_not(page):
+    send = """([kind, text, id]) => {
+        const data = new DataTransfer(), options = {bubbles: true, cancelable: true};
+        data.items.add(text, "text/plain");
+        if (kind !== "drop") data.items.add(new File(["no picture"], "a.png", {type: "image/png"}));
+        const event = kind === "paste" ? new ClipboardEvent(kind, {...options, clipboardData: data})
+            : new DragEvent("drop", {...options, dataTransfer: data});
+        document.getElementById(id).dispatchEvent(event);
+        return event.defaultPrevented;
+    }"""
+    prompt = page.page.locator("#prompt")
+    for id, taken in (("prompt", False), ("canvas", True)):
+        assert (
+            page.page.evaluate(send, ["drop", "words", id]) is taken
+        )  # elsewhere a link would leave the page
+        assert page.page.evaluate(send, ["paste", "words", id]) is taken
+    assert page.page.evaluate(send, ["files", "words", "prompt"])
+    prompt.fill("red words here")
+    prompt.dblclick(position={"x": 15, "y": 15})
+    box = prompt.bounding_box()
+    for act, x in (("move", 15), ("down", 15), ("move", 60), ("move", 130), ("up", 130)):
+        page.page.mouse.move(box["x"] + x, box["y"] + 15, steps=5) if act == "move" else getattr(
+            page.page.mouse, act
+        )()
+    assert prompt.input_value() != "red words here" and sorted(prompt.input_value()) == sorted(
+        "red words here"
+    )
