@@ -12,6 +12,7 @@ import { region } from "./regions.js";
 
 const FIELDS = ["scale", "start", "end", "levels"], OTHERS = ["mask", "condition", "prompt", "preprocess", "adapter"];
 const NUMBERS = ["steps", "guidance", "width", "height", "seed", "strength"];
+const MULTIPLE = 16; // of a size that is drawn
 /** What this page has no field for, and what each is where nothing was asked for. @type {Record<string, string>} */
 const PLAIN = {
   prompt_syntax: "plain", clip_skip: "0", guidance_range: "[0.0, 1.0]", guidance_rescale: "0.0", cache_interval: "1", image: "null",
@@ -21,9 +22,14 @@ const PLAIN = {
 /**
  * @param {Record<string, string>} said the texts of a PNG
  * @param {import("./regions.js").Settings} settings of the page, of which those while painting live stay
+ * @param {{width: number, height: number}} size of the picture
  * @returns {Promise<{packed: Packed, missing: string[]}>} missing: what could not be restored
  */
-export async function fromSettings(said, { draftSize, draftSteps, draftPreset }) {
+export async function fromSettings(said, { draftSize, draftSteps, draftPreset }, size) {
+  // of an image whose outside was held nothing says a size: it has its own
+  for (const side of /** @type {("width" | "height")[]} */ (["width", "height"])) {
+    if (said[side] === "null") said = { ...said, [side]: String(Math.ceil(size[side] / MULTIPLE) * MULTIPLE) };
+  }
   const numbers = Object.fromEntries(NUMBERS.map((name) => [name, said[name] === undefined ? undefined : Number(said[name])]));
   const settings = checkedSettings({
     ...numbers, prompt: said.prompt ?? "", negative_prompt: said.negative_prompt ?? "", held: said.outside === "held",

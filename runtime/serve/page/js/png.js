@@ -59,6 +59,12 @@ export function texts(buffer) {
   return found;
 }
 
+/** @param {ArrayBuffer} buffer of a PNG @returns {{width: number, height: number}} */
+export function sizeOf(buffer) {
+  const view = new DataView(buffer);
+  return { width: view.getUint32(16), height: view.getUint32(20) };
+}
+
 /** The same PNG without a text of ours. @param {Uint8Array} bytes @param {string} keyword @returns {Uint8Array} */
 function without(bytes, keyword) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length), start = `iTXt${keyword}\0`;

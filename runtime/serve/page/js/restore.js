@@ -16,7 +16,7 @@ export async function restored(file, settings) {
     if (isZip(new Uint8Array(buffer))) return { ...fromZip(new Uint8Array(buffer)), drawn: false, missing: [] };
     const said = png.texts(buffer);
     if (said[CHUNK]) return { packed: fromText(said[CHUNK]), picture: file, drawn: true, missing: [] };
-    return said.software?.startsWith("localcontrol") ? { ...(await fromSettings(said, settings)), picture: file, drawn: true } : null;
+    return said.software?.startsWith("localcontrol") ? { ...(await fromSettings(said, settings, png.sizeOf(buffer))), picture: file, drawn: true } : null;
   } catch (error) {
     throw new Error(`${file.name}: ${error instanceof Error ? error.message : error}`);
   }
