@@ -125,3 +125,15 @@ def test_motion_is_reduced_where_that_is_wanted(chromium, server):
         page.ready()
         style = "(element) => getComputedStyle(element).transitionDuration"
         assert page.page.locator("#live").evaluate(style) == "0s"
+
+
+def test_what_stands_in_a_row_is_in_line_and_the_round_button_is_round(chromium, server):
+    with tab(chromium, server.port, viewport={"width": 820, "height": 1180}, has_touch=True) as page:
+        page.page.click("#cancel")
+        page.unfold("Settings")
+        box = "(id) => document.getElementById(id).getBoundingClientRect()"
+        help = page.page.evaluate(box, "help")
+        assert help["width"] == help["height"]
+        label = "(id) => document.getElementById(id).closest('label').getBoundingClientRect().top"
+        tops = [page.page.evaluate(label, id) for id in ("draft-size", "draft-steps")]
+        assert tops[0] == tops[1]
