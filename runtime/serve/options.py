@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runtime.cli.cluster import add_ray
 from runtime.cli.command import Parser
@@ -85,25 +87,51 @@ def limits_of(options: argparse.Namespace) -> Limits:
 
 def access_of(options: argparse.Namespace):
     """Return who may ask. Raises InputError for an address of the network without a key."""
-    from runtime.serve.web.guard import LOOPBACK, Access
+    from runtime.serve.web.guard import LOOPBACK, Access, name_of
 
     keys = [key for key in os.environ.get(KEYS, "").replace(",", " ").split() if key]
     if not _is_loopback(options.host) and not keys:
         raise InputError(
             f"--host {options.host}: others can reach it; expected keys in {KEYS}, or --host 127.0.0.1"
         )
-    hosts = [name.lower() for name in options.allow_host]
-    origins = [site.rstrip("/").lower() for site in options.allow_origin]  # as browsers say them
+    hosts = [_host(name, name_of) for name in options.allow_host]
+    origins = [_site(site) for site in options.allow_origin]
     if _is_loopback(options.host):
         hosts = list(dict.fromkeys([*LOOPBACK, options.host, *hosts]))
     return Access(keys, hosts, origins)
 
 
-def _is_loopback(host: str) -> bool:
+def _host(given: str, name_of: Callable[[str], str]) -> str:
+    """Return a name as it is compared. Raises InputError for what no request could be under."""
+    name = given.lower() if _is_address(given) else name_of(given)
+    if not name or set(given) & set("*/@ "):
+        raise InputError(f"--allow-host {given}: expected a name, such as pictures.example.org")
+    return name
+
+
+def _site(given: str) -> str:
+    """Return a site as browsers say it. Raises InputError for what no browser says."""
+    site = given.rstrip("/").lower()
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        parts = urlsplit(site)
+        usual = parts.port == {"http": 80, "https": 443}.get(parts.scheme, 0)
+    except ValueError:
+        parts, usual = urlsplit(""), False
+    whole = parts.netloc and site == f"{parts.scheme}://{parts.netloc}" and "*" not in site
+    if site != "null" and not whole:  # null: of pages that are files
+        raise InputError(f"--allow-origin {given}: expected a site, such as https://shop.example.org")
+    return site.removesuffix(f":{parts.port}") if usual else site
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
     except ValueError:
         return False
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def data_folder(given: str | None) -> AbstractContextManager[Path]:

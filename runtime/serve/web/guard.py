@@ -63,7 +63,7 @@ class Access:
         host = headers.get("host", "")
         if path in OPEN:
             return NOBODY
-        if self.hosts and _name(host) not in self.hosts:
+        if self.hosts and name_of(host) not in self.hosts:
             raise Refusal(
                 400, f"Host {host[:80]!r}: expected {', '.join(self.hosts)}; see --allow-host", "Host"
             )
@@ -96,7 +96,7 @@ def _is_key(given: str, key: str) -> bool:
     return any(hmac.compare_digest(each, key.encode()) for each in sent)
 
 
-def _name(host: str) -> str:
+def name_of(host: str) -> str:
     """Return a Host header's name, without its port and brackets."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
