@@ -1,15 +1,15 @@
 // What is there at the first visit: a region that is painted, with a star drawn in it.
 
 import { lasso, segment } from "./bitmap.js";
-import { region } from "./regions.js";
+import { region, usual } from "./regions.js";
 
 /** @param {any} can the server's capabilities @returns {import("./painting.js").State} */
 export function example(can) {
   const whole = can.model === "embedded", { multiple } = can.sizes, least = can.sizes.width?.[0] ?? multiple, most = can.sizes.width?.[1] ?? can.sizes.most;
   const side = Math.min(most, Math.max(least, can.sizes.default)), white = [255, 255, 255];
   const at = (/** @type {number} */ x, /** @type {number} */ y) => ({ x: x * side, y: y * side });
-  const first = region(1, side, side, can.default_adapter ?? "");
-  first.name = "A star";
+  const first = region(1, side, side, usual(can));
+  Object.assign(first, { name: "A star", words: first.control ? "" : "a red star" });
   const star = Array.from({ length: 10 }, (_, i) => {
     const angle = (Math.PI * i) / 5 - Math.PI / 2, radius = i % 2 ? 0.11 : 0.22;
     return at(0.28 + radius * Math.cos(angle), 0.5 + radius * Math.sin(angle));

@@ -10,7 +10,7 @@ import * as panel from "./panel.js";
 import { conditionOf } from "./photo.js";
 import * as progress from "./progress.js";
 import { Pngs, unpack } from "./project.js";
-import { acting } from "./regions.js";
+import { acting, usual } from "./regions.js";
 import { restored } from "./restore.js";
 import { Results } from "./results.js";
 import { Runner, said } from "./runner.js";
@@ -215,7 +215,7 @@ export class Page {
   }
 
   add() {
-    this.painting.add(this.can.default_adapter ?? "");
+    this.painting.add(usual(this.can));
   }
 
   /** Have the chosen region's mask or condition from a picture. @param {Blob} picture @param {boolean} ink */

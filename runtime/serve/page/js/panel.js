@@ -67,7 +67,8 @@ const LEVELS = ["finest", "fine", "coarse", "coarsest"];
 
 /** Make the fields, and hear of them. @param {Painting} painting @param {string[]} adapters */
 export function listen(painting, adapters) {
-  get("r-adapter").append(...adapters.map((name) => new Option(name, name)));
+  get("r-adapter").append(...(adapters.length ? adapters.map((name) => new Option(name, name)) : [new Option("no adapter is loaded", "")]));
+  input("r-adapter").disabled = !adapters.length;
   get("levels").append(...LEVELS.map((name, i) =>
     make("label", {}, name, make("input", { type: "number", id: `r-level-${i}`, min: -2, max: 2, step: 0.1 }))));
   hear("r-name", (name) => name && painting.change({ name }, "Name"), () => showPanel(painting));
@@ -96,8 +97,9 @@ export function showPanel(painting) {
   show("r-name", region.name);
   show("r-words", region.words);
   show("r-control", region.control);
+  input("r-control").disabled = !region.adapter && !region.control;
   const adapter = /** @type {HTMLSelectElement} */ (get("r-adapter"));
-  if (![...adapter.options].some((each) => each.value === region.adapter)) adapter.add(new Option(`${region.adapter} (not here)`, region.adapter));
+  if (![...adapter.options].some((each) => each.value === region.adapter)) adapter.add(new Option(region.adapter ? `${region.adapter} (not here)` : "none", region.adapter));
   show("r-adapter", region.adapter);
   show("r-scale", region.scale);
   get("r-scale-said").textContent = region.scale.toFixed(2);

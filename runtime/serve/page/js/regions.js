@@ -22,13 +22,18 @@ import { create, isEmpty, resized } from "./bitmap.js";
 // Okabe and Ito's colours, which the colour-blind can tell apart, each with a pattern of its own
 export const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888"];
 
-/** @param {number} id @param {number} width @param {number} height @param {string} adapter @returns {Region} */
+/** @param {number} id @param {number} width @param {number} height @param {string} adapter none: words alone @returns {Region} */
 export function region(id, width, height, adapter) {
   return {
     id, name: `Region ${id}`, colour: (id - 1) % COLOURS.length, shown: true, solo: false,
     mask: create(width, height), ink: create(width, height, 3),
-    control: true, adapter, words: "", scale: 1, start: 0, end: 1, levels: [1, 1, 1, 1],
+    control: adapter !== "", adapter, words: "", scale: 1, start: 0, end: 1, levels: [1, 1, 1, 1],
   };
+}
+
+/** The adapter of a new region; none where the server has none. @param {any} can the server's capabilities @returns {string} */
+export function usual({ adapters, default_adapter }) {
+  return adapters.length ? default_adapter : "";
 }
 
 /** @param {Region} original @param {number} id @returns {Region} */

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.quality.locality import edge_scores
+from runtime import LocalControlPipeline
 from runtime.control.conditions import canny
 from runtime.control.sheet import INSIDE, OUTSIDE
-from tests.support.browser import embedded
-from tests.support.server import png
+from tests.support.browser import embedded, tab
+from tests.support.server import png, running
+from tests.support.tiny import make_pipeline
 
 
 def alone(page, **options):
@@ -244,6 +246,20 @@ def test_a_result_begins_another(drawn, button):
         page.page.click("#draw")
         page.ready(2)
         assert np.abs(page.picture().astype(int) - first).mean() < 12  # most of it stays
+
+
+def test_a_server_without_adapters_draws_words_in_regions(chromium, tmp_path):
+    pipe = LocalControlPipeline.from_diffusers(make_pipeline())
+    with running(tmp_path, on=pipe) as client, tab(chromium, client.port) as page:
+        page.ready()
+        assert page.get("page.painting.chosen.words") == "a red star"
+        assert page.page.locator("#r-adapter").inner_text() == "no adapter is loaded"
+        assert page.page.locator("#r-control").is_disabled()
+        page.page.click("#add")
+        page.stroke((8, 20), (30, 40))
+        page.page.fill("#r-words", "a blue circle")
+        page.page.click("#draw")
+        page.ready(2)
 
 
 def test_a_picture_of_another_shape_is_cropped_to_start_from(page):
