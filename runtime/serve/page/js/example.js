@@ -5,8 +5,10 @@ import { region, usual } from "./regions.js";
 
 /** @param {any} can the server's capabilities @returns {import("./painting.js").State} */
 export function example(can) {
-  const whole = can.model === "embedded", { multiple } = can.sizes, least = can.sizes.width?.[0] ?? multiple, most = can.sizes.width?.[1] ?? can.sizes.most;
-  const side = Math.min(most, Math.max(least, can.sizes.default)), white = [255, 255, 255];
+  const whole = can.model === "embedded", { multiple } = can.sizes, least = can.sizes.width?.[0] ?? multiple;
+  const most = Math.min(can.sizes.width?.[1] ?? can.sizes.most, 1000 * Math.sqrt(can.limits.megapixels));
+  const side = Math.floor(Math.min(most, Math.max(least, can.sizes.default)) / multiple) * multiple, white = [255, 255, 255];
+  const steps = (/** @type {number} */ count) => Math.min(count, can.limits.steps);
   const at = (/** @type {number} */ x, /** @type {number} */ y) => ({ x: x * side, y: y * side });
   const first = region(1, side, side, usual(can));
   Object.assign(first, { name: "A star", words: first.control ? "" : "a red star" });
@@ -19,9 +21,9 @@ export function example(can) {
   return {
     regions: [first], chosen: 1,
     settings: {
-      prompt: "a red star and a blue circle on sand", negative_prompt: "", width: side, height: side, steps: whole ? 12 : 20,
+      prompt: "a red star and a blue circle on sand", negative_prompt: "", width: side, height: side, steps: steps(whole ? 12 : 20),
       guidance: 5, scheduler: "", preset: "", seed: 1, held: false, start: null, strength: 0.6,
-      draftSize: whole ? 1 : 0.5, draftSteps: whole ? 6 : 12, draftPreset: whole ? "" : "fast",
+      draftSize: whole ? 1 : 0.5, draftSteps: steps(whole ? 6 : 12), draftPreset: whole ? "" : "fast",
     },
   };
 }

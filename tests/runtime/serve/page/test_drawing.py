@@ -262,6 +262,13 @@ def test_a_server_without_adapters_draws_words_in_regions(chromium, tmp_path):
         page.ready(2)
 
 
+def test_the_first_picture_is_one_that_the_server_takes(chromium, tmp_path):
+    bounds = {"steps": 3, "side": 100, "megapixels": 0.0065}  # 80 x 80
+    with running(tmp_path, on=embedded(), **bounds) as client, tab(chromium, client.port) as page:
+        page.ready()
+        assert page.get("[page.painting.settings.width, page.painting.settings.steps]") == [80, 3]
+
+
 def test_a_picture_of_another_shape_is_cropped_to_start_from(page):
     photo = Image.new("RGB", (400, 200), "red")
     photo.paste("lime", (100, 0, 300, 200))  # its middle
