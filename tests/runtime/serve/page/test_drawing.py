@@ -269,6 +269,16 @@ def test_the_first_picture_is_one_that_the_server_takes(chromium, tmp_path):
         assert page.get("[page.painting.settings.width, page.painting.settings.steps]") == [80, 3]
 
 
+def test_words_of_any_length_are_taken_and_what_is_too_long_is_said(page):
+    page.page.evaluate("""() => {
+        document.getElementById("prompt").select();
+        document.execCommand("insertText", false, "a red star ".repeat(400));  // as pasting does
+    }""")
+    page.page.click("#draw")
+    page.page.locator("#status.wrong", has_text="prompt: 4,400 characters; expected at most 4,000").wait_for()
+    page.wrong = [each for each in page.wrong if "422" not in each]
+
+
 def test_a_picture_of_another_shape_is_cropped_to_start_from(page):
     photo = Image.new("RGB", (400, 200), "red")
     photo.paste("lime", (100, 0, 300, 200))  # its middle
