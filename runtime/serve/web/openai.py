@@ -224,7 +224,10 @@ def _converted(asked: ImagesGenerations, pictures: list[bytes]) -> list[bytes]:
 def _encoded(image: Image.Image, asked: ImagesGenerations) -> bytes:
     file, kind = io.BytesIO(), (asked.output_format or "png").upper()
     quality = QUALITY if asked.output_compression is None else asked.output_compression
-    image.convert("RGB").save(file, format=kind, **({} if kind == "PNG" else {"quality": quality}))
+    options = {} if kind == "PNG" else {"quality": quality}
+    if profile := image.info.get("icc_profile"):  # which only a PNG is given by itself
+        options["icc_profile"] = profile
+    image.convert("RGB").save(file, format=kind, **options)
     return file.getvalue()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from runtime.serve.web.openai import partial_steps
 from tests.support.server import SMALL, pipe, png, running
@@ -78,6 +79,17 @@ def test_edits_draw_where_the_mask_is_transparent(images):
     assert found.model_extra["localcontrol"]["pixels_changed_outside"] == 0
     own = images.edit(image=png(mask), prompt="a red star", extra_body=OWN)
     assert (np.asarray(opened(own.data[0].b64_json))[:, 32:] == before[:, 32:]).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_an_edits_pixels_keep_their_meaning_in_every_format(images, kind):
+    photo, profile = Image.effect_noise((64, 64), 50).convert("RGB"), createProfile("sRGB")
+    photo.info["icc_profile"] = ImageCmsProfile(profile).tobytes()
+    mask = photo.copy()
+    mask.putalpha(Image.linear_gradient("L").resize((64, 64)))
+    found = images.edit(image=png(photo), mask=png(mask), prompt="a", output_format=kind, extra_body=OWN)
+    drawn = opened(found.data[0].b64_json)
+    assert drawn.format == kind.upper() and drawn.info["icc_profile"] == photo.info["icc_profile"]
 
 
 def test_an_edit_without_a_mask_changes_the_whole(images):
