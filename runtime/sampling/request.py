@@ -157,7 +157,9 @@ class Request:
             )
         (rows, columns), (height, width) = self.image.shape[2:], self.size(0)
         picture_side(height, "image: height"), picture_side(width, "image: width")
-        if (self.height or self.width) and abs(width - columns * height / rows) >= SIZE_MULTIPLE:
+        # Each side is rounded by itself, by less than SIZE_MULTIPLE: one of them follows from the other.
+        stretched = min(abs(width - columns * height / rows), abs(height - rows * width / columns))
+        if (self.height or self.width) and stretched >= SIZE_MULTIPLE:
             raise InputError(
                 f"image: {columns} x {rows} px, and the picture is {width} x {height}, of another aspect ratio; "
                 "crop it, or leave height and width out"

@@ -175,6 +175,16 @@ def test_another_size_of_the_same_aspect_ratio_may_be_asked_for():
     assert asked.images[0].size == (48, 32)
 
 
+@pytest.mark.parametrize("outside", ["free", "held"])
+@pytest.mark.parametrize(("width", "height"), [(2000, 783), (783, 2000), (1023, 127), (127, 1023)])
+def test_the_size_that_a_picture_has_by_itself_may_be_asked_for(width, height, outside):
+    image = torch.zeros(1, 1, height, width)
+    rows, columns = Request("x", image=image, outside=outside).size(64)
+    for asked in ({"height": rows, "width": columns}, {"height": rows}, {"width": columns}):
+        sides = Request("x", image=image, outside=outside, **asked).size(64)
+        assert Request("x", image=image, height=sides[0], width=sides[1]).size(64) == sides
+
+
 def test_regions_act_in_fractions_of_the_steps_that_are_run():
     result = pipe()(PROMPT, [Region(condition(), end=0.5)], image=PICTURE, strength=0.5, steps=8, seed=1)
     assert result.region_steps == [[0, 1]]
