@@ -3,6 +3,7 @@ is loaded; handed on whole."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,9 +152,9 @@ class Request:
             for name, source in given:
                 warn_of_transparency(source, name)
         if self.left == 0:
-            needed = 1 / self.steps
+            needed = math.ceil(1e5 / self.steps) / 1e5  # rounded up: what is shown is enough
             raise InputError(
-                f"strength {self.strength:g}: none of {self.steps} steps is left; expected at least {needed:.3g}"
+                f"strength {self.strength:g}: none of {self.steps} steps is left; expected at least {needed:g}"
             )
         (rows, columns), (height, width) = self.image.shape[2:], self.size(0)
         picture_side(height, "image: height"), picture_side(width, "image: width")

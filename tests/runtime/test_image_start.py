@@ -199,7 +199,7 @@ def test_regions_act_in_fractions_of_the_steps_that_are_run():
         ({"image": PICTURE, "strength": "x"}, "strength 'x': expected a finite number"),
         (
             {"image": PICTURE, "strength": 0.01, "steps": 30},
-            "none of 30 steps is left; expected at least 0.0333",
+            "none of 30 steps is left; expected at least 0.03334",
         ),
         (
             {"image": PICTURE, "height": 64, "width": 96},
@@ -218,6 +218,14 @@ def test_what_cannot_be_started_from_is_refused(given, said):
     with pytest.raises(InputError) as caught:
         Request("x", **given)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [*range(2, 60), 77, 333, 999, 1000])
+def test_the_least_strength_that_is_named_is_enough(steps):
+    with pytest.raises(InputError) as caught:
+        Request("x", image=PICTURE, strength=1e-9, steps=steps)
+    named = float(str(caught.value).rpartition(" ")[2])
+    assert Request("x", image=PICTURE, strength=named, steps=steps).run_steps == 1
 
 
 def test_an_engine_encodes_where_it_has_the_encoder():
