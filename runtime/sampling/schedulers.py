@@ -178,5 +178,14 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: Tensor) -> list[tuple[flo
         if hasattr(asked, "set_begin_index"):
             asked.set_begin_index(begin + i)  # a timestep alone may stand for two noise levels
         alpha, sigma = asked.add_noise(ones[:, :1], ones[:, 1:], timestep.repeat(2)).flatten().tolist()
+        if i % 2 and hasattr(asked, "sigmas_interpol"):
+            sigma = _between(asked, timestep)
         found.append((alpha, sigma))
     return [*found, (1.0, 0.0)]
+
+
+def _between(scheduler: SchedulerMixin, timestep: Tensor) -> float:
+    """Return the noise level between two others at which KDPM2 is in the middle of a step, by what it divides by."""
+    asked = copy.deepcopy(scheduler)
+    asked.sample = torch.ones(1, dtype=torch.float64)  # of a step that is half done
+    return (asked.scale_model_input(asked.sample, timestep).item() ** -2 - 1) ** 0.5

@@ -86,7 +86,10 @@ SDXL = diffusers.EulerDiscreteScheduler.from_config(BASE.config, timestep_spacin
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        *product(["euler", "heun", "dpm++2m", "dpm++2m_karras", "unipc", "ddim"], [None, 5]),
+        *product(
+            ["euler", "heun", "dpm++2m", "dpm++2m_karras", "unipc", "ddim", "KDPM2DiscreteScheduler"],
+            [None, 5],
+        ),
         ("euler_trailing", None),
         ("lms", None),
     ],
