@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -215,10 +216,14 @@ class Request:
         """Return how many of the steps are run from the image, as diffusers count them; None without one."""
         return None if self.image is None else min(int(self.steps * self.strength), self.steps)
 
-    @property
+    @cached_property
     def run_steps(self) -> int:
-        """Return how many steps are run."""
-        return self.steps if self.left is None else self.left
+        """Return how many steps are run: what a scheduler makes of `steps`. The model's own, not known yet: as many."""
+        if self.scheduler is None:
+            return self.steps if self.left is None else self.left
+        from runtime.sampling.schedulers import count_steps  # it imports diffusers
+
+        return count_steps(self.scheduler, self.steps, self.left)
 
     @property
     def draws_reference(self) -> bool:

@@ -136,6 +136,15 @@ def set_timesteps(
     return scheduler.timesteps[begin:]
 
 
+def count_steps(choice: str | SchedulerMixin, steps: int, left: int | None = None) -> int:
+    """Return how many steps a scheduler makes of `steps` with SDXL's schedule, see `set_timesteps`."""
+    try:
+        scheduler = make_scheduler(choice, diffusers.EulerDiscreteScheduler(steps_offset=1))
+        return len(set_timesteps(scheduler, steps, torch.device("cpu"), left))
+    except InputError:  # which the model's own schedule may allow: the run says so otherwise
+        return steps if left is None else left
+
+
 def copy_on_cpu(scheduler: SchedulerMixin) -> SchedulerMixin:
     """Return a copy that can be asked without the device: all that it keeps is on the CPU."""
     asked = copy.deepcopy(scheduler)

@@ -13,6 +13,7 @@ from runtime.sampling.loop import denoise
 from runtime.sampling.schedulers import (
     SCHEDULERS,
     check_scheduler,
+    count_steps,
     make_scheduler,
     noise_levels,
     rehearse,
@@ -119,6 +120,16 @@ def test_noise_levels_are_those_of_a_run_that_predicts_the_noise_exactly(name, l
     )
     for made, expected in zip(found[:-1], image_trajectory(latents, noise, levels), strict=False):
         assert relative_rms(made, expected) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("left", [None, 3])
+@pytest.mark.parametrize("name", [*SCHEDULERS, *CLASSES])
+def test_steps_are_counted_as_they_are_run(name, left):
+    if not isinstance(made_or_refusal(name, 6), str):
+        own = make_scheduler(name, SDXL)
+        assert count_steps(name, 6, left) == len(set_timesteps(own, 6, torch.device("cpu"), left))
+        assert count_steps(own, 6, left) == count_steps(name, 6, left)
 
 
 @pytest.mark.parametrize("name", CLASSES)

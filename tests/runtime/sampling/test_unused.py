@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 
 from runtime.control.region import Region
 from runtime.sampling.request import Request
@@ -14,6 +15,7 @@ PICTURE = torch.ones(16, 16)
 def said(*regions: Region, **settings) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of what diffusers calls
         Request("x", regions, **settings)
     return [str(warning.message) for warning in caught]
 
@@ -57,3 +59,14 @@ def test_a_guidance_range_without_a_step_is_named():
         == said(guidance_range=(0.4, 0.6), steps=2, guidance=1)
         == []
     )
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "KDPM2DiscreteScheduler", HeunDiscreteScheduler()])
+def test_steps_that_a_scheduler_makes_two_of_count_as_two(scheduler):
+    """Of 7 steps the first ends at 0.14; of 4 at 0.25."""
+    narrow = {"steps": 4, "scheduler": scheduler, "guidance_range": (0.0, 0.2)}
+    assert said(Region(PICTURE, uncond_scale=0.5), negative_prompt="blur", **narrow) == []
+    assert Request("x", **narrow).most_rows == 2 and Request("x", **narrow).run_steps == 7
+    assert Request("x", steps=4, scheduler=scheduler, image=PICTURE, strength=0.5).run_steps == 3
+    (line,) = said(**narrow | {"guidance_range": (0.0, 0.1)})
+    assert "no whole step of 7 is in it" in line
