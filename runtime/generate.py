@@ -58,7 +58,10 @@ def generate(options: argparse.Namespace) -> None:
 
     seconds = {"start": time.perf_counter() - start}
     _say_stage("start", seconds["start"], "imports and checks")
-    pipe, result = draw_fastest(options, request, seconds) or draw(options, request, seconds)
+    begun = time.perf_counter()
+    pipe, result = draw_fastest(options, request) or draw(options, request)
+    # What the picture waited for: the choice of an engine and one that has failed, too.
+    seconds["model"] = time.perf_counter() - begun - result.timings["total"]
     for stage in ("encode", "text", "adapter", "reference", "denoise", "decode"):
         if stage in result.timings:
             _say_stage(
@@ -71,9 +74,7 @@ def generate(options: argparse.Namespace) -> None:
     save(pipe, result, request, settings, options, {**seconds, **result.timings})
 
 
-def draw_fastest(
-    options: argparse.Namespace, request: Request, seconds: dict[str, float]
-) -> tuple[LocalControlPipeline, Result] | None:
+def draw_fastest(options: argparse.Namespace, request: Request) -> tuple[LocalControlPipeline, Result] | None:
     """Draw on the engine that `runtime.fastest` found quickest; None where there is none, or it fails.
 
     Nobody has asked for that engine: whatever is wrong with it is a warning, and the picture comes from PyTorch.
@@ -86,7 +87,7 @@ def draw_fastest(
     say(f"backend  {engine}: {times} (--backend torch takes that)")
     chosen = argparse.Namespace(**{**vars(options), "engine": engine, "model": None, "dtype": None})
     try:
-        drawn = draw(chosen, request, seconds)
+        drawn = draw(chosen, request)
     except Exception as error:  # an InputError, or whatever a library raises on a damaged file
         warnings.warn(f"engine {engine}: {first_line(error)}; PyTorch is used", stacklevel=2)
         return None
@@ -119,13 +120,9 @@ def fastest_engine(options: argparse.Namespace, request: Request) -> tuple[str, 
         return None
 
 
-def draw(
-    options: argparse.Namespace, request: Request, seconds: dict[str, float]
-) -> tuple[LocalControlPipeline, Result]:
-    """Load the pipeline and draw the request, with a progress bar; the time that loading takes goes into `seconds`."""
-    start = time.perf_counter()
+def draw(options: argparse.Namespace, request: Request) -> tuple[LocalControlPipeline, Result]:
+    """Load the pipeline and draw the request, with a progress bar."""
     pipe = load(options, request)
-    seconds["model"] = time.perf_counter() - start
     with contextlib.ExitStack() as opened:
         bar = None
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageCms
 from kernels import ops
 from runtime import LocalControlPipeline, generate
 from runtime.cli.describe import png_text
+from runtime.errors import InputError
 from runtime.loading import load as loading
 from tests.support import saved_model
 from tests.support.tiny import make_adapter
@@ -87,6 +89,25 @@ def test_writes_picture_sheet_and_report(run, files, capsys):
     assert {"torch", "diffusers", "localcontrol"} <= set(report["versions"])
     assert report["settings"]["seed"] == 5
     assert Image.open("sheet.png").width > 4 * 200
+
+
+def test_the_report_has_the_time_of_an_engine_that_fails(run, monkeypatch, capsys):
+    """Of its choice, too: a total that leaves them out is not what the picture waited for."""
+
+    def choose(*_):
+        time.sleep(0.3)
+        return "nowhere", 1.0, 2.0
+
+    def load_engine(*_, **__):
+        time.sleep(0.5)
+        raise InputError("damaged")
+
+    monkeypatch.setattr("runtime.fastest.choose", choose)
+    monkeypatch.setattr("runtime.LocalControlPipeline.from_engine", load_engine)
+    assert run("--report", "report.json") == 0
+    assert "engine nowhere: damaged; PyTorch is used" in capsys.readouterr().err
+    seconds = json.loads(Path("report.json").read_text())["seconds"]
+    assert seconds["model"] >= 0.8 and seconds["total"] >= 0.8
 
 
 def test_the_metadata_repeats_the_run(run, adapter):
@@ -377,6 +398,7 @@ def test_a_wrong_path_as_a_command(files):
 def test_help_imports_no_torch_and_a_wrong_path_no_diffusers(files):
     code = """
 import sys
+import time
 from runtime.generate import main
 try:
     main(["--help"])
