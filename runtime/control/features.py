@@ -141,15 +141,17 @@ def strengths(regions: Sequence[Region], steps: int, unguided: bool = False) -> 
     return scales[:, None] * levels.T
 
 
-def acting_steps(regions: Sequence[Region], steps: int) -> list[list[int]]:
+def acting_steps(packed: Sequence[PackedRegion], steps: int) -> list[list[int]]:
     """Return the steps, from 0, in which each region does something: its control, its words, or both."""
     found = []
-    for region in regions:
+    for region, mask in ((item.region, item.mask) for item in packed):
         weights = torch.zeros(steps)
-        if region.condition is not None:
+        if region.condition is not None and any(region.levels):
             weights = torch.tensor(over_steps(region.scale, steps)).abs()
         if region.prompt is not None:
             weights = weights + torch.tensor(over_steps(region.prompt_weight, steps))
+        if mask is not None and not mask.any():
+            weights = torch.zeros(steps)
         found.append((weights * activity([region], steps)[:, 0]).nonzero()[:, 0].tolist())
     return found
 

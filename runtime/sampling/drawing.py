@@ -96,7 +96,7 @@ class Drawing:
             else:
                 latents = yield from self._draw_regions(text, states, noise, start)
             images = [] if self.request.output_type == "latent" else self._make_images(latents)
-        steps = acting_steps(self.request.regions, self.steps)
+        steps = acting_steps(self.packed, self.steps)
         self.result = Result(images, latents, self.timings, self.seed, steps, self.reference)
 
     def _draw_regions(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ops
-from runtime.control.features import Control, activity, strengths
+from runtime.control.features import Control, acting_steps, activity, strengths
 from runtime.control.masks import mask_pyramid
 from runtime.control.region import Region, pack
 from runtime.errors import InputError
@@ -228,3 +228,18 @@ def test_halves_have_their_own_strength():
     assert control.segments == [0, 1]
     same = build(regions_of(Region(torch.rand(1, 1, *SIZE), uncond_scale=1.0)), images=3)
     assert same.unguided is None and [len(gated) for gated in same.gated(0, 6)] == [1] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*all zero")
+def test_a_region_acts_in_the_steps_in_which_it_does_something():
+    picture, black = torch.rand(1, 1, *SIZE), torch.zeros(1, 1, *SIZE)
+    expected = {
+        Region(picture, end=0.5): [0, 1],
+        Region(picture, scale=0): [],
+        Region(picture, levels=(0, 0, 0, 0)): [],
+        Region(picture, levels=(0, 0, 0, 0), prompt="a star", start=0.5): [2, 3],
+        Region(picture, black): [],
+        Region(mask=black, prompt="a star"): [],
+        Region([picture, picture], [black, half_mask()]): [0, 1, 2, 3],
+    }
+    assert acting_steps(regions_of(*expected), 4) == list(expected.values())
