@@ -335,6 +335,7 @@ class LocalControlPipeline:
     def vae_factor(self) -> int:
         return vae_factor(self.model.vae)
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1], on the CPU."""
         with self.at_work("decode"):

@@ -232,6 +232,11 @@ def test_decodes_as_diffusers_does():
     assert (made - expected).abs().max() <= 1
 
 
+def test_decoded_pixels_have_no_gradient():
+    assert any(p.requires_grad for p in pipe().model.vae.parameters())
+    assert pipe().decode(noise()).numpy().shape == (1, 3, 64, 64)
+
+
 def test_guidance_on_no_step_is_the_prompt_alone():
     options = {"steps": 2, "seed": 0, "images_per_prompt": 2}
     none = pipe()(PROMPT, [Region(condition())], guidance=7.0, guidance_range=(0.9, 1.0), **options)
