@@ -216,7 +216,8 @@ class LocalControlPipeline:
         request: the one to come; by default one of this size and these settings, which are a call's keyword arguments.
         """
         if request is None:
-            request = Request("", height=height, width=width, images_per_prompt=images, **settings)
+            plain = {"prompt": "", "height": height, "width": width, "images_per_prompt": images}
+            request = Request(**plain | settings)
         for once in rehearsals(request, request.size(self.default_size), self.controlnets):
             self.draw(once)
 

@@ -237,6 +237,16 @@ def test_decoded_pixels_have_no_gradient():
     assert pipe().decode(noise()).numpy().shape == (1, 3, 64, 64)
 
 
+def test_any_of_a_calls_arguments_warms_up(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(LocalControlPipeline, "draw", lambda self, request: drawn.append(request))
+    pipe().warm_up(
+        images_per_prompt=2, prompt=["a star", "a cat AND a dog"], prompt_syntax="a1111", height=32
+    )
+    pipe().warm_up(48, 64, 3)
+    assert [(r.images, r.rows(True), r.height, r.width) for r in drawn] == [(4, 10, 32, 64), (3, 6, 48, 64)]
+
+
 def test_guidance_on_no_step_is_the_prompt_alone():
     options = {"steps": 2, "seed": 0, "images_per_prompt": 2}
     none = pipe()(PROMPT, [Region(condition())], guidance=7.0, guidance_range=(0.9, 1.0), **options)
