@@ -126,8 +126,8 @@ def add_model_sources(group) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a T2I-Adapter or ControlNet for SDXL: folder, file or hub id, and the name regions call it by; may be "
-        "repeated; of a ControlNet-Union the name says the control (depth, canny-2)",
+        help="a T2I-Adapter for SDXL, or a ControlNet, which engines do not take: folder, file or hub id, and the name "
+        "regions call it by; may be repeated; of a ControlNet-Union the name says the control (depth, canny-2)",
     )
     group.add_argument("--vae", metavar="PATH", help="another VAE: folder, file or hub id")
     group.add_argument(

@@ -88,3 +88,4 @@ def test_model_sources_are_the_same_everywhere():
     for parser in (builder(), generator()):
         theirs = {action.dest: (action.option_strings, action.help) for action in parser._actions}
         assert shared.items() <= theirs.items()
+    assert "a ControlNet, which engines do not take" in shared["adapter"][1]  # the builder's help has it too
