@@ -110,7 +110,9 @@ def _opened(source) -> Image.Image:
 def _widen_transparency(image: Image.Image) -> None:
     """Bring a PNG's transparent colour to the 8 bits of its pixels, which Pillow compares with the file's own bits."""
     clear, bits = image.info.get("transparency"), image.tile[0][3] if getattr(image, "tile", None) else None
-    if isinstance(clear, int) and bits in ("L;2", "L;4"):
+    if isinstance(clear, int) and bits == "1":  # so in Pillow before 12.3
+        image.info["transparency"] = 255 if clear else 0
+    elif isinstance(clear, int) and bits in ("L;2", "L;4"):
         image.info["transparency"] = clear * 255 // (3 if bits == "L;2" else 15)
     elif isinstance(clear, tuple) and bits == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in clear)

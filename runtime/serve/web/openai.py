@@ -17,6 +17,7 @@ from PIL import Image, ImageChops
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from runtime.control.png import png_bytes
 from runtime.errors import first_line
@@ -186,14 +187,16 @@ async def _parts(request: Request) -> FormData:
     """Return a form's parts. Raises Refusal where it is none, or its last part is not there."""
     kind = request.headers.get("content-type", "")
     about, options = parse_options_header(kind)
-    if about != b"multipart/form-data":
+    if about.lower() != b"multipart/form-data":
         raise Refusal(415, f"Content-Type {kind[:60]!r}: expected multipart/form-data", "Content-Type")
     end, raw = options.get(b"boundary"), await request.body()
     # The parser drops a part that is cut off: without its mask an edit would draw the whole picture.
     if end and end + b"--" not in raw and not raw.rstrip().endswith(end):
         raise Refusal(400, "body: cut off within a part; expected its boundary at the end", "body")
-    try:
-        return await request.form(max_files=4, max_fields=MANY)
+    try:  # not by `request.form`, which takes a type with capitals for none where python-multipart is before 0.0.34
+        return await MultiPartParser(request.headers, request.stream(), max_files=4, max_fields=MANY).parse()
+    except MultiPartException as error:
+        raise Refusal(400, f"body: {error.message}", "body") from None
     except UnicodeError:  # of the codec that the header names: Python has some that are none of text
         raise Refusal(415, f"Content-Type {kind[:60]!r}: expected text in UTF-8", "Content-Type") from None
 

@@ -150,7 +150,8 @@ def test_timings_need_a_home_or_a_folder_that_is_named(monkeypatch, tmp_path):
     here = SimpleNamespace(__version__="10")
     assert timing_cache_path(here) == tmp_path / "localcontrol/timing/nvidia-h100-tensorrt-10.cache"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a container's user that is a number alone
+    monkeypatch.delenv("HOME")
+    # a container's user that is a number alone
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
     with pytest.raises(InputError, match="XDG_CACHE_HOME ~/.cache: no such user"):
         timing_cache_path(here)
