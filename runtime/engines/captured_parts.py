@@ -53,7 +53,7 @@ class Captured:
     """A function of one tensor, as a graph for each of the last SIZES sizes it was called with.
 
     What a call returns is the caller's own. Safe from several threads. Where the function cannot be captured, it is
-    called as it is, after one warning (UserWarning).
+    called as it is, after one warning (UserWarning). What it raises by itself is raised, and its graphs stay.
     """
 
     def __init__(self, name: str, function: Callable[[Tensor], Sequence[Tensor]], pool: Pool):
@@ -74,10 +74,11 @@ class Captured:
             return None
         key = (*given.shape, given.dtype)
         if key not in self._recorded:
+            own, results = self._called(given)
             while len(self._recorded) >= SIZES:
                 self._recorded.popitem(last=False)
             try:
-                self._recorded[key] = self._record(given)
+                self._recorded[key] = self._record(own, results)
             except RuntimeError as error:  # CUDA's, whatever the module does that a graph cannot
                 self._recorded = None
                 said = f"cuda graph: {self.name} cannot be captured, and runs as it is: {first_line(error)}"
@@ -86,11 +87,14 @@ class Captured:
         self._recorded.move_to_end(key)
         return self._recorded[key]
 
-    def _record(self, given: Tensor) -> Recorded:
+    def _called(self, given: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a graph's own tensors, which a call without one has filled."""
         with torch.inference_mode(False):  # they are used in and outside of it
             own = torch.empty_like(given, device=self.pool.device).copy_(given)
         with torch.inference_mode():
-            results = copied(self.function(own))
+            return own, copied(self.function(own))
+
+    def _record(self, own: Tensor, results: Sequence[Tensor]) -> Recorded:
         if any(result.device != own.device for result in results):  # its work would not be in the graph
             raise RuntimeError(f"its results are not on {own.device}")
 

@@ -97,6 +97,22 @@ def test_what_cannot_be_captured_runs_as_it_is(recorded, monkeypatch):
     assert double(torch.ones(2))[0].tolist() == [2, 2]  # and says nothing more: a warning is an error here
 
 
+def test_what_the_function_refuses_by_itself_takes_no_graph_from_the_others(recorded):
+    def double(given):
+        if len(given) == 3:
+            raise RuntimeError("CUDA out of memory")
+        return [2 * given]
+
+    doubled = Captured("an adapter", double, Pool(CPU))
+    for size in (2, 3, 2, 4):
+        if size == 3:
+            with pytest.raises(RuntimeError, match="^CUDA out of memory$"):
+                doubled(torch.ones(size))
+        else:
+            assert doubled(torch.ones(size))[0].tolist() == [2] * size
+    assert recorded.count == 2 and len(doubled._recorded) == 2
+
+
 def test_work_on_another_device_is_not_lost(recorded):
     away = Captured("an adapter", lambda given: [given.to("meta")], Pool(CPU))
     with pytest.warns(UserWarning, match="its results are not on cpu"):
