@@ -106,17 +106,16 @@ def new_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]
     """Yield a folder beside `path` to fill; it takes the name, new or of an empty folder, once all in it is on the
     disk. replace: or that of a full one, which is there until then.
 
-    An exception leaves nothing of it; what a killed process leaves ends in ".part". Raises OSError where it cannot
-    be written.
+    An exception leaves nothing of it, and what was there; what a killed process leaves ends in ".part". Raises OSError
+    where it cannot be written.
     """
     target = expand(path).resolve()
-    partial = _partial(target)
+    partial, before = _partial(target), _partial(target)
     try:
         partial.mkdir(parents=True)
         yield partial
         for entry in (*partial.rglob("*"), partial):
             sync(entry)
-        before = _partial(target)
         if replace and target.exists():
             os.replace(target, before)
         os.replace(partial, target)
@@ -124,6 +123,9 @@ def new_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]
         remove(before)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if before.exists() and not target.exists():
+            os.replace(before, target)
+        remove(before)
         raise
 
 

@@ -81,6 +81,23 @@ def test_a_folder_that_is_not_there_is_bad_input(tmp_path):
         write_json({}, tmp_path / "no" / "r.json")
 
 
+def test_a_folder_that_is_not_replaced_after_all_is_put_back(tmp_path, monkeypatch):
+    target, replace = tmp_path / "checkpoint", os.replace
+    target.mkdir()
+    (target / "weights").write_text("old")
+
+    def fail_once(source, to):
+        if to == target:
+            monkeypatch.setattr(os, "replace", replace)
+            raise KeyboardInterrupt
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(KeyboardInterrupt), new_folder(target, replace=True) as partial:
+        (partial / "weights").write_text("new")
+    assert list(tmp_path.iterdir()) == [target] and (target / "weights").read_text() == "old"
+
+
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
