@@ -53,12 +53,14 @@ BINARY = {
         "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+SAID = 300  # characters of a warning in a header, of up to 6 bytes each
 JobId = Annotated[str, Path(max_length=64)]
 
 
 def _warnings(said: list[str]) -> dict[str, str]:
-    """Return the header that a picture's warnings come in."""
-    return {"X-Warnings": json.dumps(said)} if said else {}
+    """Return the header that a picture's warnings come in, long ones cut: proxies refuse an answer for 4 KB of it."""
+    short = [line if len(line) <= SAID else f"{line[:SAID]}..." for line in said]
+    return {"X-Warnings": json.dumps(short)} if said else {}
 
 
 def add_drawing(app: FastAPI) -> None:

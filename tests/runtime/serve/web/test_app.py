@@ -233,10 +233,15 @@ def test_warnings_come_with_the_picture(tmp_path):
         _, headers, _ = client.post("/v1/generate", wide)
         photo = {"image": wide["image"], "preprocess": "canny", "height": 64, "width": 64}
         _, of_condition, _ = client.post("/v1/conditions", photo)
+        long = {**SMALL, "prompt": f"({'猫' * 60}{'!' * 2000}:1.2)"}
+        _, cut, _ = client.post("/v1/generate", long)
+        _, _, whole = client.post("/v1/generate", long, Accept="application/json")
     assert json.loads(data)["warnings"] == ["regions.0 mask: all zero (black), so the region has no words"]
     # which is warned of where it is drawn, on the engine's thread
     stretched = "image: 67 x 64 px is stretched to 64 x 64, another aspect ratio"
     assert json.loads(headers["x-warnings"]) == json.loads(of_condition["x-warnings"]) == [stretched]
+    (line,), (begun,) = json.loads(whole)["warnings"], json.loads(cut["x-warnings"])
+    assert len(line) > 2000 and begun == f"{line[:300]}..." and len(cut["x-warnings"]) < 2000
 
 
 BAD = {
