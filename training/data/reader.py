@@ -58,7 +58,10 @@ class Reader(IterableDataset):
                 item = self._item(sample)
             except InputError as error:
                 item = {"name": sample.name, "error": str(error)}
-        return item | {"warned": [str(w.message) for w in found if w.category is UserWarning]}
+        ours = [w for w in found if w.category is UserWarning]
+        for other in (w for w in found if w not in ours):  # a library's: said as it would have been
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+        return item | {"warned": [str(w.message) for w in ours]}
 
     def _item(self, sample: Sample) -> dict:
         if sample.error:

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -476,6 +477,18 @@ def test_a_faint_mask_is_warned_of_in_the_training_process(workers, beside, run,
     with pytest.warns(UserWarning, match="^mask: its brightest value is 8 of 255, so the control is faint"):
         run(mask_from=masks, workers=workers)
     assert "UserWarning" not in capfd.readouterr().err
+
+
+def test_a_librarys_warning_of_another_kind_is_not_lost(run, monkeypatch):
+    item = Reader._item
+
+    def noisy(self, sample):
+        warnings.warn("invalid value encountered in cast", RuntimeWarning, stacklevel=1)
+        return item(self, sample)
+
+    monkeypatch.setattr(Reader, "_item", noisy)
+    with pytest.warns(RuntimeWarning, match="invalid value encountered in cast"):
+        run(workers=0)
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 1), (np.uint16, 1), (np.uint16, 255)])
