@@ -38,8 +38,12 @@ def _idle(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield options that others put out of use, and why."""
     if config.z0_loss == "off":
         yield ("z0_weight", "z0_schedule", "z0_from", "z0_to"), "z0_loss is off"
+    elif config.z0_weight == 0:
+        yield ("z0_loss", "z0_schedule", "z0_from", "z0_to"), "z0_weight is 0"
     elif config.z0_schedule != "step_range":
         yield ("z0_from", "z0_to"), f"z0_schedule is {config.z0_schedule}, not step_range"
+    if config.noise_weight == 0:
+        yield ("min_snr",), "noise_weight is 0"
     if config.mask_from and config.mask_kind == "mask":
         drawn = "mask_shapes", "mask_count", "mask_min_area", "mask_soft", "mask_full"
         yield drawn, f"masks are those of {config.mask_from}"
