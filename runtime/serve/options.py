@@ -103,8 +103,8 @@ def access_of(options: argparse.Namespace):
 
 def _host(given: str, name_of: Callable[[str], str]) -> str:
     """Return a name as it is compared. Raises InputError for what no request could be under."""
-    name = given.lower() if _is_address(given) else name_of(given)
-    if not name or set(given) & set("*/@ "):
+    name = given.lower() if _is_address(given) else _spelled(name_of(given))
+    if not name or set(given) & set("*/@?# "):
         raise InputError(f"--allow-host {given}: expected a name, such as pictures.example.org")
     return name
 
@@ -114,13 +114,23 @@ def _site(given: str) -> str:
     site = given.rstrip("/").lower()
     try:
         parts = urlsplit(site)
-        usual = parts.port == {"http": 80, "https": 443}.get(parts.scheme, 0)
+        host, port = _spelled(parts.hostname or ""), parts.port
     except ValueError:
-        parts, usual = urlsplit(""), False
-    whole = parts.netloc and site == f"{parts.scheme}://{parts.netloc}" and "*" not in site
-    if site != "null" and not whole:  # null: of pages that are files
+        parts, host, port = urlsplit(""), "", None
+    if site == "null":  # of pages that are files
+        return site
+    if not host or site != f"{parts.scheme}://{parts.netloc}" or set(site) & set("*@ "):
         raise InputError(f"--allow-origin {given}: expected a site, such as https://shop.example.org")
-    return site.removesuffix(f":{parts.port}") if usual else site
+    usual = port in (None, {"http": 80, "https": 443}.get(parts.scheme))
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if usual else f':{port}'}"
+
+
+def _spelled(name: str) -> str:
+    """Return a name as requests spell it, who have other letters for those beyond ASCII; "" where it is no name."""
+    try:
+        return name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        return ""
 
 
 def _is_address(host: str) -> bool:
