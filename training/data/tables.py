@@ -70,13 +70,14 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         from pyarrow import parquet
 
-        table = parquet.read_table(path)
-        names, rows = table.column_names, table.to_pylist()
+        _check_columns(path, parquet.read_schema(path).names)
+        rows = parquet.read_table(path).to_pylist()
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(f"{path}: needs the package pyarrow; pip install pyarrow") from error
     except Exception as error:  # whatever pyarrow raises on a damaged file
         raise InputError(f"{path}: not a parquet file: {first_line(error)}") from error
-    _check_columns(path, names)
     yield from ((f"row {number}", row) for number, row in enumerate(rows))
 
 

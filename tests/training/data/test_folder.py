@@ -262,6 +262,14 @@ def test_a_damaged_table_is_named(name, content, said, data):
     assert said in str(caught.value)
 
 
+def test_two_columns_of_one_name_in_a_parquet_file_are_named(data):
+    pictures_in(data, ["0.png"])
+    table = pa.Table.from_arrays([["0.png"], ["a"], ["b"]], ["file_name", "text", "text"])
+    parquet.write_table(table, data / "metadata.parquet")
+    with pytest.raises(InputError, match="metadata.parquet: two columns named 'text'; expected one"):
+        open_source(TrainConfig(data=str(data)))
+
+
 def test_a_parquet_file_opens_nothing_outside_of_its_folder(data):
     (data.parent / "secret.png").write_bytes(picture(9))
     (data / "inside.bin").write_bytes(picture(3))
