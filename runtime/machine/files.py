@@ -217,9 +217,9 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict:
-    """Return a JSON object. Raises InputError where the file is missing or is not one."""
+    """Return a JSON object. Raises InputError where the file is missing, or is not one, or has a field twice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         found = "missing" if is_missing else f"cannot be read: {reason_of(error)}"

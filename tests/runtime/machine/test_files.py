@@ -61,6 +61,12 @@ def test_writes_json(tmp_path):
     assert os.listdir(tmp_path) == ["r.json"]
 
 
+def test_a_field_that_is_there_twice_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "alpha_pattern": {"a": 1, "a": 2}}')
+    with pytest.raises(InputError, match="adapter_config.json: not a JSON file: 'a' is given twice"):
+        read_json(tmp_path / "adapter_config.json")
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_keeps_the_old_report(tmp_path, monkeypatch, failure):
     path = tmp_path / "r.json"
