@@ -24,15 +24,18 @@ class Table:
         """
         self.path, self.fields = path, ("case", *fields)
         self.now = {name: str(value) for name, value in (now or {}).items()}
-        self.rows: dict[str, dict[str, str]] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != self.fields:
-                    raise InputError(
-                        f"{path}: its columns are not those that are written; expected another --out"
-                    )
-                self.rows = {row["case"]: row for row in reader}
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        if not self.path.exists():
+            return {}
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != self.fields:
+                raise InputError(
+                    f"{self.path}: its columns are not those that are written; expected another --out"
+                )
+            return {row["case"]: row for row in reader}
 
     def __contains__(self, case: str) -> bool:
         row = self.rows.get(case)
@@ -44,7 +47,8 @@ class Table:
         if unknown:
             raise ValueError(f"{self.path}: no column {', '.join(sorted(unknown))}")
         row = dict.fromkeys(self.fields, "") | {"case": case} | dict(values)
-        self.rows[case] = {name: str(value) for name, value in row.items()}
+        # read again: another process may have written its own since
+        self.rows = self._read() | {case: {name: str(value) for name, value in row.items()}}
         write_rows(self.path, list(self.rows.values()))
 
 

@@ -41,5 +41,15 @@ def test_a_row_of_another_commit_is_measured_again_and_stays_until_then(tmp_path
     assert "a step" in again and "a picture" not in again
 
 
+def test_two_processes_keep_each_others_rows(tmp_path):
+    now = {"commit": "bbb"}
+    Table(tmp_path / "rows.csv", ("p50_ms", "commit")).add("a step", {"p50_ms": 1, "commit": "aaa"})
+    one, other = (Table(tmp_path / "rows.csv", ("p50_ms", "commit"), now) for _ in range(2))
+    one.add("a step", {"p50_ms": 2, **now})
+    other.add("a picture", {"p50_ms": 3, **now})
+    assert one.path.read_text().splitlines() == ["case,p50_ms,commit", "a step,2,bbb", "a picture,3,bbb"]
+    assert "a step" in other
+
+
 def test_a_budget_is_spent():
     assert Budget(5).allows(4) and not Budget(5).allows(6) and not Budget(0).allows(0.1)
