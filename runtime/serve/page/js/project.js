@@ -19,6 +19,7 @@ const SETTINGS = {
   draftSize: 1, draftSteps: 1, draftPreset: "",
 };
 const DRAWN = "drawn.png"; // in a project: the picture that was seen last
+const START = "start.png", WHOLE = "start-whole.png"; // the picture to start from, as it is drawn from, and uncropped
 const MOST_SIDE = 8192, MOST_REGIONS = 64;
 
 /** Makes PNGs of bitmaps, once for as long as they are the same. */
@@ -69,7 +70,7 @@ export function command({ settings, regions }, model) {
   const options = {
     prompt: settings.prompt, "negative-prompt": settings.negative_prompt, width: settings.width, height: settings.height,
     steps: settings.steps, guidance: settings.guidance, seed: settings.seed, scheduler: settings.scheduler,
-    ...(settings.start ? { image: "start.png", strength: settings.strength } : {}),
+    ...(settings.start ? { image: START, strength: settings.strength } : {}),
     ...(acting(regions).length ? { regions: "regions.json", outside: settings.held ? "held" : "" } : {}),
     model: model === "embedded" ? "" : model, out: "picture.png",
   };
@@ -93,7 +94,9 @@ export async function toZip(state, packed, model, picture) {
       (each) => ({ ...each, mask: names(each.id).mask, ink: names(each.id).ink })) })],
   ];
   for (const each of packed.regions) files.push([names(each.id).mask, each.mask], [names(each.id).ink, each.ink]);
-  if (packed.settings.start) files.push(["start.png", await inShape(packed.settings.start, packed.settings)]);
+  const { start } = packed.settings, cut = start && await inShape(start, packed.settings);
+  if (cut) files.push([START, cut]);
+  if (start && cut !== start) files.push([WHOLE, start]); // of which another size takes another part
   if (picture) files.push([DRAWN, picture]);
   const entries = await Promise.all(files.map(async ([name, blob]) => ({ name, data: new Uint8Array(await blob.arrayBuffer()) })));
   return new Blob([zip.write(entries)], { type: "application/zip" });
@@ -109,8 +112,8 @@ export function fromZip(bytes) {
   };
   const project = files.get("project.json");
   if (!project) throw new Error("project: it has no project.json; expected a zip that this page has saved");
-  const start = files.has("start.png") ? picture("start.png") : null;
-  return { packed: checked(new TextDecoder().decode(project), picture, start), picture: files.has(DRAWN) ? picture(DRAWN) : null };
+  const start = [WHOLE, START].find((name) => files.has(name));
+  return { packed: checked(new TextDecoder().decode(project), picture, start ? picture(start) : null), picture: files.has(DRAWN) ? picture(DRAWN) : null };
 }
 
 /** @param {Packed} packed @returns {Promise<string>} */

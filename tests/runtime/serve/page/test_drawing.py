@@ -290,3 +290,8 @@ def test_a_picture_of_another_shape_is_cropped_to_start_from(page):
     _, project = page.download("#export")
     start = Image.open(io.BytesIO(zipfile.ZipFile(io.BytesIO(project)).read("start.png")))
     assert start.convert("RGB").getcolors() == [(200 * 200, (0, 255, 0))]  # which runtime.generate takes too
+    page.choose("#import", {"name": "mine.zip", "mimeType": "application/zip", "buffer": project})
+    page.says("Opened mine.zip")
+    _, again = page.download("#export")
+    whole = Image.open(io.BytesIO(zipfile.ZipFile(io.BytesIO(again)).read("start-whole.png")))
+    assert whole.size == (400, 200)  # of which another size takes more
