@@ -15,9 +15,13 @@ LAST = 2.0**-24  # of the cumulative product of alphas: diffusers' classes that 
 
 
 def spelled_out(scheduler_class: type[SchedulerMixin], config: Mapping) -> dict:
-    """Return a config; where it asks for zero SNR and the class has no such option, with the betas that this makes."""
+    """Return a config; where it asks for zero SNR and the class has no such option, with the betas that this makes.
+
+    It says nothing of which values were defaults: `from_config` would drop those, whatever they are now.
+    """
+    config = {key: value for key, value in config.items() if key != "_use_default_values"}
     if not config.get(OPTION) or OPTION in inspect.signature(scheduler_class.__init__).parameters:
-        return dict(config)
+        return config
     try:
         betas = EulerDiscreteScheduler(**{key: config[key] for key in BETAS if key in config}).betas.double()
     except NotImplementedError as error:
