@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import ops
 from runtime.errors import InputError
+from runtime.loading.zero_snr import spelled_out
 from training.config import TrainConfig
 
 EDGES = {"mse": "none", "sobel": "sobel", "laplacian": "laplacian"}  # z0_loss -> the op's name for it
@@ -77,11 +78,14 @@ def z0_weight(t: Tensor, abar: Tensor, config: TrainConfig) -> Tensor:
 
 
 def schedule_of(scheduler: SchedulerMixin) -> Tensor:
-    """Return abar at every timestep, (T,) float32. Raises InputError where a model was trained on another process."""
-    abar = getattr(scheduler, "alphas_cumprod", None)
+    """Return abar at every timestep, (T,) float32, as is drawn with. Raises InputError where a model was trained on
+    another process.
+    """
+    kind = type(scheduler)
+    abar = getattr(kind.from_config(spelled_out(kind, scheduler.config)), "alphas_cumprod", None)
     if abar is None:
         raise InputError(
-            f"model: its {type(scheduler).__name__} has no alphas_cumprod, the noise schedule that is trained on; "
+            f"model: its {kind.__name__} has no alphas_cumprod, the noise schedule that is trained on; "
             "expected SDXL's, such as EulerDiscreteScheduler"
         )
     return abar.float()

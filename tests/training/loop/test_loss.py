@@ -4,7 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,6 +245,12 @@ def test_pure_noise_is_known_as_each_scheduler_writes_it(scheduler):
         check_schedule(noise, "epsilon", TrainConfig())
     check_schedule(noise, "v_prediction", TrainConfig())
     check_schedule(usual, "epsilon", TrainConfig())
+
+
+def test_a_model_whose_scheduler_has_no_option_for_zero_snr_is_trained_to_it_as_it_is_drawn():
+    zero = EulerDiscreteScheduler(**SDXL_BETAS, rescale_betas_zero_snr=True)
+    kept = HeunDiscreteScheduler.from_config(zero.config)  # with the option, which it does not read
+    torch.testing.assert_close(schedule_of(kept), schedule_of(zero), rtol=1e-3, atol=1e-9)
 
 
 def test_a_scheduler_of_another_process_is_refused():
