@@ -18,6 +18,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "kernels", "export", "training")
+BESIDE = ("benchmarks", "docs", "examples", "tests")  # of the sdist, not of the wheel
 # Imports point one way: each top-level package to those that it may import.
 MAY_IMPORT = {
     "kernels": set(),
@@ -39,10 +40,9 @@ def built(tmp_path_factory):
     """(files of the sdist, files of the wheel, metadata), from a copy: setuptools writes beside sources."""
     work = tmp_path_factory.mktemp("build")
     tree = work / "tree"
-    ignore = shutil.ignore_patterns("__pycache__")
-    for folder in (*PACKAGES, "benchmarks", "examples", "tests"):
-        if (ROOT / folder).is_dir():
-            shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
+    ignore = shutil.ignore_patterns("__pycache__", "node_modules", "package-lock.json")
+    for folder in (*PACKAGES, *BESIDE):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
@@ -77,10 +77,21 @@ def test_wheel_has_the_four_packages_and_their_data_and_nothing_else(built):
 
 
 def test_sdist_can_build_and_test_itself(built):
+    """The tests read the documentation too, the figures that it shows, and the cluster's example files."""
     sdist, _, _ = built
-    tests = {str(path.relative_to(ROOT)) for path in sources("tests")}
-    files = {"setup.py", "pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "README.md"}
-    assert expected_files() | tests | files <= sdist
+    files = {
+        "setup.py",
+        "pyproject.toml",
+        "constraints.txt",
+        "Makefile",
+        "LICENSE",
+        "README.md",
+        "CONTRIBUTING.md",
+    }
+    for folder in (*PACKAGES, *BESIDE):
+        files |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+    made = re.compile(r"\.pyc$|/node_modules/|package-lock\.json$")
+    assert {name for name in files if not made.search(name)} - sdist == set()
 
 
 def test_name_and_version(built):
