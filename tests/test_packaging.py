@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from runtime.serve.__main__ import PACKAGES as SERVES
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "kernels", "export", "training")
 BESIDE = ("benchmarks", "docs", "examples", "tests")  # of the sdist, not of the wheel
@@ -155,6 +157,12 @@ def test_every_package_that_is_imported_is_declared(built):
     names = set().union(*(imported(path) for package in PACKAGES for path in sources(package)))
     others = names - set(MAY_IMPORT) - sys.stdlib_module_names
     assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in others} <= declared
+
+
+def test_the_server_asks_for_what_its_extra_installs(built):
+    requirements = [Requirement(line) for line in built[2].get_all("Requires-Dist")]
+    installed = {canonicalize_name(r.name) for r in requirements if str(r.marker) == 'extra == "serve"'}
+    assert {canonicalize_name(name) for name in SERVES} == installed
 
 
 def test_kernels_is_a_regular_package_that_imports_nothing():

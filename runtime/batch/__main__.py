@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.cli.cluster import add_ray, check_ray
-from runtime.cli.command import Parser, exit_code, quick_imports
+from runtime.cli.command import Parser, exit_code, need, quick_imports
 from runtime.cli.load import load
 from runtime.cli.options import add_model, add_speed
 from runtime.cli.plan import check_output
@@ -87,12 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Check, load, draw."""
-    try:
-        import pyarrow  # noqa: F401
-        import pydantic  # noqa: F401
-    except ImportError as error:
-        needs = f"batch needs the package {error.name}; install it: pip install 'localcontrol[batch]'"
-        raise InputError(needs) from error
+    need("batch", "batch", ("anyio", "pyarrow", "pydantic"))
     from runtime.batch.requests import read
 
     if options.rows < 0:

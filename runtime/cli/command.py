@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -80,6 +81,18 @@ def _say_once(said: set[str]) -> Callable[..., None]:
 def say(line: str) -> None:
     """Print a line for the user, on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def need(what: str, extra: str, modules: Sequence[str]) -> None:
+    """Raise InputError, saying what to install, where a package of one of setup.py's extras is missing."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            name = error.name or module
+            raise InputError(
+                f"{what} needs the package {name.replace('_', '-')}; install it: pip install 'localcontrol[{extra}]'"
+            ) from error
 
 
 @contextmanager

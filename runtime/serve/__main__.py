@@ -16,12 +16,14 @@ import sys
 from contextlib import ExitStack
 
 from runtime.cli.cluster import check_ray
-from runtime.cli.command import exit_code, quick_imports, say
+from runtime.cli.command import exit_code, need, quick_imports, say
 from runtime.cli.load import load
-from runtime.errors import InputError
 from runtime.serve.limits import Limits
 from runtime.serve.log import log_lines
 from runtime.serve.options import access_of, data_folder, limits_of, make_parser
+
+# Of the extra "serve". All are asked for before the first is used, and before a model is loaded.
+PACKAGES = ("anyio", "fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,15 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Check, load, listen until a signal."""
+    need("serve", "serve", PACKAGES)
     limits, access = limits_of(options), access_of(options)
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"serve needs the package {error.name}; install it: pip install 'localcontrol[serve]'"
-        ) from error
     check_ray(options)
     if options.ray:
         with quick_imports():

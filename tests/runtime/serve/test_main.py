@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from runtime.serve.__main__ import main
+from runtime.serve.__main__ import PACKAGES, main
 from tests.support import saved_model
 from tests.support.server import Client
 
@@ -145,6 +145,18 @@ def test_bad_options_are_one_line(arguments, message, tmp_path, capsys, monkeypa
     assert main(["--data", str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1] and said[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_that_is_not_installed_is_one_line_before_anything_is_loaded(package, tmp_path):
+    """In a process of its own: here the server's modules are imported already."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from runtime.serve.__main__ import main\n"
+        f"code = main(['--data', {str(tmp_path)!r}]); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = f"error: serve needs the package {package.replace('_', '-')}; install it: pip install"
+    assert (done.returncode, done.stderr) == (2, f"{said} 'localcontrol[serve]'\n")
 
 
 def test_keys_come_from_the_environment(server):
