@@ -33,7 +33,6 @@ EXTRAS = {
     "xformers": ["xformers>=0.0.35"],
     "bitsandbytes": ["bitsandbytes>=0.45"],  # training.train_adapter --optimizer adamw8bit
     "openvino": ["openvino>=2025.4"],
-    "app": ["gradio>=6"],
     "serve": [
         "anyio>=4.5",
         "fastapi>=0.120",

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "benchmarks": {"kernels", "runtime", "export", "training"},
 }
 # Distributions whose import name is another.
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image"}
 
 
 def sources(package: str) -> list[Path]:
@@ -157,6 +157,17 @@ def test_every_package_that_is_imported_is_declared(built):
     names = set().union(*(imported(path) for package in PACKAGES for path in sources(package)))
     others = names - set(MAY_IMPORT) - sys.stdlib_module_names
     assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in others} <= declared
+
+
+def test_every_package_of_an_extra_is_used(built):
+    """At least by name: tensorboard is PyTorch's to import."""
+    modules = {distribution: module for module, distribution in DISTRIBUTIONS.items()}
+    requirements = [Requirement(line) for line in built[2].get_all("Requires-Dist")]
+    text = "".join(path.read_text("utf-8") for package in MAY_IMPORT for path in sources(package))
+    for requirement in requirements:
+        if "extra ==" in str(requirement.marker) and 'extra == "dev"' not in str(requirement.marker):
+            name = modules.get(requirement.name, requirement.name.replace("-", "_"))
+            assert re.search(rf"\b{name}\b", text), requirement
 
 
 def test_the_server_asks_for_what_its_extra_installs(built):
