@@ -28,7 +28,9 @@ class TrainConfig:
     Those in LIVE may change when a run is resumed, the others may not.
     """
 
-    data: str = option("", "image folder, WebDataset tars (shards-{000..009}.tar), or hf:PATH[@SPLIT]")
+    data: str = option(
+        "", "image folder, WebDataset tars (shards-{000..009}.tar), a .parquet file, or hf:PATH[@SPLIT]"
+    )
     out: str = option("", "folder of the adapter, its checkpoints and logs")
     model: str = option("embedded", "the frozen SDXL model: embedded, folder, .safetensors file or hub id")
     vae: str | None = option(None, "another VAE, as for runtime.generate")
@@ -41,10 +43,10 @@ class TrainConfig:
     preset: str = option("masked-sobel", "the method, and for 'paper' its whole recipe; other options win")
 
     caption_key: str = option("text", "column, or key of metadata.jsonl or a tar's .json, of the captions")
-    image_key: str = option("image", "hf: column of the images")
+    image_key: str = option("image", "column of the images, or key of their names in metadata.jsonl")
     streaming: bool = option(False, "hf: read as a stream instead of downloading first")
     condition: str = option(
-        "canny", "how conditions are computed from the images; see runtime.control.conditions"
+        "canny", "how conditions are computed from the images: canny, sobel, sketch, color, depth"
     )
     condition_from: str | None = option(None, "ready conditions: a folder, column, or extension in a tar")
     condition_channels: int = option(

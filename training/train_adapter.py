@@ -1,7 +1,7 @@
 """python -m training.train_adapter --data photos --out my-adapter [--preset masked-sobel] [--model ...]
 
 Fine-tunes a T2I-Adapter, or a ControlNet (--control controlnet), for control inside masks; runs under
-`accelerate launch` too. --help lists the options.
+`accelerate launch` too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its import: it tells of parts not used here
 
@@ -229,14 +232,35 @@ def check_disk(out: Path, adapter: nn.Module) -> None:
         raise InputError(f"out {out}: {size_of(free)} free; expected {size_of(2 * needed)} for checkpoints")
 
 
+def given_by_hand(settings: Mapping[str, Any]) -> str:
+    """Return settings as the options that say the same."""
+    words = []
+    for name, value in settings.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words.append(f"--{name} {','.join(value) if isinstance(value, tuple) else value}")
+    return " ".join(words)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return an option for every field of TrainConfig; those not given are absent from the result."""
-    presets = (f"  {name}: {', '.join(f'{k}={v}' for k, v in p.items())}" for name, p in PRESETS.items())
+    presets = (
+        textwrap.fill(
+            f"{name}: {given_by_hand(preset)}",
+            78,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+        for name, preset in PRESETS.items()
+    )
     parser = Parser(
         prog="python -m training.train_adapter",
         usage="%(prog)s --data FOLDER --out FOLDER [options]",
         description=__doc__.split("\n\n", 1)[1],
-        epilog="presets:\n" + "\n".join(presets),
+        epilog="presets, and the options that they stand for:\n" + "\n".join(presets),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

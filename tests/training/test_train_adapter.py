@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from tests.support.depth_model import save_depth_model
 from tests.support.processes import ON_TWO, run
 from tests.support.tiny import make_adapter
 from tests.support.training_runs import command, make_scenes, train
-from training.config import TrainConfig, with_preset
+from training.config import PRESETS, TrainConfig, with_preset
 from training.loop.checkpoint import WEIGHTS, describe, newest
 from training.train_adapter import load, make_parser, with_dtype
 
@@ -375,3 +376,11 @@ def test_another_model_in_the_place_of_the_first_is_another_run(scenes, tmp_path
 def test_never_resuming_does_not_overwrite(scenes, finished, capsys):
     assert train(scenes, finished, "--resume=never") == 2
     assert "has checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_options_that_the_help_shows_for_a_preset_are_the_preset(name):
+    parser = make_parser()
+    shown = parser.format_help().partition("presets, ")[2]
+    (options,) = re.findall(rf"^  {name}: (.*(?:\n    .*)*)", shown, re.M)
+    assert vars(parser.parse_args(options.split())) == PRESETS[name]
