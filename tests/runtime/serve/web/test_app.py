@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
@@ -318,6 +319,14 @@ def test_the_document_has_every_body(client):
     form = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert {"image", "mask", "prompt", "steps", "regions", "stream"} <= form["schema"]["properties"].keys()
     assert client.get("/docs")[0] == 200
+
+
+def test_the_readme_has_every_route(client):
+    text = (Path(service_module.__file__).parent / "README.md").read_text("utf-8")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    for path, methods in json.loads(client.get("/openapi.json")[2])["paths"].items():
+        shown = " ".join(cell for cell in cells if f"{path}`" in cell)
+        assert all(f"`{method.upper()}" in shown for method in methods), path
 
 
 def test_the_document_says_what_errors_and_answers_are(client):
