@@ -1,13 +1,18 @@
 """The READMEs: figures are those of the files they name, links lead somewhere, commands have the options they show."""
 
 import csv
+import inspect
 import re
 import statistics
 from pathlib import Path
 
 import pytest
 
+from runtime import LocalControlPipeline
 from runtime.cli.options import make_parser
+from runtime.cli.presets import PRESETS
+from runtime.loading.load import load_model
+from runtime.serve.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,6 +128,36 @@ def test_the_options_of_the_table_exist(readme):
     assert len(shown) >= 7
     for option in re.findall(r"--[\w-]+", " ".join(shown)):
         assert option in known, option
+
+
+def test_the_options_in_python_are_parameters():
+    text = " ".join((ROOT / "runtime/README.md").read_text("utf-8").split())
+    own = re.search(r"`from_pretrained` takes (.*?); a call takes (.*?)\. `--cuda-graph` is", text)
+    loading, call = (re.findall(r"`(\w+)`", part) for part in own.groups())
+    pipeline = LocalControlPipeline
+    takes = {
+        *inspect.signature(pipeline.from_pretrained).parameters,
+        *inspect.signature(load_model).parameters,
+    }
+    assert loading and set(loading) <= takes
+    assert call and set(call) <= set(inspect.signature(pipeline.__call__).parameters)
+    assert set().union(*PRESETS.values()) <= set(call)
+
+
+def test_the_servers_bounds_are_its_limits():
+    text = " ".join((ROOT / "runtime/serve/README.md").read_text("utf-8").partition("## Bounds")[2].split())
+    a = Limits()
+    for said in (
+        f"{a.body_mib} MiB of a body, {a.megapixels:.0f} million pixels and {a.side:,} px a side",
+        f"{a.regions} regions, {a.images} pictures, {a.steps} steps, {a.characters:,} characters",
+        f"{a.queue} requests that wait ({a.queue_per_key} of a key",
+        f"{a.queued_seconds:.0f} s of waiting, {a.running_seconds:.0f} s of running",
+        f"{a.jobs:,} jobs and {a.files:,} files, {a.kept_mib // 1024} GiB of each, for {a.kept_hours:.0f} hours",
+        f"for {a.patience:.0f} s; then nobody",
+        f"{a.oversize:.0f} times the rows",
+        f"what runs has {a.drain_seconds:.0f} s",
+    ):
+        assert said in text, said
 
 
 def test_the_serving_tables_are_their_file():
