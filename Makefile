@@ -20,6 +20,7 @@ help:
 	@echo "make test-versions  run them with the oldest and the newest versions that setup.py allows (an hour, 15 GB of disk)"
 	@echo "make machine  print what this machine is and which versions are installed"
 	@echo "make lint   check style, formatting, and that the oldest Python knows all that is used; where node is installed, the page's types and logic too"
+	@echo "make page   check the page's types and logic (needs node and npm, and the network once)"
 	@echo "make static     compile every kernel for six GPU architectures and write what their code is like"
 	@echo "make engines    compile the embedded model for this CPU: OpenVINO and ONNX Runtime, in out/"
 	@echo "make bench-cpu  time a picture on every backend this CPU has, beside diffusers; what faster settings cost; where a step's time goes (30 minutes, 20 GiB of memory)"

@@ -130,6 +130,12 @@ def test_the_options_of_the_table_exist(readme):
         assert option in known, option
 
 
+def test_make_help_has_every_target():
+    text = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) - {"help"}
+    assert set(re.findall(r'@echo "make ([\w-]+) ', text)) == targets
+
+
 def test_the_options_in_python_are_parameters():
     text = " ".join((ROOT / "runtime/README.md").read_text("utf-8").split())
     own = re.search(r"`from_pretrained` takes (.*?); a call takes (.*?)\. `--cuda-graph` is", text)
