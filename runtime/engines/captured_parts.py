@@ -42,9 +42,15 @@ class Pool:
 def capture_parts(
     model: Model, adapters: Mapping[str, Adapter], device: torch.device
 ) -> tuple[Model, dict[str, Adapter]]:
-    """Return a model and its T2I-Adapters, by name, whose text encoders and adapters are graphs on a CUDA device."""
+    """Return a model and its T2I-Adapters, by name, whose text encoders and adapters are graphs on a CUDA device.
+
+    A text encoder that is elsewhere stays as it is.
+    """
     pool = Pool(device)
-    encoders = tuple(CapturedTextEncoder(encoder, pool) for encoder in model.text_encoders)
+    encoders = tuple(
+        CapturedTextEncoder(encoder, pool) if encoder.device == device else encoder
+        for encoder in model.text_encoders
+    )
     made = {id(adapter): CapturedAdapter(adapter, pool) for adapter in adapters.values()}
     return replace(model, text_encoders=encoders), {name: made[id(own)] for name, own in adapters.items()}
 

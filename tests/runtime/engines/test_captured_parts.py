@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from runtime import LocalControlPipeline, Region
 from runtime.engines import captured_parts as module
-from runtime.engines.captured_parts import SIZES, Captured, Pool, capture_parts
+from runtime.engines.captured_parts import SIZES, Captured, CapturedTextEncoder, Pool, capture_parts
 from runtime.text.encode import Reading, encode_prompts
 from tests.support import tiny
 
@@ -75,6 +75,14 @@ def test_a_call_leaves_what_an_earlier_one_returned(recorded):
     states = model.text_encoders[0](torch.zeros(1, 77, dtype=torch.long)).hidden_states
     other = model.text_encoders[0](torch.ones(1, 77, dtype=torch.long)).hidden_states
     assert not torch.equal(states[-1], other[-1])
+
+
+def test_a_text_encoder_on_another_device_stays_as_it_is(recorded):
+    plain = pipeline().model
+    plain.text_encoders[0].to("meta")
+    model, _ = capture_parts(plain, {}, CPU)
+    assert model.text_encoders[0] is plain.text_encoders[0]
+    assert isinstance(model.text_encoders[1], CapturedTextEncoder)
 
 
 def test_sizes_used_long_ago_are_forgotten(recorded):
