@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError, first_line
-from runtime.machine.files import unique
+from runtime.machine.files import reason_of, unique
 
 EXPECTED = "expected JSON lines (.jsonl), a table (.parquet), or a folder with files named regions.json"
 REGIONS, PROJECT = "regions.json", "project.json"
@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[int, Callable[[], Iterator[Line]]]:
     try:
         return readers[path.suffix.lower()](path)
     except OSError as error:
-        raise InputError(f"{path}: {first_line(error)}; {EXPECTED}") from error
+        raise InputError(f"{path}: {reason_of(error)}; {EXPECTED}") from error
 
 
 def _json_lines(path: Path) -> tuple[int, Callable[[], Iterator[Line]]]:
@@ -135,7 +135,7 @@ def _of_file(path: Path, kinds: type | tuple[type, ...] = dict) -> Line:
     try:
         return _parsed(str(path), path.parent, path.read_bytes(), kinds)
     except OSError as error:
-        return Line(str(path), path.parent, None, f"{path}: {first_line(error)}")
+        return Line(str(path), path.parent, None, f"{path}: {reason_of(error)}")
 
 
 def _parsed(source: str, base: Path, text: bytes, kinds: type | tuple[type, ...] = dict) -> Line:

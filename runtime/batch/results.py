@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from runtime.errors import InputError, first_line
-from runtime.machine.files import clear_partials, replacing
+from runtime.machine.files import clear_partials, reason_of, replacing
 from runtime.machine.lock import owned
 
 TABLE = "results"  # the folder of the rows
@@ -94,7 +94,7 @@ class Results:
             with replacing(self.path(id)) as partial:
                 partial.write_bytes(png)
         except OSError as error:
-            raise InputError(f"{self.path(id)}: {first_line(error)}; make room, and run it again") from error
+            raise InputError(f"{self.path(id)}: {reason_of(error)}; make room, and run it again") from error
         self.add(Row(id, self._file(id), seed, round(seconds, 4), None, source))
 
     def add(self, row: Row) -> None:
@@ -113,7 +113,7 @@ class Results:
             with replacing(self.table / f"{time.time_ns()}-{secrets.token_hex(4)}.parquet") as partial:
                 parquet.write_table(pa.table(columns, schema=SCHEMA), partial)
         except OSError as error:
-            raise InputError(f"{self.table}: {first_line(error)}; make room, and run it again") from error
+            raise InputError(f"{self.table}: {reason_of(error)}; make room, and run it again") from error
         self._rows = []
 
     def _file(self, id: str) -> str:
