@@ -147,15 +147,15 @@ class Tab:
     def unfold(self, name: str):
         self.page.locator("summary", has_text=name).click()
 
-    def drop(self, name: str, data: bytes, kind: str = "image/png", onto: str = "#canvas"):
-        """Drop a file."""
+    def drop(self, name: str, data: bytes, kind: str = "image/png", onto: str = "#canvas", count: int = 1):
+        """Drop a file, or several of the same."""
         transfer = self.page.evaluate_handle(
-            """([name, text, kind]) => {
-                const transfer = new DataTransfer();
-                transfer.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, {type: kind}));
+            """([name, text, kind, count]) => {
+                const transfer = new DataTransfer(), bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+                for (let i = 0; i < count; i++) transfer.items.add(new File([bytes], name, {type: kind}));
                 return transfer;
             }""",
-            [name, base64.b64encode(data).decode(), kind],
+            [name, base64.b64encode(data).decode(), kind, count],
         )
         self.page.dispatch_event(onto, "drop", {"dataTransfer": transfer})
 

@@ -126,7 +126,9 @@ def test_what_is_no_such_file_is_refused(tmp_path, name, data):
         path.mkdir()
     with pytest.raises(InputError, match="expected JSON lines") as error:
         read(path)
-    assert "\n" not in str(error.value) and str(error.value).count(name) == 1 and "Errno" not in str(error.value)
+    assert (
+        "\n" not in str(error.value) and str(error.value).count(name) == 1 and "Errno" not in str(error.value)
+    )
 
 
 def test_what_is_nested_too_deeply_or_a_folder_or_a_project_without_settings_is_that_lines_error(tmp_path):

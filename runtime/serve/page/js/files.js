@@ -1,6 +1,6 @@
 // Files that come in, chosen, dropped or pasted, and go out.
 
-import { input } from "./dom.js";
+import { input, say } from "./dom.js";
 import { typing } from "./keys.js";
 
 /** Ask for a file. @param {string} accept @returns {Promise<File>} never, where none is chosen */
@@ -28,8 +28,9 @@ export function listen(taken) {
   document.addEventListener("drop", (event) => {
     if (words(event)) return; // which are dragged into a field, or within it
     event.preventDefault();
-    const file = event.dataTransfer?.files[0];
-    if (file) taken(file);
+    const files = event.dataTransfer?.files ?? [];
+    if (files.length > 1) say(`${files.length} files at once; drop one, as each has its own use.`, true);
+    else if (files.length) taken(files[0]);
   });
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];

@@ -297,6 +297,13 @@ def test_a_mask_comes_from_a_file_and_goes_to_one(page, tmp_path, way):
     )
 
 
+def test_several_files_at_once_are_not_taken(page):
+    done = page.get("page.painting.history.done.length")
+    page.drop("mask.png", png(Image.new("L", (128, 128), 255)), count=2)
+    page.says("2 files at once; drop one")
+    assert page.get("page.painting.history.done.length") == done
+
+
 def test_a_mask_by_its_opacity_and_of_another_shape(page):
     page.clean()
     drawn = np.zeros((64, 128, 4), np.uint8)
