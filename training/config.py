@@ -21,6 +21,11 @@ def option(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 
 
+def typed(value: Any) -> Any:
+    """Return a setting's value as its option takes it."""
+    return ",".join(value) if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Every option of a run; JSON of it lies beside the weights it made.

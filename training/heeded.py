@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from runtime.control.conditions import COLOURED
 from runtime.errors import InputError
-from training.config import PRESETS, TrainConfig
+from training.config import PRESETS, TrainConfig, typed
 
 
 def check_heeded(config: TrainConfig) -> None:
@@ -30,8 +30,7 @@ def check_heeded(config: TrainConfig) -> None:
         for name in names:
             value, usual = getattr(config, name), getattr(TrainConfig, name)
             if value != PRESETS.get(config.preset, {}).get(name, usual):
-                value = ",".join(value) if isinstance(value, tuple) else value
-                warnings.warn(f"{name} {value}: not used, {why}", stacklevel=3)
+                warnings.warn(f"{name} {typed(value)}: not used, {why}", stacklevel=3)
 
 
 def _idle(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -37,7 +37,7 @@ from runtime.loading.load import Model, load_model
 from runtime.machine.arithmetic import DTYPES, half_precision, name_of, warn_if_slow
 from runtime.machine.files import clear_partials, expand, size_of
 from runtime.machine.lock import locked
-from training.config import PRESETS, TrainConfig, with_preset
+from training.config import PRESETS, TrainConfig, typed, with_preset
 from training.data.prepare import prepare
 from training.data.sample import Source
 from training.data.sources import open_source
@@ -240,7 +240,7 @@ def given_by_hand(settings: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
         else:
-            words.append(f"--{name} {','.join(value) if isinstance(value, tuple) else value}")
+            words.append(f"--{name} {typed(value)}")
     return " ".join(words)
 
 
@@ -276,7 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_option(parser, field: dataclasses.Field, kind: object) -> None:
     name, meta = "--" + field.name.replace("_", "-"), dict(field.metadata)
     default = "none" if field.default is None else field.default
-    default = ",".join(default) if isinstance(default, tuple) else default
+    default = typed(default)
     meta["help"] = (
         f"{meta['help']} (default: {default})".replace("%", "%%") if default != "" else meta["help"]
     )

@@ -107,9 +107,8 @@ def _kronecker(kinds: set[str], m: Matrices) -> tuple[Tensor, int | None]:
     rank = None
     for name in ("lokr_w2_b", "lokr_w1_b"):  # LyCORIS' order: the first that there is
         rank = len(m[name]) if name in kinds else rank
-    product = torch.einsum(
-        "ab,cd...->acbd...", first, second
-    )  # torch.kron refuses some tensors of einsum's strides
+    # torch.kron refuses some tensors of einsum's strides
+    product = torch.einsum("ab,cd...->acbd...", first, second)
     return product.flatten(2, 3).flatten(0, 1), rank
 
 

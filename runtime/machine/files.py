@@ -11,7 +11,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -208,12 +208,19 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     By itself `json` keeps the last and says nothing of the others.
     """
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+    if (twice := first_repeated(name for name, _ in pairs)) is not None:
         raise ValueError(f"{twice!r} is given twice in an object; expected it once")
-    return fields
+    return dict(pairs)
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that was there before; None where all are different."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def read_json(path: Path) -> dict:

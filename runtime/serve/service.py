@@ -185,9 +185,8 @@ class Service:
 
     def _queue(self, job: Job, order: Order, keyed: bool, before: Job | None = None) -> Job:
         """before: what it goes back to where there is no room; None for a job that is then forgotten."""
-        events = Events(
-            milliseconds(time.time()) if before else 0
-        )  # who asks for what comes after an earlier one
+        # who has heard of an earlier try asks for what comes after its last event
+        events = Events(milliseconds(time.time()) if before else 0)
         named = {"job": True, "id": job.id, "events": events}
         work = Work(order, job.owner, order.body.session, order.body.previews, **named)
         try:

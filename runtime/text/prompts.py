@@ -95,11 +95,8 @@ def _changing(text: str) -> str | None:
             bracket, start = opened.pop() if opened else ("", 0)
             if bracket + mark == "[]" and start in changing:
                 return text[start : at + 1]
-            if bracket + mark not in (
-                "()",
-                "[]",
-            ):  # crossed ones enclose nothing, in stable-diffusion-webui too
-                opened.clear()
+            if bracket + mark not in ("()", "[]"):
+                opened.clear()  # crossed ones enclose nothing, in stable-diffusion-webui too
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runtime.errors import InputError, first_line
-from runtime.machine.files import unique
+from runtime.machine.files import first_repeated, unique
 from training.data.sample import decode_text
 
 NAMES = ("metadata", "train")
@@ -83,5 +83,5 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     """Raise InputError where two columns have one name: a row keeps the last of them."""
-    if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), None):
+    if twice := first_repeated(filter(None, names)):
         raise InputError(f"{path}: two columns named {twice!r}; expected one")
